@@ -1,0 +1,47 @@
+//! Numbers that must not be mixed up.
+
+use std::fmt;
+
+/// A kernel interface index, valid in one network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfIndex(pub u32);
+
+/// A receive/transmit queue of a device, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueId(pub u32);
+
+/// A worker, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u16);
+
+/// A pod on this node: 1 to [`PodId::MAX`], because it travels as a VLAN id between the
+/// steering program and the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodId(u16);
+
+impl PodId {
+    /// The largest id: 4095 is reserved by IEEE 802.1Q.
+    pub const MAX: u16 = 4094;
+
+    /// The id, or `None` when it is 0 or above [`PodId::MAX`].
+    pub fn new(id: u16) -> Option<Self> {
+        (1..=Self::MAX).contains(&id).then_some(Self(id))
+    }
+
+    /// The id as a plain number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for IfIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for PodId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

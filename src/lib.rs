@@ -1,0 +1,32 @@
+//! podwire: a userspace, poll-mode pod data plane over a kernel path that is always complete.
+//!
+//! The map of the crate, in layers; a module imports only from layers below its own
+//! (`tests/architecture.rs` checks it).
+#![deny(unsafe_code)]
+
+// Argument parsing and printing.
+pub mod cli;
+
+// May block, allocate and log.
+pub mod control;
+
+// Start-up may allocate; the loop may not.
+pub mod config;
+pub mod steer;
+pub mod worker;
+
+// No allocation, no log, no lock, no clock.
+pub mod pipeline;
+pub mod port;
+
+// Look-up, segmentation, and the rings shared with the kernel.
+pub mod fib;
+pub mod offload;
+pub mod packet;
+pub mod xsk;
+
+// Import nothing of ours.
+pub mod counters;
+pub mod frame;
+pub mod ids;
+pub mod wire;
