@@ -1,1 +1,3 @@
-//! (being written)
+//! The control plane: one thread, one event loop. Everything that may block lives here.
+
+pub mod view;

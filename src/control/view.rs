@@ -1,0 +1,139 @@
+//! What control and the data plane tell each other: the desired state going down as a [`View`],
+//! the figures coming back as a [`DataplaneStatus`]. Plain data; nothing here acts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::fib::LocalPod;
+use crate::wire::Mac;
+
+/// The whole desired state of the data plane, replaced as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The pods of this node.
+    pub pods: Vec<PodView>,
+    /// The remote nodes that can be reached through the uplink now. Packets for other nodes are
+    /// left to the kernel path.
+    pub remotes: Vec<RemoteView>,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodView {
+    pub pod: LocalPod,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A remote node whose underlay next hop is resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteView {
+    pub name: String,
+    /// The pod ranges that it owns.
+    pub cidrs: Vec<IpNet>,
+    /// The outer destination address.
+    pub underlay: IpAddr,
+    /// The inner destination MAC.
+    pub vtep_mac: Mac,
+    /// The outer destination MAC: the peer's own on one link, else its gateway's.
+    pub dst_mac: Mac,
+    /// The largest inner IP packet, in bytes.
+    pub mtu: u16,
+}
+
+/// Figures by their stable label: see [`Count`](crate::counters::Count) and
+/// [`DropReason`](crate::counters::DropReason).
+pub type Counters = BTreeMap<String, u64>;
+
+/// What a running data plane reports, or a stopped one reported last.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DataplaneStatus {
+    /// How the XDP program is attached to the uplink: `native` or `generic`.
+    pub xdp: String,
+    /// Chunks of packet memory over all workers.
+    pub frames: u64,
+    /// What backs the packet memory, for people: `hugepages` or `pages`.
+    pub memory: String,
+    pub queues: Vec<QueueStatus>,
+    pub workers: Vec<WorkerStatus>,
+    pub pods: Vec<CreditStatus>,
+    pub verdicts: Vec<VerdictRow>,
+}
+
+/// One AF_XDP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    pub queue: u32,
+    pub worker: u16,
+    /// Read back from the kernel after bind, not what was asked for.
+    pub zero_copy: bool,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    pub worker: u16,
+    pub core: usize,
+    /// Passes that found work / all passes since the last reading; 0 to 1.
+    pub load: f64,
+    /// It sleeps in epoll until a ring wakes it.
+    pub asleep: bool,
+    /// Its heartbeat is fresh, so the steering programs hand frames to it.
+    pub fresh: bool,
+    pub frames: FrameLedger,
+    pub counts: Counters,
+    pub drops: Counters,
+}
+
+/// Where a worker's chunks of packet memory are. The four places add up to `total`, or frames leaked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameLedger {
+    pub total: u64,
+    /// Free, in the worker's pool.
+    pub pool: u64,
+    /// Lent to the kernel to receive into, or received and not yet read.
+    pub fill: u64,
+    /// Lent to the kernel to send, or sent and not yet taken back.
+    pub tx: u64,
+    /// In the worker's hands.
+    pub hands: u64,
+}
+
+impl FrameLedger {
+    /// Whether each frame is in exactly one of the four places.
+    pub fn is_balanced(&self) -> bool {
+        self.pool + self.fill + self.tx + self.hands == self.total
+    }
+}
+
+/// A pod's use of its share of the packet rings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreditStatus {
+    pub pod: u16,
+    /// Frames that the steering program handed over and the worker has not consumed.
+    pub in_flight: u64,
+}
+
+/// How often one steering program decided one way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictRow {
+    pub program: String,
+    pub verdict: String,
+    pub help: String,
+    pub packets: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_is_balanced_only_when_no_frame_is_missing_or_counted_twice() {
+        let ledger = FrameLedger { total: 10, pool: 4, fill: 3, tx: 2, hands: 1 };
+        assert!(ledger.is_balanced());
+        assert!(!FrameLedger { total: 11, ..ledger }.is_balanced());
+        assert!(!FrameLedger { total: 9, ..ledger }.is_balanced());
+    }
+}
