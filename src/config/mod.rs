@@ -1,1 +1,220 @@
-//! (being written)
+//! The configuration file: TOML in, validated values out, whole or not at all.
+//!
+//! [`Config::parse`] reports every fault at once, each with its key, value, reason and line, so
+//! that a file is repaired in one go. What is left for later is only what the file cannot show:
+//! whether the uplink exists and which addresses it has.
+
+mod check;
+mod error;
+mod parse;
+mod reader;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+pub use error::{ConfigError, Problem};
+
+use crate::wire::{Mac, Vni};
+
+/// The most workers a node may run: heartbeats and fanout are laid out for this many.
+pub const MAX_WORKERS: usize = 64;
+
+/// A valid configuration. Two equal values ask for the same node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub node: Node,
+    pub cluster: Cluster,
+    pub vxlan: Vxlan,
+    pub dataplane: Dataplane,
+    pub peers: Vec<Peer>,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub name: String,
+    /// The device that carries the outer frames.
+    pub uplink: String,
+    /// The address of our VTEP; the uplink's own when `None`.
+    pub underlay: Option<IpAddr>,
+    /// The MAC of our VXLAN device; [`derive_vtep_mac`] of the VTEP address when `None`.
+    pub vtep_mac: Option<Mac>,
+    /// At most one of each family.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// What all nodes share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// Every node's pod ranges lie inside one of these.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// The tunnel, equal on all nodes but for the device name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vxlan {
+    /// Never 0. Default 1.
+    pub vni: Vni,
+    /// UDP destination port. Default 8472, the kernel's and Flannel's; IANA's is 4789.
+    pub port: u16,
+    /// The kernel's VXLAN device. Default `podwire.VNI`.
+    pub device: String,
+    /// Whether outer UDP checksums are sent over IPv4; over IPv6 they always are (RFC 7348
+    /// section 5, RFC 6935). Default false.
+    pub udp_checksum: bool,
+}
+
+/// The workers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dataplane {
+    /// Default adaptive.
+    pub mode: Mode,
+    /// The CPUs that run a worker each; empty only in [`Mode::Kernel`].
+    pub cores: Vec<usize>,
+    /// Default auto.
+    pub xdp: Xdp,
+    /// Default auto.
+    pub zero_copy: ZeroCopy,
+    /// Packet memory of each worker, in chunks of a frame. Default 8192.
+    pub frames: u32,
+    /// Slots of each worker's packet ring at the hub, 66 KiB each. Default 256.
+    pub hub_slots: u32,
+    /// The age at which a silent worker's traffic goes to the kernel path. Default 20.
+    pub stale_ms: u64,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peer {
+    pub name: String,
+    /// Its VTEP address, of the same family on all nodes.
+    pub underlay: IpAddr,
+    /// As given, or [`derive_vtep_mac`] of `underlay`.
+    pub vtep_mac: Mac,
+    /// At most one of each family.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// How the workers poll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Spin always.
+    Busy,
+    /// Spin while there is traffic, then sleep until there is more.
+    Adaptive,
+    /// No workers: the kernel path carries everything.
+    Kernel,
+}
+
+/// Where the XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Xdp {
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
+    /// In the driver where it can, else generic.
+    Auto,
+}
+
+/// Whether AF_XDP shares packet memory with the NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// Refuse to start without.
+    Require,
+    /// Copy.
+    Off,
+    /// Where the driver can.
+    Auto,
+}
+
+impl Config {
+    /// Reads and validates a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text)
+    }
+
+    /// Validates a text. Worker cores are checked against the CPUs that are online now.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        parse::document(text, &online_cpus())
+    }
+
+    /// Whether the underlay is IPv6: that of the node's own VTEP, else of the peers; `None` when
+    /// the file does not say.
+    pub fn underlay_is_ipv6(&self) -> Option<bool> {
+        let underlay = self.node.underlay.or_else(|| self.peers.first().map(|peer| peer.underlay));
+        underlay.map(|address| address.is_ipv6())
+    }
+}
+
+/// The MAC of the VTEP at `underlay`, when no one chose another: nodes agree on it without
+/// talking.
+///
+/// IPv4 a.b.c.d gives `02:70:a:b:c:d`, which cannot collide. IPv6 gives `06` and 40 bits of a
+/// hash (FNV-1a), whose collisions validation refuses. Both are locally administered unicast
+/// (IEEE 802 section 8.4).
+pub fn derive_vtep_mac(underlay: IpAddr) -> Mac {
+    match underlay {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            Mac([0x02, 0x70, a, b, c, d])
+        }
+        IpAddr::V6(address) => {
+            let hash = address.octets().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &octet| {
+                (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3)
+            });
+            let [a, b, c, d, e, ..] = hash.to_be_bytes();
+            Mac([0x06, a, b, c, d, e])
+        }
+    }
+}
+
+/// The CPUs in `/sys/devices/system/cpu/online`; empty when it cannot be read.
+fn online_cpus() -> Vec<usize> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    parse_cpu_list(&list)
+}
+
+/// Reads the kernel's list format, such as `0-3,6`.
+fn parse_cpu_list(list: &str) -> Vec<usize> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
+    };
+    list.trim().split(',').filter_map(range).flatten().collect()
+}
+
+/// An enum written as a word in the file.
+macro_rules! words {
+    ($name:ident { $($variant:ident => $word:literal),+ }) => {
+        impl FromStr for $name {
+            type Err = String;
+
+            fn from_str(word: &str) -> Result<Self, String> {
+                match word {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(format!("is not one of {}", [$($word),+].join(", "))),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word),+ })
+            }
+        }
+    };
+}
+
+words!(Mode { Busy => "busy", Adaptive => "adaptive", Kernel => "kernel" });
+words!(Xdp { Native => "native", Generic => "generic", Auto => "auto" });
+words!(ZeroCopy { Require => "require", Off => "off", Auto => "auto" });
+
+#[cfg(test)]
+mod tests;

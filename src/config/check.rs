@@ -1,0 +1,191 @@
+//! Checks that need more than one key, or more than its type.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::MAX_WORKERS;
+use super::parse::NodeKeys;
+use super::reader::{At, Document};
+
+/// The longest prefixes of a node's range: the first address is the VXLAN device's, and a pod
+/// needs one too.
+const LONGEST_V4: u8 = 30;
+const LONGEST_V6: u8 = 126;
+
+/// IFNAMSIZ without the terminating zero (`include/uapi/linux/if.h`).
+const DEVICE_NAME_MAX: usize = 15;
+
+/// A name that the kernel takes for a device (`dev_valid_name` in `net/core/dev.c`).
+pub(super) fn device_name(doc: &Document<'_>, device: &At<String>) {
+    let name = device.value.as_str();
+    let unfit = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control();
+    if name.is_empty() || name == "." || name == ".." || name.contains(unfit) {
+        doc.refuse(&device.place, "is not a device name");
+    } else if name.len() > DEVICE_NAME_MAX {
+        doc.refuse(&device.place, format!("is longer than the {DEVICE_NAME_MAX} bytes of a device name"));
+    }
+}
+
+/// The uplink has a possible name and is not the VXLAN device.
+pub(super) fn devices(doc: &Document<'_>, uplink: Option<&At<String>>, vxlan: Option<&At<String>>) {
+    let Some(uplink) = uplink else { return };
+    device_name(doc, uplink);
+    if let Some(vxlan) = vxlan.filter(|vxlan| vxlan.value == uplink.value) {
+        doc.refuse(&vxlan.place, "is the uplink; the VXLAN device is a device of its own");
+    }
+}
+
+/// Worker cores: some, distinct, online.
+pub(super) fn cores(doc: &Document<'_>, cores: &At<Vec<At<usize>>>, online: &[usize]) {
+    if cores.value.is_empty() {
+        doc.refuse(&cores.place, "names no CPU; a worker needs one (or set mode = \"kernel\")");
+    }
+    if cores.value.len() > MAX_WORKERS {
+        doc.refuse(&cores.place, format!("asks for more than {MAX_WORKERS} workers"));
+    }
+    let mut seen = HashSet::new();
+    for core in &cores.value {
+        if !seen.insert(core.value) {
+            doc.refuse(&core.place, "is named twice");
+        } else if !online.is_empty() && !online.contains(&core.value) {
+            doc.refuse(&core.place, "is not a CPU that is online");
+        }
+    }
+}
+
+/// All that nodes must agree on or may not share.
+pub(super) fn nodes(doc: &Document<'_>, own: &NodeKeys, peers: &[NodeKeys], cluster: &[At<IpNet>]) {
+    for cidr in cluster {
+        host_bits(doc, cidr);
+    }
+    let all = || std::iter::once(own).chain(peers);
+    unique_names(doc, all());
+    underlays(doc, all(), cluster);
+    macs(doc, all());
+    for node in all() {
+        ranges(doc, node, cluster);
+    }
+    overlaps(doc, all());
+}
+
+fn unique_names<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>) {
+    let mut first = HashMap::new();
+    for name in nodes.filter_map(|node| node.name.as_ref()) {
+        if !is_dns_name(&name.value) {
+            doc.refuse(&name.place, "is not a node name: lower-case letters, digits, `-` and `.`, as in DNS");
+        }
+        if let Some(other) = first.insert(name.value.as_str(), &name.place.key) {
+            doc.refuse(&name.place, format!("is taken by {other}"));
+        }
+    }
+}
+
+/// An RFC 1123 subdomain in lower case, as Kubernetes asks of a node name.
+fn is_dns_name(name: &str) -> bool {
+    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let label = |label: &str| {
+        let bytes = label.as_bytes();
+        (1..=63).contains(&bytes.len())
+            && bytes.first().is_some_and(alphanumeric)
+            && bytes.last().is_some_and(alphanumeric)
+            && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+fn underlays<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>, cluster: &[At<IpNet>]) {
+    let mut taken = HashMap::new();
+    let mut family = None;
+    for underlay in nodes.filter_map(|node| node.underlay.as_ref()) {
+        let refuse = |reason: String| doc.refuse(&underlay.place, reason);
+        if let Some(reason) = not_a_vtep(underlay.value) {
+            refuse(reason.to_owned());
+        }
+        if let Some(range) = cluster.iter().find(|range| range.value.contains(&underlay.value)) {
+            refuse(format!("lies inside the pod range {}; tunnels cannot end there", range.value));
+        }
+        let (is_ipv6, other) = *family.get_or_insert((underlay.value.is_ipv6(), &underlay.place.key));
+        if is_ipv6 != underlay.value.is_ipv6() {
+            refuse(format!("is not of the family of {other}; all underlay addresses are of one"));
+        }
+        if let Some(other) = taken.insert(underlay.value, &underlay.place.key) {
+            refuse(format!("is also {other}"));
+        }
+    }
+}
+
+fn not_a_vtep(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.to_ipv4_mapped().is_some(),
+    };
+    if address.is_unspecified() {
+        Some("is the unspecified address")
+    } else if address.is_loopback() {
+        Some("is a loopback address")
+    } else if address.is_multicast() {
+        Some("is a multicast address; list the nodes one by one")
+    } else if link_local {
+        Some("is not an address that a tunnel can end at")
+    } else {
+        None
+    }
+}
+
+fn macs<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>) {
+    let mut taken = HashMap::new();
+    for node in nodes {
+        let place = node.vtep_mac.as_ref().map(|mac| &mac.place).or(node.underlay.as_ref().map(|ip| &ip.place));
+        let (Some(mac), Some(place)) = (node.mac(), place) else { continue };
+        if !mac.is_unicast() {
+            doc.refuse(place, "is not a unicast address");
+        }
+        if let Some(other) = taken.insert(mac, &place.key) {
+            doc.refuse(place, format!("gives the VTEP MAC {mac}, which {other} has; set vtep_mac"));
+        }
+    }
+}
+
+fn ranges(doc: &Document<'_>, node: &NodeKeys, cluster: &[At<IpNet>]) {
+    let mut families = HashMap::new();
+    for cidr in &node.pod_cidrs {
+        host_bits(doc, cidr);
+        let longest = if cidr.value.addr().is_ipv6() { LONGEST_V6 } else { LONGEST_V4 };
+        if cidr.value.prefix_len() > longest {
+            doc.refuse(&cidr.place, format!("is too small; the longest prefix of a node is /{longest}"));
+        }
+        if !cluster.iter().any(|range| range.value.contains(&cidr.value)) {
+            doc.refuse(&cidr.place, "is not inside cluster.pod_cidrs");
+        }
+        if let Some(other) = families.insert(cidr.value.addr().is_ipv6(), &cidr.place.key) {
+            doc.refuse(&cidr.place, format!("is a second range of the family of {other}; a node has one of each"));
+        }
+    }
+}
+
+fn host_bits(doc: &Document<'_>, cidr: &At<IpNet>) {
+    if cidr.value.addr() != cidr.value.network() {
+        doc.refuse(&cidr.place, format!("has host bits set; the range is {}", cidr.value.trunc()));
+    }
+}
+
+/// Ranges nest or are apart, so after sorting by first address each need only be held against
+/// the last one that reaches furthest.
+fn overlaps<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>) {
+    let mut ranges: Vec<(IpNet, &NodeKeys, &At<IpNet>)> =
+        nodes.flat_map(|node| node.pod_cidrs.iter().map(move |cidr| (cidr.value.trunc(), node, cidr))).collect();
+    ranges.sort_by_key(|(range, ..)| (range.network(), range.prefix_len()));
+    let mut widest: Option<(IpNet, &NodeKeys)> = None;
+    for (range, node, cidr) in ranges {
+        match widest {
+            Some((wide, owner)) if wide.contains(&range) => {
+                let name = |node: &NodeKeys| node.name.as_ref().map_or("?".to_owned(), |name| name.value.clone());
+                let reason = format!("of {} overlaps {wide} of {}", name(node), name(owner));
+                doc.refuse(&cidr.place, reason);
+            }
+            _ => widest = Some((range, node)),
+        }
+    }
+}

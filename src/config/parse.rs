@@ -1,0 +1,146 @@
+//! From a document to a [`Config`], key by key; what spans keys is in `check`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::check;
+use super::reader::{At, Document, Section};
+use super::{Cluster, Config, ConfigError, Dataplane, Mode, Node, Peer, Vxlan, Xdp, ZeroCopy, derive_vtep_mac};
+use crate::wire::{Mac, Vni};
+
+/// A node as the file gives it, ours or a peer.
+pub(super) struct NodeKeys {
+    pub name: Option<At<String>>,
+    pub underlay: Option<At<IpAddr>>,
+    pub vtep_mac: Option<At<Mac>>,
+    pub pod_cidrs: Vec<At<IpNet>>,
+}
+
+/// Validates `text` for a machine whose CPUs `online` are.
+pub(super) fn document(text: &str, online: &[usize]) -> Result<Config, ConfigError> {
+    let doc = Document::new(text);
+    match read(&doc, online) {
+        Some(config) if doc.is_clean() => Ok(config),
+        _ => Err(ConfigError::Invalid(doc.into_problems())),
+    }
+}
+
+fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
+    let mut root = Section::root(doc);
+    if !doc.is_clean() {
+        return None;
+    }
+    let mut node = root.section("node");
+    let uplink = node.required::<String>("uplink");
+    let own = node_keys(&mut node, false);
+    node.finish();
+    let mut cluster = root.section("cluster");
+    let cluster_cidrs = cluster.required_list("pod_cidrs").map_or_else(Vec::new, |list| list.value);
+    cluster.finish();
+    let (vxlan, device) = vxlan(doc, root.section("vxlan"));
+    let dataplane = dataplane(doc, root.section("dataplane"), online);
+    let peers: Vec<NodeKeys> = root.sections("peers").into_iter().map(peer).collect();
+    root.finish();
+
+    check::devices(doc, uplink.as_ref(), device.as_ref());
+    check::nodes(doc, &own, &peers, &cluster_cidrs);
+    Some(Config {
+        node: Node {
+            name: own.name?.value,
+            uplink: uplink?.value,
+            underlay: own.underlay.map(|underlay| underlay.value),
+            vtep_mac: own.vtep_mac.map(|mac| mac.value),
+            pod_cidrs: values(own.pod_cidrs),
+        },
+        cluster: Cluster { pod_cidrs: values(cluster_cidrs) },
+        vxlan: vxlan?,
+        dataplane,
+        peers: peers.into_iter().map(NodeKeys::into_peer).collect::<Option<_>>()?,
+    })
+}
+
+fn node_keys(section: &mut Section<'_, '_>, is_peer: bool) -> NodeKeys {
+    NodeKeys {
+        name: section.required("name"),
+        underlay: if is_peer { section.required("underlay") } else { section.optional("underlay") },
+        vtep_mac: section.optional("vtep_mac"),
+        pod_cidrs: section.required_list("pod_cidrs").map_or_else(Vec::new, |list| list.value),
+    }
+}
+
+fn peer(mut section: Section<'_, '_>) -> NodeKeys {
+    let keys = node_keys(&mut section, true);
+    section.finish();
+    keys
+}
+
+impl NodeKeys {
+    /// The MAC of its VTEP, when the file settles it.
+    pub fn mac(&self) -> Option<Mac> {
+        let derived = || self.underlay.as_ref().map(|underlay| derive_vtep_mac(underlay.value));
+        self.vtep_mac.as_ref().map(|mac| mac.value).or_else(derived)
+    }
+
+    fn into_peer(self) -> Option<Peer> {
+        let vtep_mac = self.mac()?;
+        Some(Peer {
+            name: self.name?.value,
+            underlay: self.underlay?.value,
+            vtep_mac,
+            pod_cidrs: values(self.pod_cidrs),
+        })
+    }
+}
+
+fn vxlan(doc: &Document<'_>, mut section: Section<'_, '_>) -> (Option<Vxlan>, Option<At<String>>) {
+    let number = section.or("vni", 1_u32, |vni| match vni {
+        0 => Err("is reserved; choose 1 to 16777215".to_owned()),
+        vni if *vni > Vni::MAX => Err("does not fit 24 bits; choose 1 to 16777215".to_owned()),
+        _ => Ok(()),
+    });
+    let port = section.or("port", 8472, |port| match port {
+        0 => Err("is not a UDP port".to_owned()),
+        _ => Ok(()),
+    });
+    let device = section.optional::<String>("device");
+    let udp_checksum = section.or("udp_checksum", false, |_| Ok(()));
+    section.finish();
+    let name = device.as_ref().map_or_else(|| format!("podwire.{number}"), |device| device.value.clone());
+    if let Some(device) = &device {
+        check::device_name(doc, device);
+    }
+    let vxlan = Vni::new(number).map(|vni| Vxlan { vni, port, device: name, udp_checksum });
+    (vxlan, device)
+}
+
+fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize]) -> Dataplane {
+    let mode = section.or("mode", Mode::Adaptive, |_| Ok(()));
+    let cores = match mode {
+        Mode::Kernel => section.list("cores"),
+        Mode::Busy | Mode::Adaptive => section.required_list("cores"),
+    };
+    if let (Some(cores), Mode::Busy | Mode::Adaptive) = (&cores, mode) {
+        check::cores(doc, cores, online);
+    }
+    let within = |low: u64, high: u64| {
+        move |value: u64| {
+            if (low..=high).contains(&value) { Ok(()) } else { Err(format!("is not between {low} and {high}")) }
+        }
+    };
+    let dataplane = Dataplane {
+        mode,
+        cores: cores.map_or_else(Vec::new, |cores| values(cores.value)),
+        xdp: section.or("xdp", Xdp::Auto, |_| Ok(())),
+        zero_copy: section.or("zero_copy", ZeroCopy::Auto, |_| Ok(())),
+        frames: section.or("frames", 8192, |frames: &u32| within(512, 1 << 20)(u64::from(*frames))),
+        hub_slots: section.or("hub_slots", 256, |slots: &u32| within(8, 4096)(u64::from(*slots))),
+        stale_ms: section.or("stale_ms", 20, |ms: &u64| within(1, 10_000)(*ms)),
+    };
+    section.finish();
+    dataplane
+}
+
+fn values<T>(list: Vec<At<T>>) -> Vec<T> {
+    list.into_iter().map(|item| item.value).collect()
+}

@@ -1,0 +1,156 @@
+use super::*;
+
+/// The example of the README, with both families.
+const GOOD: &str = r#"
+[node]
+name = "node-a"
+uplink = "eth0"
+pod_cidrs = ["10.244.1.0/24", "fd00:244:1::/64"]
+[cluster]
+pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]
+[vxlan]
+vni = 1
+port = 8472
+device = "podwire.1"
+[dataplane]
+mode = "adaptive"
+cores = [1]
+xdp = "auto"
+zero_copy = "auto"
+[[peers]]
+name = "node-b"
+underlay = "192.168.1.3"
+vtep_mac = "02:00:00:00:00:02"
+pod_cidrs = ["10.244.2.0/24", "fd00:244:2::/64"]
+[[peers]]
+name = "node-c"
+underlay = "192.168.1.4"
+pod_cidrs = ["10.244.3.0/24"]
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    parse::document(text, &[0, 1])
+}
+
+/// The faults of [`GOOD`] after a replacement, as text.
+fn faults(old: &str, new: &str) -> Vec<String> {
+    assert!(GOOD.contains(old), "{old}");
+    match parse(&GOOD.replacen(old, new, 1)) {
+        Ok(_) => Vec::new(),
+        Err(ConfigError::Invalid(problems)) => problems.iter().map(ToString::to_string).collect(),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn reads_every_key_and_derives_the_missing_mac() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.node.name, "node-a");
+    assert_eq!(
+        config.vxlan,
+        Vxlan { vni: Vni::new(1).unwrap(), port: 8472, device: "podwire.1".into(), udp_checksum: false }
+    );
+    assert_eq!(config.dataplane.cores, [1]);
+    assert_eq!(config.peers[0].vtep_mac, Mac([2, 0, 0, 0, 0, 2]));
+    assert_eq!(config.peers[1].vtep_mac, Mac([2, 0x70, 192, 168, 1, 4]));
+    assert_eq!(config.underlay_is_ipv6(), Some(false));
+}
+
+#[test]
+fn sections_with_defaults_may_be_left_out() {
+    let config = parse(
+        "[node]\nname='a'\nuplink='e'\npod_cidrs=['10.1.0.0/24']\n[cluster]\npod_cidrs=['10.1.0.0/16']\n\
+         [vxlan]\nvni=7\n[dataplane]\nmode='kernel'\n",
+    )
+    .unwrap();
+    assert_eq!((config.vxlan.device.as_str(), config.vxlan.port), ("podwire.7", 8472));
+    let dataplane = &config.dataplane;
+    assert_eq!((dataplane.frames, dataplane.hub_slots, dataplane.stale_ms), (8192, 256, 20));
+    assert!(dataplane.cores.is_empty() && config.peers.is_empty());
+}
+
+#[test]
+fn each_fault_is_named_with_line_key_value_and_reason() {
+    let rows = [
+        ("\"node-b\"", "\"Node_B\"", "line 18: peers[0].name = \"Node_B\": is not a node name"),
+        ("\"node-b\"", "\"node-a\"", "line 18: peers[0].name = \"node-a\": is taken by node.name"),
+        ("name = \"node-b\"\n", "", "line 17: peers[0].name: is required"),
+        ("\"eth0\"", "\"sixteen-bytes-ab\"", "line 4: node.uplink = \"sixteen-bytes-ab\": is longer than"),
+        ("\"eth0\"", "\"a/b\"", "line 4: node.uplink = \"a/b\": is not a device name"),
+        ("\"podwire.1\"", "\"eth0\"", "line 11: vxlan.device = \"eth0\": is the uplink"),
+        ("10.244.1.0/24", "10.244.1.1/24", "line 5: node.pod_cidrs[0] = \"10.244.1.1/24\": has host bits set"),
+        ("fd00:244:1::/64", "10.244.9.0/24", "node.pod_cidrs[1] = \"10.244.9.0/24\": is a second range"),
+        ("10.244.1.0/24", "10.245.1.0/24", "node.pod_cidrs[0] = \"10.245.1.0/24\": is not inside cluster.pod_cidrs"),
+        ("10.244.1.0/24", "10.244.1.0/31", "node.pod_cidrs[0] = \"10.244.1.0/31\": is too small"),
+        ("10.244.1.0/24", "10.244.1.0/33", "node.pod_cidrs[0] = \"10.244.1.0/33\": is not an address range"),
+        ("10.244.3.0/24", "10.244.2.128/25", "overlaps 10.244.2.0/24 of node-b"),
+        (
+            "10.244.3.0/24",
+            "10.244.1.0/24",
+            "peers[1].pod_cidrs[0] = \"10.244.1.0/24\": of node-c overlaps 10.244.1.0/24 of node-a",
+        ),
+        ("vni = 1", "vni = 0", "line 9: vxlan.vni = 0: is reserved"),
+        ("vni = 1", "vni = 16777216", "vxlan.vni = 16777216: does not fit 24 bits"),
+        ("vni = 1", "vni = -1", "vxlan.vni = -1: is not between 0 and"),
+        ("vni = 1", "vni = \"1\"", "vxlan.vni = \"1\": is not a whole number"),
+        ("port = 8472", "port = 0", "vxlan.port = 0: is not a UDP port"),
+        ("port = 8472", "port = 65536", "vxlan.port = 65536: is not between 0 and 65535"),
+        ("port = 8472", "prot = 8472", "line 10: vxlan.prot: is not a known key"),
+        ("\"adaptive\"", "\"fast\"", "line 13: dataplane.mode = \"fast\": is not one of busy, adaptive, kernel"),
+        ("cores = [1]\n", "", "dataplane.cores: is required"),
+        ("[1]", "[]", "line 14: dataplane.cores = []: names no CPU"),
+        ("[1]", "[1, 1]", "dataplane.cores[1] = 1: is named twice"),
+        ("[1]", "[2]", "dataplane.cores[0] = 2: is not a CPU that is online"),
+        ("cores = [1]", "cores = [1]\nframes = 10", "dataplane.frames = 10: is not between 512 and 1048576"),
+        ("cores = [1]", "cores = [1]\nstale_ms = 0", "dataplane.stale_ms = 0: is not between 1 and 10000"),
+        ("\"192.168.1.3\"", "\"127.0.0.1\"", "peers[0].underlay = \"127.0.0.1\": is a loopback address"),
+        ("\"192.168.1.3\"", "\"224.0.0.1\"", "is a multicast address"),
+        ("\"192.168.1.3\"", "\"0.0.0.0\"", "is the unspecified address"),
+        ("\"192.168.1.3\"", "\"fe80::1\"", "is not an address that a tunnel can end at"),
+        ("\"192.168.1.3\"", "\"10.244.200.1\"", "lies inside the pod range 10.244.0.0/16"),
+        ("\"192.168.1.3\"", "\"2001:db8::1\"", "peers[1].underlay = \"192.168.1.4\": is not of the family of peers[0]"),
+        ("\"192.168.1.4\"", "\"192.168.1.3\"", "peers[1].underlay = \"192.168.1.3\": is also peers[0].underlay"),
+        ("uplink", "underlay = \"192.168.1.3\"\nuplink", "peers[0].underlay = \"192.168.1.3\": is also node.underlay"),
+        ("02:00:00:00:00:02", "03:00:00:00:00:02", "peers[0].vtep_mac = \"03:00:00:00:00:02\": is not a unicast"),
+        ("02:00:00:00:00:02", "02:70:c0:a8:01:04", "gives the VTEP MAC 02:70:c0:a8:01:04, which peers[0].vtep_mac has"),
+        ("[cluster]", "[[cluster]]", "cluster = [[cluster]]: is not a table"),
+        ("[[peers]]\nname = \"node-b\"", "[peers]\nname = \"node-b\"", "duplicate key"),
+        ("name = \"node-a\"", "name = ", "line 3: "),
+    ];
+    for (old, new, expected) in rows {
+        let found = faults(old, new);
+        assert!(found.iter().any(|fault| fault.contains(expected)), "{new}: expected {expected:?} in {found:#?}");
+    }
+}
+
+#[test]
+fn all_faults_are_reported_at_once_by_line() {
+    let text = GOOD.replace("vni = 1", "vni = 0").replace("\"node-a\"", "\"-\"").replace("10.244.3.0", "10.244.2.0");
+    let Err(ConfigError::Invalid(problems)) = parse(&text) else { panic!("accepted") };
+    let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["node.name", "vxlan.vni", "peers[1].pod_cidrs[0]"]);
+}
+
+#[test]
+fn no_cut_or_noise_in_the_text_panics() {
+    for end in (0..GOOD.len()).filter(|end| GOOD.is_char_boundary(*end)) {
+        let _ = parse(&GOOD[..end]);
+        let _ = parse(&GOOD[end..]);
+        let _ = parse(&format!("{}\u{0}é\"{}", &GOOD[..end], &GOOD[end..]));
+    }
+}
+
+#[test]
+fn derived_macs_are_unicast_stable_and_distinct() {
+    let derive = |text: &str| derive_vtep_mac(text.parse().unwrap());
+    assert_eq!(derive("192.168.1.2").to_string(), "02:70:c0:a8:01:02");
+    assert_eq!(derive("2001:db8::1"), derive("2001:db8:0::1"));
+    assert_ne!(derive("2001:db8::1"), derive("2001:db8::2"));
+    assert!(derive("2001:db8::1").is_unicast() && derive("2001:db8::1").0[0] & 2 == 2);
+}
+
+#[test]
+fn reads_the_kernels_cpu_lists() {
+    assert_eq!(parse_cpu_list("0-2,5\n"), [0, 1, 2, 5]);
+    assert_eq!(parse_cpu_list(""), [] as [usize; 0]);
+}
