@@ -37,5 +37,5 @@ impl fmt::Display for Problem {
 }
 
 fn indented(problems: &[Problem]) -> String {
-    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+    problems.iter().fold(String::new(), |text, problem| text + "\n  " + &problem.to_string())
 }

@@ -169,25 +169,26 @@ pub fn derive_vtep_mac(underlay: IpAddr) -> Mac {
             let hash = address.octets().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &octet| {
                 (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3)
             });
-            let [a, b, c, d, e, ..] = hash.to_be_bytes();
-            Mac([0x06, a, b, c, d, e])
+            let mut mac = [0x06; 6];
+            mac[1..].copy_from_slice(&hash.to_be_bytes()[..5]);
+            Mac(mac)
         }
     }
 }
 
 /// The CPUs in `/sys/devices/system/cpu/online`; empty when it cannot be read.
 fn online_cpus() -> Vec<usize> {
-    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    parse_cpu_list(&list)
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    parse_cpu_list(&text)
 }
 
 /// Reads the kernel's list format, such as `0-3,6`.
-fn parse_cpu_list(list: &str) -> Vec<usize> {
+fn parse_cpu_list(text: &str) -> Vec<usize> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
     };
-    list.trim().split(',').filter_map(range).flatten().collect()
+    text.trim().split(',').filter_map(range).flatten().collect()
 }
 
 /// An enum written as a word in the file.

@@ -188,12 +188,11 @@ impl<'d, 't> Section<'d, 't> {
 
     fn table_of(&self, path: String, value: Spanned<DeValue<'t>>) -> Option<Section<'d, 't>> {
         let span = value.span();
-        match value.into_inner() {
-            DeValue::Table(table) => Some(Section { doc: self.doc, table, path, line: Some(self.doc.line(&span)) }),
-            _ => {
-                self.doc.refuse(&self.doc.place(path, &span), "is not a table");
-                None
-            }
+        if let DeValue::Table(table) = value.into_inner() {
+            Some(Section { doc: self.doc, table, path, line: Some(self.doc.line(&span)) })
+        } else {
+            self.doc.refuse(&self.doc.place(path, &span), "is not a table");
+            None
         }
     }
 
