@@ -1,0 +1,256 @@
+//! The Internet checksum (RFC 1071): a one's-complement sum of 16-bit words.
+//!
+//! Words are added in the machine's byte order, which RFC 1071 section 2 (B) shows to be
+//! equivalent; [`Sum`] keeps that detail to itself.
+
+use std::ops::{Add, AddAssign, Neg};
+
+use super::Protocol;
+
+/// A one's-complement sum of bytes that start at an even offset of what the checksum covers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// The sum of nothing.
+    pub const ZERO: Self = Self(0);
+
+    /// The sum of `bytes`; an odd last byte is padded with zero.
+    #[inline]
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut lanes = Lanes::default();
+        let mut rest = bytes;
+        while let Some((block, tail)) = rest.split_first_chunk() {
+            lanes.add(block);
+            rest = tail;
+        }
+        lanes.total() + Self::of_short(rest)
+    }
+
+    /// The sum of a header whose length the compiler knows.
+    #[inline]
+    pub fn of_array<const N: usize>(bytes: &[u8; N]) -> Self {
+        Self::of_short(bytes)
+    }
+
+    #[inline]
+    fn of_short(mut bytes: &[u8]) -> Self {
+        // A u64 holds the sum of 2^32 of these words without overflow; `bytes` has fewer.
+        let mut total = 0;
+        while let Some((word, tail)) = bytes.split_first_chunk() {
+            total += u64::from(u32::from_ne_bytes(*word));
+            bytes = tail;
+        }
+        if let Some((word, tail)) = bytes.split_first_chunk() {
+            total += u64::from(u16::from_ne_bytes(*word));
+            bytes = tail;
+        }
+        if let [last] = *bytes {
+            total += u64::from(u16::from_ne_bytes([last, 0]));
+        }
+        Self(total)
+    }
+
+    /// The sum as the number that would be read from the wire: 0 and 0xffff both stand for zero.
+    #[inline]
+    pub fn fold(self) -> u16 {
+        u16::from_be(self.fold_native())
+    }
+
+    /// What a checksum field must hold so that everything adds up to zero.
+    #[inline]
+    pub fn checksum(self) -> u16 {
+        !self.fold()
+    }
+
+    /// [`Sum::checksum`] for UDP, where 0 would say "none" and 0xffff stands for it
+    /// (RFC 768; RFC 8200 section 8.1).
+    #[inline]
+    pub fn udp_checksum(self) -> u16 {
+        match self.checksum() {
+            0 => u16::MAX,
+            checksum => checksum,
+        }
+    }
+
+    /// Whether bytes that include their checksum add up.
+    #[inline]
+    pub fn is_valid(self) -> bool {
+        self.fold_native() == u16::MAX
+    }
+
+    /// The sum of the same bytes when they start at an odd offset (RFC 1071 section 2 (B)).
+    #[inline]
+    #[must_use]
+    pub fn at_odd_offset(self) -> Self {
+        Self(u64::from(self.fold_native().swap_bytes()))
+    }
+
+    #[inline]
+    fn fold_native(self) -> u16 {
+        // Adding a number to itself with its halves swapped leaves the end-around sum in the upper half.
+        let sum = (self.0.wrapping_add(self.0.rotate_left(32)) >> 32) as u32;
+        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
+    }
+}
+
+impl Add for Sum {
+    type Output = Self;
+
+    #[inline]
+    fn add(self, other: Self) -> Self {
+        let (sum, carry) = self.0.overflowing_add(other.0);
+        Self(sum + u64::from(carry))
+    }
+}
+
+impl AddAssign for Sum {
+    #[inline]
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+/// The one's complement: a sum and its negative add up to zero.
+impl Neg for Sum {
+    type Output = Self;
+
+    #[inline]
+    fn neg(self) -> Self {
+        Self(u64::from(!self.fold_native()))
+    }
+}
+
+/// A 16-bit number as it travels.
+impl From<u16> for Sum {
+    #[inline]
+    fn from(number: u16) -> Self {
+        Self(u64::from(number.to_be()))
+    }
+}
+
+/// A 32-bit number as it travels.
+impl From<u32> for Sum {
+    #[inline]
+    fn from(number: u32) -> Self {
+        Self(u64::from(number.to_be()))
+    }
+}
+
+/// A 128-bit number as it travels.
+impl From<u128> for Sum {
+    #[inline]
+    fn from(number: u128) -> Self {
+        Self::of_array(&number.to_be_bytes())
+    }
+}
+
+/// Four independent accumulators over blocks of 16 bytes, which the compiler turns into vector
+/// additions. A lane takes 2^32 blocks before it overflows.
+#[derive(Default)]
+struct Lanes([u64; 4]);
+
+impl Lanes {
+    #[inline]
+    fn add(&mut self, block: &[u8; 16]) {
+        let words = u128::from_ne_bytes(*block);
+        for (lane, shift) in self.0.iter_mut().zip([0, 32, 64, 96]) {
+            *lane += u64::from((words >> shift & 0xffff_ffff) as u32);
+        }
+    }
+
+    #[inline]
+    fn total(self) -> Sum {
+        self.0.into_iter().fold(Sum::ZERO, |sum, lane| sum + Sum(lane))
+    }
+}
+
+/// Copies `src` to the head of `dst` and sums it in the same pass; `None`, and nothing written,
+/// when `dst` is shorter.
+#[inline]
+pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> Option<Sum> {
+    let mut dst = dst.get_mut(..src.len())?;
+    let mut src = src;
+    let mut lanes = Lanes::default();
+    while let (Some((to, dst_tail)), Some((from, src_tail))) =
+        (std::mem::take(&mut dst).split_first_chunk_mut(), src.split_first_chunk())
+    {
+        *to = *from;
+        lanes.add(from);
+        (dst, src) = (dst_tail, src_tail);
+    }
+    dst.copy_from_slice(src);
+    Some(lanes.total() + Sum::of_short(src))
+}
+
+/// The IPv4 pseudo header of TCP and UDP (RFC 9293 section 3.1); `l4_len` in bytes.
+#[inline]
+pub fn pseudo_v4(src: u32, dst: u32, protocol: Protocol, l4_len: u16) -> Sum {
+    Sum::from(src) + Sum::from(dst) + Sum::from(u16::from(protocol.0)) + Sum::from(l4_len)
+}
+
+/// The IPv6 pseudo header of TCP, UDP and ICMPv6 (RFC 8200 section 8.1); `l4_len` in bytes.
+#[inline]
+pub fn pseudo_v6(src: u128, dst: u128, protocol: Protocol, l4_len: u32) -> Sum {
+    Sum::from(src) + Sum::from(dst) + Sum::from(u32::from(protocol.0)) + Sum::from(l4_len)
+}
+
+/// The sum over a whole IP packet, which parses as [`Ipv4`](super::Ipv4) or [`Ipv6`](super::Ipv6): from its headers when
+/// [`known_inner_sum`] can tell, else from its bytes.
+#[inline]
+pub fn inner_sum(packet: &[u8]) -> Sum {
+    known_inner_sum(packet).unwrap_or_else(|| Sum::of(packet))
+}
+
+/// The sum over a whole IP packet, from its headers alone: a valid checksum makes what it covers
+/// add up to zero, so an IPv4 header and an ICMP message weigh nothing and a TCP, UDP or ICMPv6
+/// segment weighs the negative of its pseudo header. `None` for a UDP datagram without checksum
+/// and for other protocols.
+///
+/// `packet` ends where its IP header says. A packet whose checksum is wrong yields a wrong sum: an outer checksum
+/// made from it condemns the packet at the receiver, which would refuse it anyway.
+#[inline]
+pub fn known_inner_sum(packet: &[u8]) -> Option<Sum> {
+    let (&[first, ..], _) = packet.split_first_chunk::<1>()?;
+    match first >> 4 {
+        4 => known_sum_v4(packet),
+        6 => known_sum_v6(packet),
+        _ => None,
+    }
+}
+
+#[inline]
+fn known_sum_v4(packet: &[u8]) -> Option<Sum> {
+    let (&[_, _, _, _, _, _, _, _, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3], l4) =
+        packet.split_first_chunk()?;
+    let protocol = Protocol(protocol);
+    match protocol {
+        Protocol::ICMP => return Some(Sum::ZERO),
+        Protocol::UDP if !has_udp_checksum(l4) => return None,
+        Protocol::TCP | Protocol::UDP => {}
+        _ => return None,
+    }
+    let (src, dst) = (u32::from_be_bytes([s0, s1, s2, s3]), u32::from_be_bytes([d0, d1, d2, d3]));
+    Some(-pseudo_v4(src, dst, protocol, u16::try_from(l4.len()).ok()?))
+}
+
+#[inline]
+fn known_sum_v6(packet: &[u8]) -> Option<Sum> {
+    let (fixed, rest) = packet.split_first_chunk::<8>()?;
+    let (_addresses, l4) = rest.split_first_chunk::<32>()?;
+    let [.., next, _] = *fixed;
+    let protocol = Protocol(next);
+    match protocol {
+        Protocol::UDP if !has_udp_checksum(l4) => return None,
+        Protocol::TCP | Protocol::UDP | Protocol::ICMPV6 => {}
+        _ => return None,
+    }
+    // The addresses are in the header and, negative, in the pseudo header.
+    let pseudo = pseudo_v6(0, 0, protocol, u32::try_from(l4.len()).ok()?);
+    Some(Sum::of_array(fixed) + -pseudo)
+}
+
+#[inline]
+fn has_udp_checksum(datagram: &[u8]) -> bool {
+    matches!(datagram, [_, _, _, _, _, _, c0, c1, ..] if [*c0, *c1] != [0, 0])
+}
