@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A kernel interface index, valid in one network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IfIndex(pub u32);
 
 /// A receive/transmit queue of a device, counted from 0.
@@ -16,7 +18,8 @@ pub struct WorkerId(pub u16);
 
 /// A pod on this node: 1 to [`PodId::MAX`], because it travels as a VLAN id between the
 /// steering program and the worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "u16", try_from = "u16")]
 pub struct PodId(u16);
 
 impl PodId {
@@ -31,6 +34,20 @@ impl PodId {
     /// The id as a plain number.
     pub fn get(self) -> u16 {
         self.0
+    }
+}
+
+impl From<PodId> for u16 {
+    fn from(id: PodId) -> Self {
+        id.0
+    }
+}
+
+impl TryFrom<u16> for PodId {
+    type Error = String;
+
+    fn try_from(id: u16) -> Result<Self, Self::Error> {
+        Self::new(id).ok_or_else(|| format!("pod id {id} is not between 1 and {}", Self::MAX))
     }
 }
 

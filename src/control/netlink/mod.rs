@@ -1,0 +1,3 @@
+//! NETLINK_ROUTE.
+mod monitor;
+pub use monitor::{Monitor, News};

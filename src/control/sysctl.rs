@@ -1,0 +1,1 @@
+//! Settings under `/proc/sys/net`.
