@@ -19,12 +19,11 @@ impl Sum {
     #[inline]
     pub fn of(bytes: &[u8]) -> Self {
         let mut lanes = Lanes::default();
-        let mut rest = bytes;
-        while let Some((block, tail)) = rest.split_first_chunk() {
+        let mut blocks = bytes.chunks_exact(BLOCK);
+        for block in blocks.by_ref() {
             lanes.add(block);
-            rest = tail;
         }
-        lanes.total() + Self::of_short(rest)
+        lanes.total() + Self::of_short(blocks.remainder())
     }
 
     /// The sum of a header whose length the compiler knows.
@@ -145,23 +144,26 @@ impl From<u128> for Sum {
     }
 }
 
-/// Four independent accumulators over blocks of 16 bytes, which the compiler turns into vector
-/// additions. A lane takes 2^32 blocks before it overflows.
+/// Bytes that [`Lanes`] take at a time.
+const BLOCK: usize = 32;
+
+/// Independent accumulators, so that additions need not wait for each other. Their upper halves
+/// count the carries.
 #[derive(Default)]
-struct Lanes([u64; 4]);
+struct Lanes([u128; BLOCK / 8]);
 
 impl Lanes {
     #[inline]
-    fn add(&mut self, block: &[u8; 16]) {
-        let words = u128::from_ne_bytes(*block);
-        for (lane, shift) in self.0.iter_mut().zip([0, 32, 64, 96]) {
-            *lane += u64::from((words >> shift & 0xffff_ffff) as u32);
+    fn add(&mut self, block: &[u8]) {
+        for (lane, word) in self.0.iter_mut().zip(block.chunks_exact(8)) {
+            *lane += u128::from(word.first_chunk().map_or(0, |&word| u64::from_ne_bytes(word)));
         }
     }
 
     #[inline]
     fn total(self) -> Sum {
-        self.0.into_iter().fold(Sum::ZERO, |sum, lane| sum + Sum(lane))
+        let total: u128 = self.0.into_iter().sum();
+        Sum((total >> 64) as u64) + Sum((total & 0xffff_ffff_ffff_ffff) as u64)
     }
 }
 
@@ -169,18 +171,15 @@ impl Lanes {
 /// when `dst` is shorter.
 #[inline]
 pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> Option<Sum> {
-    let mut dst = dst.get_mut(..src.len())?;
-    let mut src = src;
+    let mut to = dst.get_mut(..src.len())?.chunks_exact_mut(BLOCK);
+    let mut from = src.chunks_exact(BLOCK);
     let mut lanes = Lanes::default();
-    while let (Some((to, dst_tail)), Some((from, src_tail))) =
-        (std::mem::take(&mut dst).split_first_chunk_mut(), src.split_first_chunk())
-    {
-        *to = *from;
+    for (to, from) in to.by_ref().zip(from.by_ref()) {
+        to.copy_from_slice(from);
         lanes.add(from);
-        (dst, src) = (dst_tail, src_tail);
     }
-    dst.copy_from_slice(src);
-    Some(lanes.total() + Sum::of_short(src))
+    to.into_remainder().copy_from_slice(from.remainder());
+    Some(lanes.total() + Sum::of_short(from.remainder()))
 }
 
 /// The IPv4 pseudo header of TCP and UDP (RFC 9293 section 3.1); `l4_len` in bytes.
