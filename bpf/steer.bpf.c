@@ -1,12 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/* The programs that put the data plane on top of the kernel path. What they do
+ * not claim goes on as if they were not there.
+ */
 #include <linux/bpf.h>
+#include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 
-SEC("xdp")
+#include "maps.h"
+#include "nic.h"
+#include "pod.h"
+#include "verdict.h"
+
+/* On the uplink. "frags", because a program without it makes drivers refuse or
+ * cap large MTUs, and generic XDP copy every nonlinear frame into one piece.
+ */
+SEC("xdp.frags")
 int nic_steer(struct xdp_md *ctx)
 {
-	(void)ctx;
-	return XDP_PASS;
+	enum verdict verdict = judge_nic(ctx);
+
+	count(PROGRAM_NIC, verdict);
+	if (verdict != VERDICT_CLAIMED)
+		return XDP_PASS;
+	return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
+}
+
+/* On the host end of each pod's veth pair, at ingress. */
+SEC("tcx/ingress")
+int pod_steer(struct __sk_buff *skb)
+{
+	struct target to = {};
+	enum verdict verdict = judge_pod(skb, &to);
+
+	count(PROGRAM_POD, verdict);
+	switch (verdict) {
+	case VERDICT_CLAIMED:
+		/* cannot fail: the frame has no tag yet */
+		bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), to.pod);
+		return bpf_redirect(to.hub, BPF_F_INGRESS);
+	case VERDICT_LOCAL:
+		/* only without memory: drop, as the kernel would */
+		if (!to.local || forward_to(skb, to.local))
+			return TC_ACT_SHOT;
+		return bpf_redirect_peer(to.local->ifindex, 0);
+	case VERDICT_SPOOF_IP:
+	case VERDICT_SPOOF_MAC:
+	case VERDICT_QUOTA:
+		return TC_ACT_SHOT;
+	default:
+		/* other programs on the device have their say */
+		return TC_ACT_UNSPEC;
+	}
+}
+
+/* On the hub, at ingress: the workers' rings have had their copy. */
+SEC("tcx/ingress")
+int hub_drop(struct __sk_buff *skb)
+{
+	(void)skb;
+	return TC_ACT_SHOT;
+}
+
+/* Spreads the hub's frames over the workers' rings: a pod stays with a worker,
+ * whose heartbeat pod_steer has looked at.
+ */
+SEC("socket")
+int hub_fanout(struct __sk_buff *skb)
+{
+	const struct config *cfg = config_get();
+
+	if (!cfg || !cfg->workers)
+		return 0;
+	return (skb->vlan_tci & 0xfff) % cfg->workers;
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

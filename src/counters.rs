@@ -25,6 +25,7 @@ macro_rules! table {
         }
     };
 }
+pub(crate) use table;
 
 table! {
     /// Why a worker dropped a packet.

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* The maps that control writes and the programs read, and the two that the
+ * workers share with them. src/steer/layout.rs and src/steer/shared.rs mirror
+ * the layouts; tests compare them through BTF.
+ */
+#ifndef PODWIRE_MAPS_H
+#define PODWIRE_MAPS_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+#define MAX_QUEUES 256
+#define MAX_WORKERS 256
+/* Pod ids are VLAN ids. */
+#define MAX_POD_IDS 4096
+#define MAX_LOCAL 8192
+#define MAX_REMOTE 65536
+
+/* Written as a whole while programs read: a reader may see an update half
+ * done, and one frame may then take the other path. Nothing is kept of it.
+ */
+struct config {
+	__be32 vtep[4];		/* IPv4: the first word */
+	__u64 stale_ns;
+	__u64 quota;
+	__u32 vni;
+	__u32 max_frame;
+	__u32 pod_mtu;
+	__u32 workers;
+	__u32 hub;		/* ifindex */
+	__be16 underlay;	/* EtherType of the family of vtep */
+	__be16 port;
+	__u8 vtep_mac[6];
+	__u8 pad[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct config);
+} config SEC(".maps");
+
+/* The AF_XDP sockets of the uplink's queues, and the worker behind each. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, __u32);
+} queue_worker SEC(".maps");
+
+/* A pod of this node, by each of its addresses. The two MACs lie as in the
+ * Ethernet header of a frame for the pod.
+ */
+struct local_pod {
+	__u32 ifindex;
+	__u16 id;
+	__u8 mac[6];
+	__u8 gateway_mac[6];
+	__u8 pad[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_LOCAL);
+	__type(key, __be32);
+	__type(value, struct local_pod);
+} local4 SEC(".maps");
+
+struct key6 {
+	__be32 addr[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_LOCAL);
+	__type(key, struct key6);
+	__type(value, struct local_pod);
+} local6 SEC(".maps");
+
+/* A prefix that the workers can reach now. */
+struct remote {
+	__u32 mtu;		/* largest inner IP packet */
+};
+
+struct lpm_key4 {
+	__u32 prefix_len;
+	__be32 addr;
+};
+
+struct lpm_key6 {
+	__u32 prefix_len;
+	__be32 addr[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_REMOTE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lpm_key4);
+	__type(value, struct remote);
+} remote4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_REMOTE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lpm_key6);
+	__type(value, struct remote);
+} remote6 SEC(".maps");
+
+/* A worker's sign of life, one cache line each. Times are CLOCK_MONOTONIC. */
+struct heartbeat {
+	__u64 beat_ns;		/* by the worker; 0: not running */
+	__u64 asleep;		/* by the worker */
+	__u64 called_ns;	/* by the programs: first frame for a sleeper */
+	__u64 pad[5];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_WORKERS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct heartbeat);
+} heartbeats SEC(".maps");
+
+/* A pod's frames on their way to its worker, one cache line each. */
+struct credit {
+	__u64 produced;		/* by pod_steer */
+	__u64 consumed;		/* by the worker */
+	__u64 pad[6];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_POD_IDS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct credit);
+} credits SEC(".maps");
+
+static __always_inline const struct config *config_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+#endif

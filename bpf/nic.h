@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Which frames from the wire are for a worker: whole VXLAN frames to our VTEP
+ * (RFC 7348 section 5) around a plain IP packet for a pod of this node.
+ */
+#ifndef PODWIRE_NIC_H
+#define PODWIRE_NIC_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/udp.h>
+
+#include "parse.h"
+#include "worker.h"
+
+#define VXLAN_FLAG_VNI 0x08000000
+
+struct vxlan {
+	__be32 flags;
+	__be32 vni;		/* upper 24 bits; the rest is reserved */
+};
+
+/* Whether the outer packet is whole, plain UDP to our address. Anything sent to
+ * another address is the node's own business: it is not looked at further.
+ */
+static __always_inline enum verdict outer_ip(const struct packet *outer,
+					     __u32 room,
+					     const struct config *cfg)
+{
+	enum verdict verdict;
+
+	if (outer->is6 ? !same6(&outer->ip6->daddr, cfg->vtep) :
+			 outer->ip4->daddr != cfg->vtep[0])
+		return VERDICT_NOT_VXLAN;
+	verdict = plain_ip(outer, room);
+	switch (verdict) {
+	case VERDICT_OPTIONS:
+		return VERDICT_OUTER_OPTIONS;
+	case VERDICT_FRAGMENT:
+		return VERDICT_OUTER_FRAGMENT;
+	case VERDICT_PROTOCOL:
+		return VERDICT_NOT_VXLAN;
+	case VERDICT_TTL:	/* it has arrived: nobody forwards it */
+	case VERDICT_CLAIMED:
+		return outer->protocol == IPPROTO_UDP ? VERDICT_CLAIMED :
+							VERDICT_NOT_VXLAN;
+	default:
+		return verdict;
+	}
+}
+
+/* RFC 7348 section 4.1 wants reserved bits ignored; the kernel's VXLAN device
+ * drops frames that have one set (drivers/net/vxlan/vxlan_core.c, vxlan_rcv),
+ * so these are left for it to judge.
+ */
+static __always_inline enum verdict vxlan_header(const struct vxlan *vxlan,
+						 const struct config *cfg)
+{
+	if (vxlan->flags != bpf_htonl(VXLAN_FLAG_VNI) ||
+	    vxlan->vni & bpf_htonl(0xff))
+		return VERDICT_VXLAN_FLAGS;
+	if (vxlan->vni != bpf_htonl(cfg->vni << 8))
+		return VERDICT_VXLAN_VNI;
+	return VERDICT_CLAIMED;
+}
+
+static __always_inline enum verdict inner_frame(void *at, void *end,
+						const struct config *cfg)
+{
+	struct ethhdr *eth = at;
+	enum verdict verdict;
+	struct packet inner;
+
+	if ((void *)(eth + 1) > end)
+		return VERDICT_TRUNCATED;
+	/* our own MAC as the source is a loop, or a peer with our MAC */
+	if (!same_mac(eth->h_dest, cfg->vtep_mac) ||
+	    same_mac(eth->h_source, cfg->vtep_mac) || eth->h_source[0] & 1)
+		return VERDICT_INNER_MAC;
+	verdict = find_ip(eth + 1, end, eth->h_proto, &inner);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	verdict = plain_ip(&inner, end - (void *)(eth + 1));
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	if (inner.bytes > cfg->pod_mtu)
+		return VERDICT_TOO_BIG;
+	return local_by_dst(&inner) ? VERDICT_CLAIMED :
+				      VERDICT_UNKNOWN_DESTINATION;
+}
+
+/* @outer: checked by outer_ip(). */
+static __always_inline enum verdict outer_udp(void *data, void *end,
+					      const struct packet *outer,
+					      const struct config *cfg)
+{
+	struct udphdr *udp = data + ETH_HLEN + outer->header;
+	struct vxlan *vxlan = (void *)(udp + 1);
+	enum verdict verdict;
+
+	if ((void *)(udp + 1) > end)
+		return VERDICT_TRUNCATED;
+	if (udp->dest != cfg->port)
+		return VERDICT_NOT_VXLAN;
+	if (end - data > cfg->max_frame)
+		return VERDICT_TOO_BIG;
+	if (bpf_ntohs(udp->len) != outer->bytes - outer->header)
+		return VERDICT_MALFORMED;
+	/* refused by the kernel unless a device asks for it (RFC 6935) */
+	if (outer->is6 && !udp->check)
+		return VERDICT_OUTER_CHECKSUM;
+	if ((void *)(vxlan + 1) > end)
+		return VERDICT_TRUNCATED;
+	verdict = vxlan_header(vxlan, cfg);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	return inner_frame(vxlan + 1, end, cfg);
+}
+
+/* The queue's socket is looked up before the claim: bpf_redirect_map() alone
+ * would not tell a claim from a pass.
+ */
+static __always_inline enum verdict claim_for_queue(__u32 queue,
+						    const struct config *cfg)
+{
+	__u32 *worker = bpf_map_lookup_elem(&queue_worker, &queue);
+	__u64 now_ns = bpf_ktime_get_ns();
+	struct heartbeat *beat;
+
+	if (!worker || !bpf_map_lookup_elem(&xsks, &queue))
+		return VERDICT_NO_SOCKET;
+	beat = fresh_worker(*worker, cfg, now_ns);
+	if (!beat)
+		return VERDICT_STALE;
+	call_worker(beat, now_ns);
+	return VERDICT_CLAIMED;
+}
+
+static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
+{
+	void *end = (void *)(long)ctx->data_end;
+	void *data = (void *)(long)ctx->data;
+	const struct config *cfg = config_get();
+	struct ethhdr *eth = data;
+	enum verdict verdict;
+	struct packet outer;
+
+	if (!cfg || (void *)(eth + 1) > end)
+		return VERDICT_TRUNCATED;
+	verdict = find_ip(eth + 1, end, eth->h_proto, &outer);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	if (eth->h_proto != cfg->underlay)
+		return VERDICT_NOT_VXLAN;
+	/* a worker takes frames of one piece only */
+	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
+		return VERDICT_MULTI_BUFFER;
+	verdict = outer_ip(&outer, end - (void *)(eth + 1), cfg);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	verdict = outer_udp(data, end, &outer, cfg);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	return claim_for_queue(ctx->rx_queue_index, cfg);
+}
+
+#endif

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Where frames from a pod go: to a pod of this node inside the kernel, to a
+ * worker by way of the hub, or up the kernel path.
+ */
+#ifndef PODWIRE_POD_H
+#define PODWIRE_POD_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+
+#include "parse.h"
+#include "worker.h"
+
+/* All that is read of a frame: Ethernet, IPv6 and fixed TCP header. */
+#define HEADERS_MAX (ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct tcphdr))
+
+/* What the verdict asks for. */
+struct target {
+	const struct local_pod *local;	/* VERDICT_LOCAL: the receiver */
+	__u16 pod;			/* VERDICT_CLAIMED: the sender's id */
+	__u32 hub;			/* VERDICT_CLAIMED: ifindex */
+};
+
+/* Brings the headers into the linear part if they are not in it. Not done when
+ * they are: pulling copies the head of a cloned skb, as TCP's are.
+ */
+static __always_inline void pull_headers(struct __sk_buff *skb)
+{
+	__u32 linear = skb->data_end - skb->data;
+	__u32 want = HEADERS_MAX;
+
+	if (want > skb->len)
+		want = skb->len;
+	if (linear < want)
+		bpf_skb_pull_data(skb, want);
+}
+
+/* Neighbour discovery and the like: the link's own traffic (RFC 4291). */
+static __always_inline bool from_link(const struct packet *packet)
+{
+	const __be32 *src;
+
+	if (!packet->is6)
+		return false;
+	src = packet->ip6->saddr.in6_u.u6_addr32;
+	return (src[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000) ||
+	       !(src[0] | src[1] | src[2] | src[3]);
+}
+
+/* Multicast, broadcast, link-local, loopback and unspecified. */
+static __always_inline bool to_unicast(const struct packet *packet)
+{
+	const __be32 *dst;
+	__u32 addr;
+
+	if (!packet->is6) {
+		addr = bpf_ntohl(packet->ip4->daddr);
+		return addr < 0xe0000000 && addr >> 24 != 0 &&
+		       addr >> 24 != 127 && addr >> 16 != 0xa9fe;
+	}
+	dst = packet->ip6->daddr.in6_u.u6_addr32;
+	addr = bpf_ntohl(dst[0]);
+	return addr >> 24 != 0xff && addr >> 22 != 0xfe800000 >> 22 &&
+	       (addr | dst[1] | dst[2] || bpf_ntohl(dst[3]) > 1);
+}
+
+/* Whether every packet that leaves for this frame fits @mtu. A super-packet is
+ * judged by its segments; only TCP's are cut by the workers.
+ */
+static __always_inline enum verdict fits(struct __sk_buff *skb, void *end,
+					 const struct packet *packet, __u32 mtu)
+{
+	struct tcphdr *tcp;
+
+	if (!skb->gso_size)
+		return packet->bytes > mtu ? VERDICT_TOO_BIG : VERDICT_CLAIMED;
+	if (packet->protocol != IPPROTO_TCP)
+		return VERDICT_PROTOCOL;
+	tcp = packet->is6 ? (void *)(packet->ip6 + 1) :
+			    (void *)(packet->ip4 + 1);
+	if ((void *)(tcp + 1) > end)
+		return VERDICT_TRUNCATED;
+	if (skb->gso_size + packet->header + tcp->doff * 4 > mtu)
+		return VERDICT_TOO_BIG;
+	return VERDICT_CLAIMED;
+}
+
+static __always_inline struct remote *remote_by_dst(const struct packet *packet)
+{
+	struct lpm_key4 key4 = { .prefix_len = 32 };
+	struct lpm_key6 key6 = { .prefix_len = 128 };
+
+	if (!packet->is6) {
+		key4.addr = packet->ip4->daddr;
+		return bpf_map_lookup_elem(&remote4, &key4);
+	}
+	__builtin_memcpy(key6.addr, &packet->ip6->daddr, sizeof(key6.addr));
+	return bpf_map_lookup_elem(&remote6, &key6);
+}
+
+static __always_inline enum verdict claim_for_pod(__u16 pod,
+						  const struct config *cfg)
+{
+	__u64 now_ns = bpf_ktime_get_ns();
+	struct heartbeat *beat;
+
+	if (!cfg->workers)
+		return VERDICT_STALE;
+	beat = fresh_worker(pod % cfg->workers, cfg, now_ns);
+	if (!beat)
+		return VERDICT_STALE;
+	/* dropped, not left to the kernel: that would reorder the flow */
+	if (!take_credit(pod, cfg->quota))
+		return VERDICT_QUOTA;
+	call_worker(beat, now_ns);
+	return VERDICT_CLAIMED;
+}
+
+/* A plain packet that its pod may send: where to? */
+static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
+					  const struct packet *packet,
+					  const struct config *cfg,
+					  struct target *to)
+{
+	enum verdict verdict;
+	struct remote *remote;
+
+	to->local = local_by_dst(packet);
+	if (to->local) {
+		/* to itself: nothing that a pod's own stack lets out */
+		if (to->local->ifindex == skb->ifindex)
+			return VERDICT_UNKNOWN_DESTINATION;
+		verdict = fits(skb, end, packet, cfg->pod_mtu);
+		return verdict == VERDICT_CLAIMED ? VERDICT_LOCAL : verdict;
+	}
+	remote = remote_by_dst(packet);
+	if (!remote)
+		return VERDICT_UNKNOWN_DESTINATION;
+	verdict = fits(skb, end, packet, remote->mtu);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	return claim_for_pod(to->pod, cfg);
+}
+
+/* The sender's address and MAC must be those of the pod behind the device. */
+static __always_inline enum verdict is_honest(struct __sk_buff *skb,
+					      const struct ethhdr *eth,
+					      const struct packet *packet,
+					      struct target *to)
+{
+	const struct local_pod *pod = local_by_src(packet);
+
+	if (!pod || pod->ifindex != skb->ifindex)
+		return VERDICT_SPOOF_IP;
+	if (!same_mac(eth->h_source, pod->mac))
+		return VERDICT_SPOOF_MAC;
+	to->pod = pod->id;
+	return VERDICT_CLAIMED;
+}
+
+static __always_inline enum verdict judge_pod(struct __sk_buff *skb,
+					      struct target *to)
+{
+	const struct config *cfg = config_get();
+	enum verdict verdict;
+	struct packet packet;
+	struct ethhdr *eth;
+	void *end;
+
+	pull_headers(skb);
+	end = (void *)(long)skb->data_end;
+	eth = (void *)(long)skb->data;
+	if (!cfg || (void *)(eth + 1) > end)
+		return VERDICT_TRUNCATED;
+	to->hub = cfg->hub;
+	if (skb->vlan_present)
+		return VERDICT_VLAN;
+	verdict = find_ip(eth + 1, end, eth->h_proto, &packet);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	if (from_link(&packet))
+		return VERDICT_NOT_UNICAST;
+	verdict = is_honest(skb, eth, &packet, to);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	if (!to_unicast(&packet))
+		return VERDICT_NOT_UNICAST;
+	verdict = plain_ip(&packet, skb->len - ETH_HLEN);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	/* bytes after the packet would end up in a super-packet's last segment */
+	if (packet.bytes != skb->len - ETH_HLEN)
+		return VERDICT_MALFORMED;
+	return route(skb, end, &packet, cfg, to);
+}
+
+/* Makes the frame one that the node has forwarded to the pod. One store for
+ * both headers: it happens as a whole or not at all. Not by direct access: the
+ * verifier would then copy the head of every cloned skb, claimed ones too.
+ */
+static __always_inline long forward_to(struct __sk_buff *skb,
+				       const struct local_pod *pod)
+{
+	struct {
+		struct ethhdr eth;
+		union {
+			struct iphdr ip4;
+			struct ipv6hdr ip6;
+		};
+	} __attribute__((packed)) head;
+	const __u32 len4 = ETH_HLEN + sizeof(head.ip4);
+	const __u32 len6 = ETH_HLEN + offsetof(struct ipv6hdr, saddr);
+	__u32 check;
+
+	if (bpf_skb_load_bytes(skb, 0, &head, len4))
+		return -1;
+	__builtin_memcpy(&head.eth, pod->mac, 2 * ETH_ALEN);
+	if (head.eth.h_proto == bpf_htons(ETH_P_IPV6)) {
+		head.ip6.hop_limit--;
+		return bpf_skb_store_bytes(skb, 0, &head, len6,
+					   BPF_F_RECOMPUTE_CSUM);
+	}
+	/* as ip_decrease_ttl() in include/net/ip.h (RFC 1624) */
+	head.ip4.ttl--;
+	check = head.ip4.check + bpf_htons(0x0100);
+	head.ip4.check = check + (check >= 0xffff);
+	return bpf_skb_store_bytes(skb, 0, &head, len4, 0);
+}
+
+#endif

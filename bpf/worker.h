@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* What the programs know of the workers: whether one is alive, and how many
+ * frames of a pod it has yet to take. The other side is src/steer/shared.rs.
+ */
+#ifndef PODWIRE_WORKER_H
+#define PODWIRE_WORKER_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+
+#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
+/* A clock read on another CPU may be ahead of @now: the age is signed. */
+static __always_inline bool younger(__u64 then_ns, __u64 now_ns, __u64 limit_ns)
+{
+	return (__s64)(now_ns - then_ns) < (__s64)limit_ns;
+}
+
+/* A poller must have beaten lately. A sleeper need not, but it must wake up
+ * within the limit once it has been called.
+ */
+static __always_inline bool is_fresh(const struct heartbeat *beat, __u64 now_ns,
+				     __u64 limit_ns)
+{
+	__u64 beat_ns = READ_ONCE(beat->beat_ns);
+	__u64 called_ns;
+
+	if (!beat_ns)
+		return false;
+	if (!READ_ONCE(beat->asleep))
+		return younger(beat_ns, now_ns, limit_ns);
+	called_ns = READ_ONCE(beat->called_ns);
+	return !called_ns || younger(called_ns, now_ns, limit_ns);
+}
+
+/* The heartbeat of a worker that will take a frame, or NULL. */
+static __always_inline struct heartbeat *fresh_worker(__u32 worker,
+						      const struct config *cfg,
+						      __u64 now_ns)
+{
+	struct heartbeat *beat = bpf_map_lookup_elem(&heartbeats, &worker);
+
+	return beat && is_fresh(beat, now_ns, cfg->stale_ns) ? beat : NULL;
+}
+
+/* To be called only when a frame for the worker follows, which wakes it. */
+static __always_inline void call_worker(struct heartbeat *beat, __u64 now_ns)
+{
+	if (READ_ONCE(beat->asleep) && !READ_ONCE(beat->called_ns))
+		WRITE_ONCE(beat->called_ns, now_ns);
+}
+
+/* Takes one credit of the pod. CPUs that race may exceed the quota by one
+ * frame each: it bounds the share of a ring, it is not an account.
+ */
+static __always_inline bool take_credit(__u32 pod, __u64 quota)
+{
+	struct credit *credit = bpf_map_lookup_elem(&credits, &pod);
+
+	if (!credit)
+		return false;
+	if (READ_ONCE(credit->produced) - READ_ONCE(credit->consumed) >= quota)
+		return false;
+	__sync_fetch_and_add(&credit->produced, 1);
+	return true;
+}
+
+#endif

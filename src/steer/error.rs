@@ -1,0 +1,30 @@
+use std::io;
+
+use crate::ids::{IfIndex, QueueId, WorkerId};
+
+/// Why the steering programs could not be loaded, attached or told something.
+#[derive(Debug, thiserror::Error)]
+pub enum SteerError {
+    #[error(
+        "the kernel refused the steering programs: {0}; they need Linux 6.6 or later, CAP_BPF and CAP_NET_ADMIN \
+         (the verifier's words are in the log, target `libbpf`)"
+    )]
+    Load(io::Error),
+    #[error("cannot {act} {key} in the steering map `{map}`: {source}")]
+    Map { act: &'static str, map: &'static str, key: String, source: io::Error },
+    #[error(
+        "interface {ifindex} already runs XDP program {program}, which is not ours and stays; \
+         `bpftool prog show id {program}` tells whose it is: remove it, or choose another uplink"
+    )]
+    UplinkTaken { ifindex: IfIndex, program: u32 },
+    #[error("cannot attach {program} to interface {ifindex} ({mode}): {source}")]
+    Attach { program: &'static str, ifindex: IfIndex, mode: &'static str, source: io::Error },
+    #[error(
+        "the steering programs have fewer credit slots than there are pod ids: the binary was built from mixed sources"
+    )]
+    Credits,
+    #[error("worker {} does not exist for the steering programs: at most {max} workers, counted from 0", worker.0)]
+    NoSuchWorker { worker: WorkerId, max: u32 },
+    #[error("queue {} is beyond the {max} queues that the steering programs serve: lower the uplink's queue count", queue.0)]
+    NoSuchQueue { queue: QueueId, max: u32 },
+}

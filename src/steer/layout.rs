@@ -1,0 +1,151 @@
+//! Keys and values of the maps as bytes, field by field as `bpf/maps.h` declares them.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+use super::SteerConfig;
+use crate::fib::LocalPod;
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+/// `struct config`.
+pub(super) fn config(config: &SteerConfig) -> [u8; 64] {
+    let (vtep, underlay) = match config.vtep {
+        IpAddr::V4(address) => (widen(address), ETH_P_IP),
+        IpAddr::V6(address) => (address.octets(), ETH_P_IPV6),
+    };
+    concat(&[
+        &vtep,
+        &config.stale_ns.to_ne_bytes(),
+        &config.quota.to_ne_bytes(),
+        &config.vni.get().to_ne_bytes(),
+        &config.max_frame.to_ne_bytes(),
+        &config.pod_mtu.to_ne_bytes(),
+        &u32::from(config.workers).to_ne_bytes(),
+        &config.hub.0.to_ne_bytes(),
+        &underlay.to_be_bytes(),
+        &config.port.to_be_bytes(),
+        &config.vtep_mac.0,
+        &[0; 2],
+    ])
+}
+
+fn widen(address: Ipv4Addr) -> [u8; 16] {
+    concat(&[&address.octets(), &[0; 12]])
+}
+
+/// `struct local_pod`.
+pub(super) fn local_pod(pod: &LocalPod) -> [u8; 20] {
+    concat(&[&pod.ifindex.0.to_ne_bytes(), &pod.id.get().to_ne_bytes(), &pod.mac.0, &pod.gateway_mac.0, &[0; 2]])
+}
+
+/// `struct remote`.
+pub(super) fn remote(mtu: u16) -> [u8; 4] {
+    u32::from(mtu).to_ne_bytes()
+}
+
+/// An address as a key of `local4` or `local6`.
+pub(super) fn address(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// A prefix as a key of `remote4` or `remote6`: its length, then its address without host bits.
+pub(super) fn prefix(prefix: IpNet) -> Vec<u8> {
+    let mut key = u32::from(prefix.prefix_len()).to_ne_bytes().to_vec();
+    key.extend(address(prefix.network()));
+    key
+}
+
+/// The `index`th word of `struct tally`.
+pub(super) fn word(tally: &[u8], index: usize) -> Option<u64> {
+    tally.chunks_exact(8).nth(index).and_then(|word| word.try_into().ok()).map(u64::from_ne_bytes)
+}
+
+/// The parts one after the other.
+///
+/// # Panics
+/// When they do not fill `N` bytes: a mistake of this module, found by its tests.
+fn concat<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+    parts.concat().try_into().expect("the parts fill the struct")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{IfIndex, PodId};
+    use crate::steer::btf;
+    use crate::wire::{Mac, Vni};
+
+    /// The members of `structure` in `bytes`, cut out by the offsets that the compiler chose for the programs.
+    fn check(structure: &str, bytes: &[u8], expected: &[(&str, &[u8])]) {
+        let (size, offsets) = btf::layout(structure);
+        assert_eq!(bytes.len(), size, "size of struct {structure}");
+        for (member, value) in expected {
+            let offset = offsets[*member];
+            assert_eq!(&bytes[offset..offset + value.len()], *value, "{structure}.{member}");
+        }
+    }
+
+    #[test]
+    fn config_is_written_where_the_programs_read_it() {
+        let bytes = config(&SteerConfig {
+            vtep: "192.168.1.2".parse().unwrap(),
+            vtep_mac: Mac([2, 3, 4, 5, 6, 7]),
+            port: 8472,
+            vni: Vni::new(0x0001_0203).unwrap(),
+            max_frame: 2048,
+            pod_mtu: 1450,
+            workers: 3,
+            stale_ns: 20_000_000,
+            quota: 64,
+            hub: IfIndex(9),
+        });
+        let expected: &[(&str, &[u8])] = &[
+            ("vtep", &[192, 168, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ("stale_ns", &20_000_000_u64.to_ne_bytes()),
+            ("quota", &64_u64.to_ne_bytes()),
+            ("vni", &0x0001_0203_u32.to_ne_bytes()),
+            ("max_frame", &2048_u32.to_ne_bytes()),
+            ("pod_mtu", &1450_u32.to_ne_bytes()),
+            ("workers", &3_u32.to_ne_bytes()),
+            ("hub", &9_u32.to_ne_bytes()),
+            ("underlay", &[0x08, 0x00]),
+            ("port", &[0x21, 0x18]),
+            ("vtep_mac", &[2, 3, 4, 5, 6, 7]),
+        ];
+        check("config", &bytes, expected);
+    }
+
+    #[test]
+    fn a_pod_is_written_where_the_programs_read_it() {
+        let pod = LocalPod {
+            id: PodId::new(0x0102).unwrap(),
+            ifindex: IfIndex(0x0304_0506),
+            mac: Mac([1; 6]),
+            gateway_mac: Mac([2; 6]),
+        };
+        let expected: &[(&str, &[u8])] = &[
+            ("ifindex", &0x0304_0506_u32.to_ne_bytes()),
+            ("id", &0x0102_u16.to_ne_bytes()),
+            ("mac", &[1; 6]),
+            ("gateway_mac", &[2; 6]),
+        ];
+        check("local_pod", &local_pod(&pod), expected);
+        check("remote", &remote(1450), &[("mtu", &1450_u32.to_ne_bytes())]);
+    }
+
+    #[test]
+    fn prefixes_lose_their_host_bits() {
+        let key = prefix("10.244.2.9/24".parse().unwrap());
+        check("lpm_key4", &key, &[("prefix_len", &24_u32.to_ne_bytes()), ("addr", &[10, 244, 2, 0])]);
+        let key = prefix("fd00:244:2::9/64".parse().unwrap());
+        let network = address("fd00:244:2::".parse().unwrap());
+        check("lpm_key6", &key, &[("prefix_len", &64_u32.to_ne_bytes()), ("addr", &network)]);
+        check("key6", &network, &[("addr", &network)]);
+    }
+}

@@ -1,0 +1,83 @@
+//! What the programs decide about a frame: `bpf/verdict.h`, with names and words.
+
+use crate::counters::table;
+
+table! {
+    /// A program that gives every frame one verdict.
+    pub enum Program {
+        Nic => "nic_steer", "XDP on the uplink: frames from the wire";
+        Pod => "pod_steer", "tcx on the host end of each pod's veth pair: frames from pods";
+    }
+}
+
+table! {
+    /// What a program decided about a frame.
+    pub enum Verdict {
+        Claimed => "claimed", "handed to a worker";
+        Local => "local", "redirected to another pod of this node inside the kernel";
+        SpoofIp => "spoof_ip", "the source address is not the pod's";
+        SpoofMac => "spoof_mac", "the source MAC is not the pod's";
+        Quota => "quota", "the pod has as many frames on their way to the worker as it may";
+        NotIp => "not_ip", "neither IPv4 nor IPv6";
+        Vlan => "vlan", "VLAN-tagged";
+        MultiBuffer => "multi_buffer", "in more than one receive buffer";
+        Truncated => "truncated", "ends inside its headers";
+        Malformed => "malformed", "a version or length field does not agree with the bytes that came";
+        NotVxlan => "not_vxlan", "not UDP to our VTEP address and port";
+        OuterOptions => "outer_options", "to our VTEP, with IPv4 options or an IPv6 extension header";
+        OuterFragment => "outer_fragment", "a fragment to our VTEP";
+        OuterChecksum => "outer_checksum", "no UDP checksum on an IPv6 underlay";
+        VxlanFlags => "vxlan_flags", "the I flag unset, or another flag or a reserved bit set";
+        VxlanVni => "vxlan_vni", "the VXLAN network identifier is not ours";
+        InnerMac => "inner_mac", "the inner destination MAC is not our VTEP's, or the source is ours or multicast";
+        NotUnicast => "not_unicast", "multicast, broadcast, link-local, loopback or unspecified";
+        Options => "options", "IPv4 options or an IPv6 extension header";
+        Fragment => "fragment", "a fragment";
+        Protocol => "protocol", "neither TCP, UDP nor ICMP, or a super-packet that is not TCP";
+        Ttl => "ttl", "the time to live or hop limit would reach zero";
+        TooBig => "too_big", "does not fit the MTU, or a worker's frame";
+        UnknownDestination => "unknown_destination", "no pod that the data plane can reach";
+        Stale => "stale", "the worker's heartbeat is stale";
+        NoSocket => "no_socket", "no AF_XDP socket on the receive queue";
+    }
+}
+
+/// Who has the frame after a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// A worker, or the pod itself by a redirect.
+    Fast,
+    /// The kernel path, as if the program were not there.
+    Kernel,
+    /// Nobody.
+    Dropped,
+}
+
+impl Verdict {
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::Claimed | Self::Local => Outcome::Fast,
+            Self::SpoofIp | Self::SpoofMac | Self::Quota => Outcome::Dropped,
+            _ => Outcome::Kernel,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::steer::btf;
+
+    #[test]
+    fn names_and_order_agree_with_the_programs() {
+        let labels: Vec<_> = Verdict::ALL.iter().map(|verdict| verdict.label()).chain(["count"]).collect();
+        let enumerators: Vec<_> = btf::enumerators("verdict")
+            .into_iter()
+            .map(|name| name.strip_prefix("VERDICT_").unwrap().to_lowercase())
+            .collect();
+        assert_eq!(enumerators, labels);
+        assert_eq!(btf::enumerators("program"), ["PROGRAM_NIC", "PROGRAM_POD", "PROGRAM_COUNT"]);
+        assert_eq!(Program::ALL, [Program::Nic, Program::Pod]);
+        assert_eq!(btf::layout("tally").0, Verdict::ALL.len() * size_of::<u64>());
+    }
+}
