@@ -1,1 +1,53 @@
-//! (being written)
+//! The command line: arguments in, text or JSON out. Everything else is asked of the daemon.
+
+mod args;
+mod output;
+mod stats;
+mod status;
+mod table;
+mod verbs;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+use args::Args;
+
+use crate::control::lifecycle::Starter;
+
+/// What a verb may end with besides success.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Client(#[from] crate::control::client::ClientError),
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    #[error(transparent)]
+    Daemon(#[from] crate::control::daemon::DaemonError),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Runs the command line of this process: 0 when done, 1 when it failed, 2 when misused.
+/// `start` is how the daemon starts its data plane.
+pub fn main(start: Starter) -> ExitCode {
+    let args = Args::parse();
+    log_to_stderr(&args.log);
+    match verbs::run(&args, start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podwire: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+}

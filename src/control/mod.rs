@@ -1,10 +1,25 @@
 //! The control plane: one thread, one event loop. Everything that may block lives here.
 
+pub mod api;
+pub mod client;
+pub mod daemon;
+pub mod lifecycle;
+pub mod runtime;
+pub mod view;
+
+mod devices;
+mod ipam;
+mod node;
+mod pods;
+mod report;
+mod server;
+mod store;
+mod watch;
+
 pub mod kernel;
 pub mod netlink;
 pub mod netns;
 pub mod plan;
 pub mod sysctl;
 pub mod underlay;
-pub mod view;
 pub mod wiring;

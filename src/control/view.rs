@@ -7,8 +7,46 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
-use crate::wire::Mac;
+use crate::ids::IfIndex;
+use crate::wire::{Mac, Vni};
+
+/// What a data plane is started with and keeps; a change of any of it takes a new one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub uplink: IfIndex,
+    pub uplink_name: String,
+    pub uplink_mac: Mac,
+    /// Receive queues of the uplink.
+    pub queues: u32,
+    /// The end of the hub pair that the packet rings tap.
+    pub hub: IfIndex,
+    /// Our outer address.
+    pub vtep: IpAddr,
+    /// Our inner MAC.
+    pub vtep_mac: Mac,
+    pub vni: Vni,
+    /// UDP destination port.
+    pub port: u16,
+    /// Whether to send outer UDP checksums over IPv4.
+    pub udp_checksum: bool,
+    /// The largest inner IP packet, in bytes.
+    pub mtu: u16,
+    pub mode: Mode,
+    /// The CPUs that run a worker each.
+    pub cores: Vec<usize>,
+    pub xdp: Xdp,
+    pub zero_copy: ZeroCopy,
+    /// Chunks of packet memory of each worker.
+    pub frames: u32,
+    /// Slots of each worker's packet ring.
+    pub hub_slots: u32,
+    /// The age at which a silent worker's traffic goes to the kernel path.
+    pub stale_ms: u64,
+    /// This node's own ranges.
+    pub pod_cidrs: Vec<IpNet>,
+}
 
 /// The whole desired state of the data plane, replaced as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

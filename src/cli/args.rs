@@ -1,0 +1,146 @@
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use crate::control::runtime::DEFAULT_DIR;
+
+/// A userspace AF_XDP pod data plane over a kernel path that is always complete.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Example:\n  podwire run --config /etc/podwire.toml &\n  podwire status")]
+pub(super) struct Args {
+    /// Where the daemon keeps its control socket and its state.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub runtime_dir: PathBuf,
+    /// How to print.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// What to log on standard error: error, warn, info, debug, trace, or a filter such as
+    /// `podwire=debug`.
+    #[arg(long, global = true, value_name = "LEVEL", env = "PODWIRE_LOG", default_value = "info")]
+    pub log: String,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Tables for people.
+    Text,
+    /// The same for programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Run the daemon of this node until SIGTERM or Ctrl-C; SIGHUP reloads the configuration.
+    #[command(after_help = "Example:\n  podwire run --config /etc/podwire.toml --runtime-dir /run/podwire")]
+    Run(Run),
+    /// Work with configuration files.
+    #[command(subcommand, after_help = "Example:\n  podwire config check /etc/podwire.toml")]
+    Config(ConfigVerb),
+    /// Wire pods to this node by hand.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  podwire pods attach --netns /run/netns/web --ifname eth0 --name web\n  podwire pods list"
+    )]
+    Pods(PodsVerb),
+    /// Show what the daemon does and what is wrong; fails when no daemon runs.
+    #[command(after_help = "Example:\n  podwire status --output json | jq .dataplane.state")]
+    Status,
+    /// Show counters: workers, drops by reason, pods, steering verdicts, kernel devices.
+    #[command(after_help = "Example:\n  podwire stats\n  podwire stats --watch 5")]
+    Stats(Stats),
+    /// Show the prefixes of remote nodes, their next hops, and which path their packets take.
+    #[command(after_help = "Example:\n  podwire routes")]
+    Routes,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Run {
+    /// The configuration file; it is watched, and a valid change is applied at once.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigVerb {
+    /// Check a file and name every fault in it.
+    #[command(after_help = "Example:\n  podwire config check /etc/podwire.toml")]
+    Check {
+        /// The file to check.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PodsVerb {
+    /// Give a network namespace a device with addresses of this node.
+    #[command(
+        after_help = "Example:\n  ip netns add web\n  podwire pods attach --netns /run/netns/web --ifname eth0 --name web --ip 10.244.1.7"
+    )]
+    Attach(Attach),
+    /// Take a pod's device away and free its addresses.
+    #[command(after_help = "Example:\n  podwire pods detach --name web")]
+    Detach {
+        /// The name that it was attached with.
+        #[arg(long)]
+        name: String,
+    },
+    /// List the attached pods.
+    #[command(after_help = "Example:\n  podwire pods list --output json")]
+    List,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Attach {
+    /// A file that names the network namespace.
+    #[arg(long, value_name = "PATH")]
+    pub netns: PathBuf,
+    /// The device to make in it.
+    #[arg(long, value_name = "NAME", default_value = "eth0")]
+    pub ifname: String,
+    /// What to call the pod; unique on this node.
+    #[arg(long)]
+    pub name: String,
+    /// An address for the pod, can be repeated; without it, the lowest free one of each family.
+    #[arg(long = "ip", value_name = "ADDR")]
+    pub addresses: Vec<IpAddr>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Stats {
+    /// Read again every SECS seconds and show rates, until Ctrl-C.
+    #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub watch: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent_and_every_verb_has_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().unwrap_or_else(|| panic!("{} has no example", command.get_name()));
+            assert!(help.to_string().starts_with("Example:\n  "), "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        Args::command().debug_assert();
+        check(&Args::command());
+    }
+
+    #[test]
+    fn watch_takes_an_optional_number_of_seconds() {
+        let watch = |args: &[&str]| match Args::try_parse_from(args).map(|args| args.verb) {
+            Ok(Verb::Stats(stats)) => Some(stats.watch),
+            _ => None,
+        };
+        assert_eq!(watch(&["podwire", "stats"]), Some(None));
+        assert_eq!(watch(&["podwire", "stats", "--watch"]), Some(Some(1)));
+        assert_eq!(watch(&["podwire", "stats", "--watch", "5"]), Some(Some(5)));
+        assert_eq!(watch(&["podwire", "stats", "--watch", "0"]), None);
+    }
+}

@@ -1,0 +1,21 @@
+use std::fmt::Display;
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+use super::args::Format;
+
+/// Prints a value as text or as JSON, as the user asked.
+pub(super) fn print<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
+    match format {
+        Format::Text => write(text(value)),
+        Format::Json => write(serde_json::to_string_pretty(value)? + "\n"),
+    }
+}
+
+/// Writes to standard output and flushes. Unlike `print!`, a closed pipe is an error, not a panic.
+pub(super) fn write(text: impl Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    write!(out, "{text}")?;
+    out.flush()
+}

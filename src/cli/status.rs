@@ -1,0 +1,148 @@
+use std::fmt::Write as _;
+
+use super::table::Table;
+use crate::control::api::{DataplaneReport, DataplaneState, Path, Status, Uplink};
+use crate::control::view::DataplaneStatus;
+
+/// `podwire status` for people.
+pub(super) fn text(status: &Status) -> String {
+    let mut text = summary(status).to_string();
+    if let Some(figures) = &status.dataplane.figures {
+        append(&mut text, &workers(figures));
+        append(&mut text, &queues(figures));
+    }
+    append(&mut text, &peers(status));
+    if !status.problems.is_empty() {
+        text.push('\n');
+    }
+    for problem in &status.problems {
+        let _ = writeln!(text, "problem: {problem}");
+    }
+    text
+}
+
+/// The word for a path.
+pub(super) fn path(path: Path) -> &'static str {
+    match path {
+        Path::Fast => "fast",
+        Path::Kernel => "kernel",
+    }
+}
+
+fn append(text: &mut String, table: &Table) {
+    if !table.is_empty() {
+        let _ = write!(text, "\n{table}");
+    }
+}
+
+fn summary(status: &Status) -> Table {
+    let mut table = Table::new(["", ""]);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    let up = duration(status.uptime_secs);
+    row("node", format!("{}, podwire {}, up {up}", status.node, status.version));
+    row("mode", status.mode.clone());
+    row("data plane", dataplane(&status.dataplane));
+    row("config", format!("{}, generation {}", status.config.file.display(), status.config.generation));
+    if let Some(error) = &status.config.last_error {
+        row("refused", error.replace('\n', " "));
+    }
+    row("uplink", status.uplink.as_ref().map_or_else(|| "missing".to_owned(), uplink));
+    let vxlan = &status.vxlan;
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    row("vxlan", format!("{}, vni {}, port {}", vxlan.device, vxlan.vni, vxlan.port));
+    let (vtep, mac) = (or_dash(vxlan.vtep.map(|ip| ip.to_string())), or_dash(vxlan.vtep_mac.clone()));
+    row("vtep", format!("{vtep}, mac {mac}, mtu {}", or_dash(vxlan.mtu.map(|mtu| mtu.to_string()))));
+    if let Some(hub) = &status.hub {
+        row("hub", format!("device {}", hub.ifindex));
+    }
+    row("pods", status.pods.to_string());
+    table
+}
+
+fn dataplane(report: &DataplaneReport) -> String {
+    let state = match report.state {
+        DataplaneState::Running => "running",
+        DataplaneState::Kernel => "off",
+        DataplaneState::Failed => "failed, kernel path in use",
+    };
+    let mut text = state.to_owned();
+    if let Some(figures) = &report.figures {
+        let _ = write!(text, ": {} XDP, {} frames in {}", figures.xdp, figures.frames, figures.memory);
+    }
+    if let Some(reason) = &report.reason {
+        let _ = write!(text, ": {reason}");
+    }
+    if let Some(secs) = report.retry_secs {
+        let _ = write!(text, " (next try in {secs} s)");
+    }
+    text
+}
+
+fn uplink(uplink: &Uplink) -> String {
+    let Uplink { name, ifindex, mac, mtu, rx_queues, .. } = uplink;
+    let state = if uplink.up { "up" } else { "down" };
+    format!("{name} ({ifindex}), mac {mac}, mtu {mtu}, {rx_queues} queue(s), {state}")
+}
+
+fn workers(figures: &DataplaneStatus) -> Table {
+    let mut table =
+        Table::new(["WORKER", "CORE", "LOAD", "FRAMES", "POOL", "FILL", "TX", "HANDS", "LEDGER", "HEARTBEAT"]);
+    for worker in &figures.workers {
+        let frames = worker.frames;
+        let numbers = [frames.total, frames.pool, frames.fill, frames.tx, frames.hands].map(|n| n.to_string());
+        let ledger = if frames.is_balanced() { "balanced" } else { "LEAK" };
+        let heartbeat = match (worker.fresh, worker.asleep) {
+            (false, _) => "STALE",
+            (true, true) => "asleep",
+            (true, false) => "fresh",
+        };
+        let head = [worker.worker.to_string(), worker.core.to_string(), format!("{:.1}%", worker.load * 100.0)];
+        table.row(head.into_iter().chain(numbers).chain([ledger, heartbeat].map(str::to_owned)));
+    }
+    table
+}
+
+fn queues(figures: &DataplaneStatus) -> Table {
+    let mut table = Table::new(["QUEUE", "WORKER", "MEMORY"]);
+    for queue in &figures.queues {
+        let memory = if queue.zero_copy { "zero-copy" } else { "copy" };
+        table.row([queue.queue.to_string(), queue.worker.to_string(), memory.to_owned()]);
+    }
+    table
+}
+
+fn peers(status: &Status) -> Table {
+    let mut table = Table::new(["PEER", "UNDERLAY", "VTEP MAC", "PATH", "WHY"]);
+    for peer in &status.peers {
+        table.row([
+            peer.name.clone(),
+            peer.underlay.to_string(),
+            peer.vtep_mac.clone(),
+            path(peer.path).to_owned(),
+            peer.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+fn duration(secs: u64) -> String {
+    let (days, hours, minutes) = (secs / 86_400, secs / 3600 % 24, secs / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{secs}s"),
+        (0, 0, _) => format!("{minutes}m{:02}s", secs % 60),
+        (0, _, _) => format!("{hours}h{minutes:02}m"),
+        _ => format!("{days}d{hours:02}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_shows_its_two_largest_units() {
+        for (secs, text) in [(0, "0s"), (59, "59s"), (61, "1m01s"), (3_660, "1h01m"), (90_000, "1d01h")] {
+            assert_eq!(duration(secs), text);
+        }
+    }
+}

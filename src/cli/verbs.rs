@@ -1,0 +1,148 @@
+use std::path::{Path, absolute};
+
+use serde::Serialize;
+
+use super::args::{Args, Attach, ConfigVerb, Format, PodsVerb, Verb};
+use super::table::Table;
+use super::{CliError, output, stats, status};
+use crate::config::{Config, ConfigError};
+use crate::control::api::{self, Pod, Reply, Request};
+use crate::control::client;
+use crate::control::daemon;
+use crate::control::lifecycle::Starter;
+
+/// Does what the arguments say.
+pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
+    match &args.verb {
+        Verb::Run(run) => Ok(daemon::run(&run.config, &args.runtime_dir, start)?),
+        Verb::Config(ConfigVerb::Check { file }) => check(args.output, file),
+        Verb::Pods(PodsVerb::Attach(pod)) => attach(args, pod),
+        Verb::Pods(PodsVerb::Detach { name }) => detach(args, name),
+        Verb::Pods(PodsVerb::List) => match ask(args, Request::PodsList)? {
+            Reply::Pods(pods) => Ok(output::print(args.output, &pods, |pods| pods_text(pods))?),
+            other => Err(unexpected(&other)),
+        },
+        Verb::Status => match ask(args, Request::Status)? {
+            Reply::Status(status) => Ok(output::print(args.output, &status, |status| status::text(status))?),
+            other => Err(unexpected(&other)),
+        },
+        Verb::Stats(verb) => stats::run(args, verb.watch),
+        Verb::Routes => match ask(args, Request::Routes)? {
+            Reply::Routes(routes) => Ok(output::print(args.output, &routes, |routes| routes_text(routes))?),
+            other => Err(unexpected(&other)),
+        },
+    }
+}
+
+/// One question to the daemon that the arguments name.
+pub(super) fn ask(args: &Args, request: Request) -> Result<Reply, CliError> {
+    Ok(client::call(&args.runtime_dir, request)?)
+}
+
+/// A reply to another question than the one asked.
+pub(super) fn unexpected(reply: &Reply) -> CliError {
+    CliError::Refused(format!("the daemon answered something else: {reply:?}"))
+}
+
+#[derive(Serialize)]
+struct Verdict {
+    valid: bool,
+    problems: Vec<Fault>,
+}
+
+#[derive(Serialize)]
+struct Fault {
+    key: String,
+    value: String,
+    reason: String,
+    line: Option<usize>,
+}
+
+fn check(format: Format, file: &Path) -> Result<(), CliError> {
+    let result = Config::load(file);
+    if format == Format::Json {
+        let problems = match &result {
+            Ok(_) => Vec::new(),
+            Err(ConfigError::Invalid(problems)) => problems.iter().cloned().map(Fault::from).collect(),
+            Err(ConfigError::Read { source, .. }) => vec![Fault::whole_file(source.to_string())],
+        };
+        output::print(format, &Verdict { valid: result.is_ok(), problems }, |_| String::new())?;
+    }
+    let config = result?;
+    if format == Format::Text {
+        let (node, peers) = (&config.node.name, config.peers.len());
+        output::write(format_args!("{} is valid: node {node}, {peers} peer(s)\n", file.display()))?;
+    }
+    Ok(())
+}
+
+impl Fault {
+    fn whole_file(reason: String) -> Self {
+        Self { key: String::new(), value: String::new(), reason, line: None }
+    }
+}
+
+impl From<crate::config::Problem> for Fault {
+    fn from(problem: crate::config::Problem) -> Self {
+        let crate::config::Problem { key, value, reason, line } = problem;
+        Self { key, value, reason, line }
+    }
+}
+
+fn attach(args: &Args, pod: &Attach) -> Result<(), CliError> {
+    let request = Request::PodsAttach(api::Attach {
+        name: pod.name.clone(),
+        netns: absolute(&pod.netns)?,
+        ifname: pod.ifname.clone(),
+        addresses: pod.addresses.clone(),
+    });
+    match ask(args, request)? {
+        Reply::Attached(pod) => Ok(output::print(args.output, &pod, |pod| {
+            format!("attached {}: {} ({} here, {} there)\n", pod.name, addresses(pod), pod.host_ifname, pod.ifname)
+        })?),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn detach(args: &Args, name: &str) -> Result<(), CliError> {
+    match ask(args, Request::PodsDetach { name: name.to_owned() })? {
+        Reply::Detached { found: true } => {
+            let text = |_: &_| format!("detached {name}\n");
+            Ok(output::print(args.output, &serde_json::json!({ "detached": name }), text)?)
+        }
+        Reply::Detached { found: false } => {
+            Err(CliError::Refused(format!("no pod is called `{name}`; see `podwire pods list`")))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn addresses(pod: &Pod) -> String {
+    let list: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
+    list.join(" ")
+}
+
+fn pods_text(pods: &[Pod]) -> String {
+    let mut table = Table::new(["ID", "NAME", "ADDRESSES", "DEVICE", "NETNS"]);
+    for pod in pods {
+        let netns = pod.netns.display().to_string();
+        table.row([pod.id.to_string(), pod.name.clone(), addresses(pod), pod.host_ifname.clone(), netns]);
+    }
+    let wrong = pods.iter().filter_map(|pod| Some(format!("problem: pod {}: {}\n", pod.name, pod.problem.as_ref()?)));
+    table.to_string() + &wrong.collect::<String>()
+}
+
+fn routes_text(routes: &[api::Route]) -> String {
+    let mut table = Table::new(["PREFIX", "PEER", "UNDERLAY", "NEXT HOP", "PATH", "WHY"]);
+    for route in routes {
+        table.row([
+            route.prefix.to_string(),
+            route.peer.clone(),
+            route.underlay.to_string(),
+            route.next_hop.clone().unwrap_or_else(|| "-".to_owned()),
+            status::path(route.path).to_owned(),
+            route.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}

@@ -1,0 +1,308 @@
+//! The control protocol: one JSON line asks, one JSON line answers, on a Unix socket that only the
+//! daemon's user can open. What these types serialise to is also what `--output json` prints.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::view::{Counters, CreditStatus, DataplaneStatus, VerdictRow};
+
+/// The protocol that this binary speaks; a peer with another one is refused with a clear error.
+pub const VERSION: u32 = 1;
+
+/// The longest request, in bytes, newline included.
+pub const MAX_REQUEST: usize = 64 * 1024;
+
+/// A request as it travels.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestLine {
+    pub version: u32,
+    pub request: Request,
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    Status,
+    Stats,
+    Routes,
+    PodsList,
+    PodsAttach(Attach),
+    PodsDetach { name: String },
+}
+
+/// Which pod to wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    pub name: String,
+    /// A file that names the pod's network namespace, absolute.
+    pub netns: PathBuf,
+    /// The device to make in the pod.
+    pub ifname: String,
+    /// Exactly these addresses, or when empty the lowest free one of each family.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The part of a line that every version of the protocol can read.
+#[derive(Debug, Deserialize)]
+pub struct Versioned {
+    pub version: u32,
+}
+
+/// A reply as it travels.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReplyLine {
+    pub version: u32,
+    pub reply: Reply,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    Status(Box<Status>),
+    Stats(Box<Stats>),
+    Routes(Vec<Route>),
+    Pods(Vec<Pod>),
+    Attached(Pod),
+    /// Detached; false when there was no such pod.
+    Detached {
+        found: bool,
+    },
+    /// Refused or failed; names the object and the way out.
+    Error(String),
+}
+
+/// `podwire status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub node: String,
+    /// The configured mode: `busy`, `adaptive` or `kernel`.
+    pub mode: String,
+    pub uptime_secs: u64,
+    pub config: ConfigStatus,
+    pub dataplane: DataplaneReport,
+    pub uplink: Option<Uplink>,
+    pub vxlan: Vxlan,
+    pub hub: Option<Hub>,
+    pub peers: Vec<Peer>,
+    /// How many pods are attached.
+    pub pods: usize,
+    /// What is wrong now, each with the object's name.
+    pub problems: Vec<String>,
+}
+
+/// Which configuration is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    pub file: PathBuf,
+    /// 1 at start, one more for each change applied.
+    pub generation: u64,
+    /// Why the file as it is now was refused, if it was.
+    pub last_error: Option<String>,
+}
+
+/// Whether the data plane carries packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataplaneState {
+    /// Workers carry what the steering programs claim.
+    Running,
+    /// Kernel path only, as configured.
+    Kernel,
+    /// Kernel path only, because the data plane could not start; it is tried again.
+    Failed,
+}
+
+/// The data plane's state and, while it runs, its figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataplaneReport {
+    pub state: DataplaneState,
+    pub reason: Option<String>,
+    /// Seconds until the next try, when it failed.
+    pub retry_secs: Option<u64>,
+    pub figures: Option<DataplaneStatus>,
+}
+
+/// The device that carries the outer frames.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    pub name: String,
+    pub ifindex: u32,
+    pub mac: String,
+    pub mtu: u32,
+    pub up: bool,
+    pub rx_queues: u32,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Where the packet rings tap what pods send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hub {
+    pub ifindex: u32,
+}
+
+/// The overlay as this node speaks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vxlan {
+    pub device: String,
+    pub vni: u32,
+    pub port: u16,
+    /// The outer source address; none while the uplink has no usable one.
+    pub vtep: Option<IpAddr>,
+    pub vtep_mac: Option<String>,
+    /// The largest inner IP packet, in bytes.
+    pub mtu: Option<u16>,
+}
+
+/// How packets for a peer leave this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Path {
+    /// By the workers.
+    Fast,
+    /// By the kernel's VXLAN device.
+    Kernel,
+}
+
+/// A remote node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    pub name: String,
+    pub underlay: IpAddr,
+    pub vtep_mac: String,
+    pub path: Path,
+    /// Why not the fast path.
+    pub reason: Option<String>,
+}
+
+/// A remote prefix: `podwire routes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub prefix: IpNet,
+    pub peer: String,
+    pub underlay: IpAddr,
+    /// The MAC of the underlay's next hop, when it is resolved.
+    pub next_hop: Option<String>,
+    pub path: Path,
+    pub reason: Option<String>,
+}
+
+/// An attached pod: `podwire pods list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    pub id: u16,
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+    pub mac: String,
+    pub netns: PathBuf,
+    pub ifname: String,
+    /// The host end of its veth pair.
+    pub host_ifname: String,
+    /// What is wrong with its wiring, if anything.
+    pub problem: Option<String>,
+}
+
+/// `podwire stats`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    pub workers: Vec<WorkerStats>,
+    /// What the workers of earlier data planes of this daemon counted.
+    pub retired: Tallies,
+    pub pods: Vec<PodStats>,
+    /// What the steering programs decided.
+    pub verdicts: Vec<VerdictRow>,
+    /// The kernel's counters of the devices that the kernel path uses.
+    pub kernel: Vec<DeviceStats>,
+}
+
+/// Packets and drops by label.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tallies {
+    pub counts: Counters,
+    pub drops: Counters,
+}
+
+/// What one worker counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStats {
+    pub worker: u16,
+    #[serde(flatten)]
+    pub tallies: Tallies,
+}
+
+/// A pod's use of the packet rings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStats {
+    pub name: String,
+    #[serde(flatten)]
+    pub credit: CreditStatus,
+}
+
+/// The kernel's counters of one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStats {
+    pub device: String,
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub rx_dropped: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+    pub tx_dropped: u64,
+}
+
+impl Tallies {
+    /// Adds `counts` and `drops` label by label.
+    pub fn add(&mut self, counts: &Counters, drops: &Counters) {
+        for (mine, theirs) in [(&mut self.counts, counts), (&mut self.drops, drops)] {
+            for (label, value) in theirs {
+                *mine.entry(label.clone()).or_default() += value;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_line_is_stable_and_refuses_what_it_does_not_know() {
+        let attach = Attach {
+            name: "web".into(),
+            netns: "/run/netns/web".into(),
+            ifname: "eth0".into(),
+            addresses: vec!["10.244.1.7".parse().unwrap()],
+        };
+        let line = RequestLine { version: VERSION, request: Request::PodsAttach(attach) };
+        let text = serde_json::to_string(&line).unwrap();
+        let expected = r#"{"version":1,"request":{"pods-attach":{"name":"web","netns":"/run/netns/web","ifname":"eth0","addresses":["10.244.1.7"]}}}"#;
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<RequestLine>(&text).unwrap().request, line.request);
+        for bad in [
+            r#"{"version":1,"request":"reboot"}"#,
+            r#"{"version":1,"request":"status","also":1}"#,
+            r#"{"version":1,"request":{"pods-detach":{"name":"web","force":true}}}"#,
+            r#"{"request":"status"}"#,
+        ] {
+            assert!(serde_json::from_str::<RequestLine>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tallies_add_label_by_label() {
+        let mut sum = Tallies::default();
+        let row = |label: &str, value| Counters::from([(label.to_owned(), value)]);
+        sum.add(&row("polls", 2), &row("no_pod", 1));
+        sum.add(&row("polls", 3), &row("no_route", 5));
+        assert_eq!(sum.counts["polls"], 5);
+        assert_eq!((sum.drops["no_pod"], sum.drops["no_route"]), (1, 5));
+    }
+}

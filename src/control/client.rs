@@ -1,0 +1,59 @@
+//! Asks the daemon, blocking: what the command line uses.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::api::{self, Reply, ReplyLine, Request, RequestLine, Versioned};
+use super::runtime::socket_path;
+
+/// How long the daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest reply, in bytes: far above a node full of pods.
+const MAX_REPLY: u64 = 16 * 1024 * 1024;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no daemon answers at {path} ({source}); start it with `podwire run`, or name its directory with --runtime-dir", path = .0.display(), source = .1)]
+    NoDaemon(PathBuf, #[source] io::Error),
+    #[error("the daemon at {path} did not answer: {source}; see its log", path = .0.display(), source = .1)]
+    Broken(PathBuf, #[source] io::Error),
+    #[error("the daemon at {path} speaks protocol {1}, this podwire {ours}; use the same version for both", path = .0.display(), ours = api::VERSION)]
+    Version(PathBuf, u32),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Sends one request to the daemon that owns `dir` and waits for its reply.
+pub fn call(dir: &Path, request: Request) -> Result<Reply, ClientError> {
+    let path = socket_path(dir);
+    let stream = UnixStream::connect(&path).map_err(|error| ClientError::NoDaemon(path.clone(), error))?;
+    let broken = |error| ClientError::Broken(path.clone(), error);
+    let text = exchange(stream, request).map_err(broken)?;
+    let Versioned { version } = serde_json::from_str(&text).map_err(|error| broken(error.into()))?;
+    if version != api::VERSION {
+        return Err(ClientError::Version(path, version));
+    }
+    let ReplyLine { reply, .. } = serde_json::from_str(&text).map_err(|error| broken(error.into()))?;
+    match reply {
+        Reply::Error(text) => Err(ClientError::Refused(text)),
+        reply => Ok(reply),
+    }
+}
+
+fn exchange(mut stream: UnixStream, request: Request) -> io::Result<String> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_vec(&RequestLine { version: api::VERSION, request })?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut reply = String::new();
+    BufReader::new(stream.take(MAX_REPLY)).read_line(&mut reply)?;
+    if reply.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(reply)
+}

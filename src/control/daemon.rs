@@ -1,0 +1,225 @@
+//! The daemon: one thread, one event loop over netlink notifications, the configuration file, the
+//! control socket, signals and timers. It ends on SIGTERM or SIGINT and for no other reason.
+
+use std::future::pending;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::sleep_until;
+
+use super::kernel::{Kernel, KernelError};
+use super::lifecycle::Starter;
+use super::netlink::{Monitor, News};
+use super::node::{Node, ReloadError};
+use super::runtime::{RuntimeDir, RuntimeError};
+use super::server::{Call, Server, ServerError};
+use super::store::{Store, StoreError};
+use super::watch::ConfigWatch;
+
+/// Notifications come in swarms: one look at the kernel serves all that arrive within this time.
+const NEWS_DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// An editor may write a file in several steps.
+const FILE_DEBOUNCE: Duration = Duration::from_millis(200);
+
+/// A look at the kernel takes at most one part in this many of the control thread's time.
+const SHARE: u32 = 10;
+
+/// A look at the kernel is taken this often even when nothing was heard,
+const RESYNC: Duration = Duration::from_secs(30);
+/// and this often while something is wrong.
+const RESYNC_UNSETTLED: Duration = Duration::from_secs(2);
+
+/// How often a running data plane frees what its workers no longer read.
+const MAINTAIN: Duration = Duration::from_millis(100);
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Config(#[from] ReloadError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("cannot listen to the kernel: {0}")]
+    Loop(#[from] io::Error),
+}
+
+/// Runs the daemon in the calling thread's network namespace until it is told to stop.
+pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), DaemonError> {
+    let config = std::path::absolute(config)?;
+    let dir = RuntimeDir::claim(runtime_dir)?;
+    let (store, torn) = Store::open(&dir.pods())?;
+    let mut node = Node::new(&config, Kernel::new()?, store, start)?;
+    if let Some(error) = torn {
+        tracing::error!("{error}");
+        node.notice(error.to_string());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let server = Server::bind(&dir.socket())?;
+        let events = Events::new(&config, server)?;
+        tracing::info!(config = %config.display(), runtime_dir = %runtime_dir.display(), "podwire starts");
+        Daemon::new(node).run(events).await;
+        Ok(())
+    })
+}
+
+/// Where events come from.
+struct Events {
+    news: AsyncFd<Monitor>,
+    config: Option<ConfigWatch>,
+    calls: mpsc::Receiver<Call>,
+    reload: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+enum Event {
+    News,
+    ConfigTouched,
+    Call(Box<Call>),
+    Reload,
+    Timer,
+    Stop,
+}
+
+impl Events {
+    fn new(config: &Path, server: Server) -> Result<Self, DaemonError> {
+        let (send, calls) = mpsc::channel(1);
+        tokio::spawn(server.serve(send));
+        let watch = ConfigWatch::new(config).map_err(|error| tracing::warn!("{error}")).ok();
+        #[allow(
+            deprecated,
+            reason = "its successor is unsafe; Monitor owns its one descriptor for as long as it lives"
+        )]
+        let news = AsyncFd::new(Monitor::open()?)?;
+        Ok(Self {
+            news,
+            config: watch,
+            calls,
+            reload: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next event, or [`Event::Timer`] at `deadline`.
+    async fn next(&mut self, deadline: Instant) -> Event {
+        tokio::select! {
+            _ = self.terminate.recv() => Event::Stop,
+            _ = self.interrupt.recv() => Event::Stop,
+            _ = self.reload.recv() => Event::Reload,
+            () = touched(self.config.as_ref()) => Event::ConfigTouched,
+            call = self.calls.recv() => call.map_or(Event::Stop, |call| Event::Call(Box::new(call))),
+            () = news(&mut self.news) => Event::News,
+            () = sleep_until(deadline.into()) => Event::Timer,
+        }
+    }
+}
+
+async fn touched(watch: Option<&ConfigWatch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => pending().await,
+    }
+}
+
+/// Waits until the kernel's state may have changed.
+async fn news(monitor: &mut AsyncFd<Monitor>) {
+    loop {
+        let Ok(mut ready) = monitor.readable_mut().await else { return pending().await };
+        let found = ready.get_inner_mut().drain();
+        ready.clear_ready();
+        match found {
+            Ok(News::Nothing) => {}
+            Ok(News::Changed) => return,
+            Ok(News::Overflow) => {
+                return tracing::warn!("notifications of the kernel were lost; looking at everything");
+            }
+            Err(error) => return tracing::warn!(%error, "a notification of the kernel cannot be read"),
+        }
+    }
+}
+
+/// What is to be done when.
+struct Daemon {
+    node: Node,
+    reload_at: Option<Instant>,
+    reconcile_at: Instant,
+    /// Before this the control thread has had its share of looking at the kernel.
+    rest_until: Instant,
+    maintain_at: Instant,
+}
+
+impl Daemon {
+    fn new(node: Node) -> Self {
+        let now = Instant::now();
+        Self { node, reload_at: None, reconcile_at: now, rest_until: now, maintain_at: now }
+    }
+
+    async fn run(mut self, mut events: Events) {
+        self.reconcile();
+        loop {
+            match events.next(self.deadline()).await {
+                Event::Stop => break,
+                Event::News => self.reconcile_by(NEWS_DEBOUNCE),
+                Event::ConfigTouched => self.reload_at = Some(Instant::now() + FILE_DEBOUNCE),
+                Event::Reload => self.node.reload(Instant::now()),
+                Event::Call(call) => {
+                    let (request, tell) = *call;
+                    let _ = tell.send(self.node.handle(request, Instant::now()));
+                }
+                Event::Timer => self.do_what_is_due(),
+            }
+        }
+        self.node.shut_down();
+    }
+
+    /// When the next timed work is due.
+    fn deadline(&self) -> Instant {
+        let maintain = self.node.lifecycle.is_running().then_some(self.maintain_at);
+        let others = [self.reload_at, maintain, self.node.lifecycle.next_try()];
+        others.into_iter().flatten().fold(self.reconcile_at, Instant::min)
+    }
+
+    fn do_what_is_due(&mut self) {
+        let now = Instant::now();
+        if self.reload_at.is_some_and(|at| at <= now) {
+            self.reload_at = None;
+            self.node.reload(now);
+        }
+        if now >= self.maintain_at {
+            self.maintain_at = now + MAINTAIN;
+            self.node.lifecycle.maintain();
+        }
+        let retry = self.node.lifecycle.next_try().is_some_and(|at| at <= now);
+        if retry || now >= self.reconcile_at {
+            self.reconcile();
+        }
+    }
+
+    /// Looks at the kernel within `delay`, or as soon as it has its rest.
+    fn reconcile_by(&mut self, delay: Duration) {
+        let at = (Instant::now() + delay).max(self.rest_until);
+        self.reconcile_at = self.reconcile_at.min(at);
+    }
+
+    fn reconcile(&mut self) {
+        let begin = Instant::now();
+        self.node.reconcile(begin);
+        let end = Instant::now();
+        self.rest_until = end + (end - begin) * SHARE;
+        let resync = if self.node.is_settled() { RESYNC } else { RESYNC_UNSETTLED };
+        self.reconcile_at = end + resync;
+    }
+}

@@ -1,0 +1,297 @@
+//! This node: the configuration in force, the kernel path, the pods, and the data plane above
+//! them. Every method runs on the control thread and leaves the node consistent, whatever fails.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::api::{Reply, Request};
+use super::kernel::{Kernel, KernelError, Vtep};
+use super::lifecycle::{Lifecycle, Starter, Wanted};
+use super::store::Store;
+use super::underlay::{Hop, NoHop};
+use super::view::{PodView, RemoteView, Settings, View};
+use super::wiring::Pod;
+use crate::config::{Config, Mode};
+use crate::fib::LocalPod;
+use crate::ids::IfIndex;
+
+/// The state of one node.
+pub struct Node {
+    pub(super) started: Instant,
+    pub(super) file: ConfigFile,
+    pub(super) config: Config,
+    pub(super) kernel: Kernel,
+    pub(super) store: Store,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) observed: Observed,
+    /// What went wrong at start and stays so.
+    notices: Vec<String>,
+}
+
+/// The configuration file as it was last read.
+#[derive(Debug)]
+pub struct ConfigFile {
+    pub path: PathBuf,
+    /// Counts the configurations that were in force.
+    pub generation: u64,
+    /// Why the last contents were refused.
+    pub last_error: Option<String>,
+    text: String,
+}
+
+/// What the last [`Node::reconcile`] found.
+#[derive(Debug, Default)]
+pub struct Observed {
+    pub vtep: Option<Vtep>,
+    pub hub: Option<IfIndex>,
+    /// The way to each peer, by the peer's name.
+    pub hops: BTreeMap<String, Result<Hop, NoHop>>,
+    /// What is wrong with a pod's wiring, by the pod's name.
+    pub unwired: BTreeMap<String, String>,
+    pub problems: Vec<String>,
+}
+
+/// Why a configuration cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error("cannot read {path}: {source}", path = .0.display(), source = .1)]
+    Read(PathBuf, #[source] std::io::Error),
+    #[error(transparent)]
+    Invalid(#[from] crate::config::ConfigError),
+    #[error("pod {0} has the address {1}, which node.pod_cidrs would not hold any more; detach it first")]
+    PodOutside(String, std::net::IpAddr),
+}
+
+impl Node {
+    /// Reads the configuration. The kernel is not touched before [`Node::reconcile`].
+    pub fn new(path: &Path, kernel: Kernel, store: Store, start: Starter) -> Result<Self, ReloadError> {
+        let text = read(path)?;
+        let config = Config::parse(&text)?;
+        let file = ConfigFile { path: path.to_owned(), generation: 1, last_error: None, text };
+        Ok(Self {
+            started: Instant::now(),
+            file,
+            config,
+            kernel,
+            store,
+            lifecycle: Lifecycle::new(start),
+            observed: Observed::default(),
+            notices: Vec::new(),
+        })
+    }
+
+    /// Adds what `status` is to show among the problems from now on.
+    pub fn notice(&mut self, text: String) {
+        self.notices.push(text);
+    }
+
+    /// Takes the configuration file as it is now: whole, or not at all.
+    pub fn reload(&mut self, now: Instant) {
+        let Err(error) = self.take_config(now) else { return };
+        let error = error.to_string();
+        if self.file.last_error.as_ref() != Some(&error) {
+            tracing::error!("the configuration was refused, the old one stays: {error}");
+            self.file.last_error = Some(error);
+        }
+    }
+
+    fn take_config(&mut self, now: Instant) -> Result<(), ReloadError> {
+        let text = read(&self.file.path)?;
+        if text == self.file.text && self.file.last_error.is_none() {
+            return Ok(());
+        }
+        self.file.text.clone_from(&text);
+        let config = Config::parse(&text)?;
+        self.check_pods(&config)?;
+        self.file.last_error = None;
+        if config == self.config {
+            return Ok(());
+        }
+        let old = std::mem::replace(&mut self.config, config);
+        self.file.generation += 1;
+        tracing::info!(generation = self.file.generation, "the configuration has changed");
+        let new = &self.config;
+        if (&old.node, &old.vxlan, &old.dataplane) != (&new.node, &new.vxlan, &new.dataplane) {
+            self.lifecycle.stop();
+        }
+        self.reconcile(now);
+        Ok(())
+    }
+
+    fn check_pods(&self, config: &Config) -> Result<(), ReloadError> {
+        for pod in self.store.pods() {
+            let outside = |address: &&_| !config.node.pod_cidrs.iter().any(|cidr| cidr.contains(*address));
+            if let Some(address) = pod.addresses.iter().find(outside) {
+                return Err(ReloadError::PodOutside(pod.name.clone(), *address));
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings kernel and data plane to the desired state. What fails is kept as a problem, and the
+    /// rest is done.
+    pub fn reconcile(&mut self, now: Instant) {
+        let mut observed = Observed::default();
+        match self.kernel.reconcile(&self.config, self.store.pods()) {
+            Ok(done) => {
+                done.changes.iter().for_each(|change| tracing::info!(%change, "kernel path"));
+                observed.problems.extend(done.failures);
+                observed.vtep = Some(done.vtep);
+            }
+            Err(error) => observed.problems.push(error.to_string()),
+        }
+        if let Some(vtep) = &observed.vtep {
+            observed.unwired = unwired(&mut self.kernel, vtep, self.store.pods());
+            let underlays: Vec<_> = self.config.peers.iter().map(|peer| peer.underlay).collect();
+            match self.kernel.next_hops(&vtep.uplink, &underlays) {
+                Ok(hops) => {
+                    observed.hops = self.config.peers.iter().map(|peer| peer.name.clone()).zip(hops).collect();
+                }
+                Err(error) => observed.problems.push(error.to_string()),
+            }
+        }
+        match self.hub() {
+            Ok(hub) => observed.hub = hub,
+            Err(error) => observed.problems.push(error.to_string()),
+        }
+        self.note(observed);
+        self.drive(now);
+    }
+
+    /// Brings the data plane to what was last observed and the pods as they are now.
+    pub(super) fn drive(&mut self, now: Instant) {
+        let view = self.view();
+        self.lifecycle.drive(&self.wanted(), &view, now);
+    }
+
+    /// Answers one request.
+    pub fn handle(&mut self, request: Request, now: Instant) -> Reply {
+        match request {
+            Request::Status => Reply::Status(Box::new(self.status(now))),
+            Request::Stats => Reply::Stats(Box::new(self.stats())),
+            Request::Routes => Reply::Routes(self.routes()),
+            Request::PodsList => Reply::Pods(self.pods()),
+            Request::PodsAttach(pod) => {
+                self.attach(pod, now).map_or_else(|error| Reply::Error(error.to_string()), Reply::Attached)
+            }
+            Request::PodsDetach { name } => match self.detach(&name, now) {
+                Ok(found) => Reply::Detached { found },
+                Err(error) => Reply::Error(error.to_string()),
+            },
+        }
+    }
+
+    /// Whether something is expected to become better without a notification.
+    pub fn is_settled(&self) -> bool {
+        self.observed.problems.is_empty() && self.observed.hops.values().all(Result::is_ok)
+    }
+
+    /// All that is wrong now.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let pods = self.observed.unwired.iter().map(|(name, why)| format!("pod {name}: {why}"));
+        self.notices.iter().chain(&self.observed.problems).cloned().chain(pods).collect()
+    }
+
+    /// Stops the data plane and leaves the kernel path as it is.
+    pub fn shut_down(&mut self) {
+        self.lifecycle.stop();
+        if let Err(error) = self.kernel.remove_hub() {
+            tracing::warn!(%error, "the hub stays");
+        }
+        tracing::info!("stopped; the wiring of {} pod(s) stays", self.store.pods().len());
+    }
+
+    /// Keeps what was observed, and logs the problems that are new.
+    fn note(&mut self, observed: Observed) {
+        let before = self.problems();
+        self.observed = observed;
+        for problem in self.problems().iter().filter(|problem| !before.contains(problem)) {
+            tracing::error!("{problem}");
+        }
+    }
+
+    /// The hub as the mode wants it: there, or gone.
+    fn hub(&mut self) -> Result<Option<IfIndex>, KernelError> {
+        if self.config.dataplane.mode == Mode::Kernel {
+            self.lifecycle.stop();
+            self.kernel.remove_hub()?;
+            return Ok(None);
+        }
+        self.kernel.ensure_hub().map(Some)
+    }
+
+    /// What the data plane should be, as things were last observed.
+    fn wanted(&self) -> Wanted {
+        if self.config.dataplane.mode == Mode::Kernel {
+            return Wanted::Off;
+        }
+        let (Some(vtep), Some(hub)) = (&self.observed.vtep, self.observed.hub) else {
+            return Wanted::Impossible(self.observed.problems.join("; "));
+        };
+        if !vtep.uplink.up {
+            return Wanted::Impossible(format!("the uplink {} is down; set it up", vtep.uplink.name));
+        }
+        Wanted::Running(Box::new(settings(&self.config, vtep, hub)))
+    }
+
+    /// The desired state of the data plane: wired pods, and peers whose next hop is resolved.
+    fn view(&self) -> View {
+        let wired = |pod: &&Pod| !self.observed.unwired.contains_key(&pod.name);
+        let pods = self.store.pods().iter().filter(wired).map(pod_view).collect();
+        let Some(vtep) = &self.observed.vtep else { return View { pods, remotes: Vec::new() } };
+        let remote = |peer: &crate::config::Peer| match self.observed.hops.get(&peer.name) {
+            Some(Ok(hop)) => Some(RemoteView {
+                name: peer.name.clone(),
+                cidrs: peer.pod_cidrs.clone(),
+                underlay: peer.underlay,
+                vtep_mac: peer.vtep_mac,
+                dst_mac: hop.dst_mac,
+                mtu: vtep.mtu,
+            }),
+            _ => None,
+        };
+        View { pods, remotes: self.config.peers.iter().filter_map(remote).collect() }
+    }
+}
+
+fn read(path: &Path) -> Result<String, ReloadError> {
+    fs::read_to_string(path).map_err(|error| ReloadError::Read(path.to_owned(), error))
+}
+
+/// The pods whose wiring is not as it was made.
+fn unwired(kernel: &mut Kernel, vtep: &Vtep, pods: &[Pod]) -> BTreeMap<String, String> {
+    let broken = |pod: &Pod| Some((pod.name.clone(), kernel.verify(vtep, pod).err()?.to_string()));
+    pods.iter().filter_map(broken).collect()
+}
+
+fn pod_view(pod: &Pod) -> PodView {
+    let local = LocalPod { id: pod.id, ifindex: pod.host_ifindex, mac: pod.mac, gateway_mac: pod.host_mac };
+    PodView { pod: local, addresses: pod.addresses.clone() }
+}
+
+fn settings(config: &Config, vtep: &Vtep, hub: IfIndex) -> Settings {
+    let (vxlan, dataplane) = (&config.vxlan, &config.dataplane);
+    Settings {
+        uplink: vtep.uplink.index,
+        uplink_name: vtep.uplink.name.clone(),
+        uplink_mac: vtep.uplink.mac,
+        queues: vtep.uplink.rx_queues,
+        hub,
+        vtep: vtep.underlay,
+        vtep_mac: vtep.mac,
+        vni: vxlan.vni,
+        port: vxlan.port,
+        udp_checksum: vxlan.udp_checksum,
+        mtu: vtep.mtu,
+        mode: dataplane.mode,
+        cores: dataplane.cores.clone(),
+        xdp: dataplane.xdp,
+        zero_copy: dataplane.zero_copy,
+        frames: dataplane.frames,
+        hub_slots: dataplane.hub_slots,
+        stale_ms: dataplane.stale_ms,
+        pod_cidrs: config.node.pod_cidrs.clone(),
+    }
+}

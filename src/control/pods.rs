@@ -1,0 +1,151 @@
+//! Attaching pods to this node and detaching them.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::api;
+use super::ipam::{self, AddressError};
+use super::node::Node;
+use super::store::StoreError;
+use super::wiring::{self, WiringError};
+use crate::ids::PodId;
+
+/// Longer names than any orchestrator's `namespace/name`.
+const MAX_NAME: usize = 320;
+
+/// Why a pod is not attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    #[error(
+        "pod name `{0}` is not usable: 1 to {MAX_NAME} letters, digits, or any of `-_.:/`, the first a letter or a digit"
+    )]
+    Name(String),
+    #[error("a pod called `{0}` is attached already; detach it first, or choose another name")]
+    NameTaken(String),
+    #[error("device name `{0}` is not usable: 1 to 15 visible characters without `/` and `:`")]
+    Ifname(String),
+    #[error("network namespace {path} is named in a way that another process cannot follow; use an absolute path such as /run/netns/NAME or /proc/PID/ns/net", path = .0.display())]
+    Netns(PathBuf),
+    #[error("{0} pods are attached, no more are possible on this node; detach one")]
+    Full(usize),
+    #[error("this node cannot wire pods now: {0}")]
+    NotReady(String),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Node {
+    /// Chooses addresses, wires the pod, remembers it and steers it. All or nothing; once it
+    /// returns, the pod's first packet passes.
+    pub fn attach(&mut self, request: api::Attach, now: Instant) -> Result<api::Pod, PodError> {
+        let request = self.admit(request)?;
+        let Some(vtep) = &self.observed.vtep else {
+            return Err(PodError::NotReady(self.problems().join("; ")));
+        };
+        let pod = self.kernel.attach(vtep, &request)?;
+        if let Err(error) = self.store.insert(pod.clone()) {
+            if let Err(leftover) = self.kernel.detach(&pod) {
+                tracing::error!(pod = pod.name, error = %leftover, "cannot undo the wiring");
+            }
+            return Err(error.into());
+        }
+        tracing::info!(pod = pod.name, addresses = ?pod.addresses, device = pod.host_ifname, "attached");
+        self.drive(now);
+        Ok(self.describe(&pod))
+    }
+
+    /// Takes the pod away from the data plane, then its wiring, then its place in the store.
+    /// False when there is no such pod.
+    pub fn detach(&mut self, name: &str, now: Instant) -> Result<bool, PodError> {
+        let Some(pod) = self.store.pods().iter().find(|pod| pod.name == name).cloned() else {
+            return Ok(false);
+        };
+        self.observed.unwired.insert(pod.name.clone(), "being detached".to_owned());
+        self.drive(now);
+        self.kernel.detach(&pod)?;
+        self.store.remove(name)?;
+        self.observed.unwired.remove(name);
+        tracing::info!(pod = pod.name, addresses = ?pod.addresses, "detached");
+        Ok(true)
+    }
+
+    /// Checks a request against this node and completes it.
+    fn admit(&self, request: api::Attach) -> Result<wiring::Attach, PodError> {
+        let api::Attach { name, netns, ifname, addresses } = request;
+        if !is_pod_name(&name) {
+            return Err(PodError::Name(name));
+        }
+        if !is_ifname(&ifname) {
+            return Err(PodError::Ifname(ifname));
+        }
+        if !netns.is_absolute() || netns.starts_with("/proc/self") || netns.starts_with("/proc/thread-self") {
+            return Err(PodError::Netns(netns));
+        }
+        let pods = self.store.pods();
+        if pods.iter().any(|pod| pod.name == name) {
+            return Err(PodError::NameTaken(name));
+        }
+        let taken: BTreeSet<_> = pods.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        let addresses = ipam::choose(&self.config.node.pod_cidrs, &taken, &addresses)?;
+        let ids: BTreeSet<_> = pods.iter().map(|pod| pod.id).collect();
+        let id = lowest_free_id(&ids).ok_or(PodError::Full(pods.len()))?;
+        Ok(wiring::Attach { id, name, netns, ifname, addresses })
+    }
+}
+
+fn lowest_free_id(taken: &BTreeSet<PodId>) -> Option<PodId> {
+    (1..=PodId::MAX).filter_map(PodId::new).find(|id| !taken.contains(id))
+}
+
+fn is_pod_name(name: &str) -> bool {
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let usable = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte);
+    first && name.len() <= MAX_NAME && name.bytes().all(usable)
+}
+
+/// What `dev_valid_name` in the kernel's `net/core/dev.c` takes, without what needs quoting.
+fn is_ifname(name: &str) -> bool {
+    let usable = |byte: u8| byte.is_ascii_graphic() && !b"/:%".contains(&byte);
+    (1..16).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(usable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_orchestrators_are_usable_and_odd_ones_are_not() {
+        for good in ["web", "default/web-7c9f", "7", "a.b_c:d"] {
+            assert!(is_pod_name(good), "{good}");
+        }
+        for bad in ["", "-web", "../web", "a b", "wéb", "a\nb", &"x".repeat(MAX_NAME + 1)] {
+            assert!(!is_pod_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn device_names_are_what_the_kernel_takes() {
+        for good in ["eth0", "a", "abcdefghijklmno"] {
+            assert!(is_ifname(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "a:1", "eth%d", "abcdefghijklmnop"] {
+            assert!(!is_ifname(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_are_reused_from_the_lowest_and_run_out() {
+        let all: BTreeSet<_> = (1..=PodId::MAX).filter_map(PodId::new).collect();
+        assert_eq!(lowest_free_id(&all), None);
+        let mut some = all;
+        some.remove(&PodId::new(3).unwrap());
+        some.remove(&PodId::new(9).unwrap());
+        assert_eq!(lowest_free_id(&some), PodId::new(3));
+        assert_eq!(lowest_free_id(&BTreeSet::new()), PodId::new(1));
+    }
+}

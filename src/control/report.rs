@@ -1,0 +1,131 @@
+//! What the node answers when it is asked how it is.
+
+use std::time::Instant;
+
+use ipnet::IpNet;
+
+use super::api::{
+    ConfigStatus, Hub, Path, Peer, Pod, PodStats, Route, Stats, Status, Tallies, Uplink, Vxlan, WorkerStats,
+};
+use super::devices;
+use super::kernel;
+use super::node::Node;
+use super::wiring;
+use crate::config;
+
+impl Node {
+    /// `podwire status`.
+    pub fn status(&self, now: Instant) -> Status {
+        let vtep = self.observed.vtep.as_ref();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.config.node.name.clone(),
+            mode: self.config.dataplane.mode.to_string(),
+            uptime_secs: now.saturating_duration_since(self.started).as_secs(),
+            config: ConfigStatus {
+                file: self.file.path.clone(),
+                generation: self.file.generation,
+                last_error: self.file.last_error.clone(),
+            },
+            dataplane: self.lifecycle.report(now),
+            uplink: vtep.map(|vtep| uplink(&vtep.uplink)),
+            vxlan: Vxlan {
+                device: self.config.vxlan.device.clone(),
+                vni: self.config.vxlan.vni.get(),
+                port: self.config.vxlan.port,
+                vtep: vtep.map(|vtep| vtep.underlay),
+                vtep_mac: vtep.map(|vtep| vtep.mac.to_string()),
+                mtu: vtep.map(|vtep| vtep.mtu),
+            },
+            hub: self.observed.hub.map(|hub| Hub { ifindex: hub.0 }),
+            peers: self.config.peers.iter().map(|peer| self.peer(peer)).collect(),
+            pods: self.store.pods().len(),
+            problems: self.problems(),
+        }
+    }
+
+    /// `podwire stats`.
+    pub fn stats(&self) -> Stats {
+        let figures = self.lifecycle.figures().unwrap_or_default();
+        let workers = figures.workers.into_iter().map(|worker| WorkerStats {
+            worker: worker.worker,
+            tallies: Tallies { counts: worker.counts, drops: worker.drops },
+        });
+        let name = |id: u16| self.store.pods().iter().find(|pod| pod.id.get() == id).map(|pod| pod.name.clone());
+        let pods = figures.pods.into_iter().filter_map(|credit| Some(PodStats { name: name(credit.pod)?, credit }));
+        let names = [self.config.vxlan.device.as_str(), self.config.node.uplink.as_str()];
+        let kernel = devices::read(&names).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read the counters of devices");
+            Vec::new()
+        });
+        Stats {
+            workers: workers.collect(),
+            retired: self.lifecycle.retired().clone(),
+            pods: pods.collect(),
+            verdicts: figures.verdicts,
+            kernel,
+        }
+    }
+
+    /// `podwire routes`.
+    pub fn routes(&self) -> Vec<Route> {
+        let peers = self.config.peers.iter();
+        peers.flat_map(|peer| peer.pod_cidrs.iter().map(|prefix| self.route(peer, *prefix))).collect()
+    }
+
+    /// `podwire pods list`.
+    pub fn pods(&self) -> Vec<Pod> {
+        self.store.pods().iter().map(|pod| self.describe(pod)).collect()
+    }
+
+    /// A pod as clients see it.
+    pub(super) fn describe(&self, pod: &wiring::Pod) -> Pod {
+        Pod {
+            id: pod.id.get(),
+            name: pod.name.clone(),
+            addresses: pod.addresses.clone(),
+            mac: pod.mac.to_string(),
+            netns: pod.netns.clone(),
+            ifname: pod.ifname.clone(),
+            host_ifname: pod.host_ifname.clone(),
+            problem: self.observed.unwired.get(&pod.name).cloned(),
+        }
+    }
+
+    fn route(&self, peer: &config::Peer, prefix: IpNet) -> Route {
+        let (path, reason) = self.path(&peer.name);
+        let hop = self.observed.hops.get(&peer.name).and_then(|hop| hop.as_ref().ok());
+        let next_hop = hop.map(|hop| hop.dst_mac.to_string());
+        Route { prefix, peer: peer.name.clone(), underlay: peer.underlay, next_hop, path, reason }
+    }
+
+    fn peer(&self, peer: &config::Peer) -> Peer {
+        let (path, reason) = self.path(&peer.name);
+        let vtep_mac = peer.vtep_mac.to_string();
+        Peer { name: peer.name.clone(), underlay: peer.underlay, vtep_mac, path, reason }
+    }
+
+    /// How packets for a peer leave, and why not by the workers.
+    fn path(&self, peer: &str) -> (Path, Option<String>) {
+        if let Some(Err(why)) = self.observed.hops.get(peer) {
+            return (Path::Kernel, Some(why.to_string()));
+        }
+        match self.lifecycle.view() {
+            None => (Path::Kernel, Some("no data plane runs".to_owned())),
+            Some(view) if view.remotes.iter().any(|remote| remote.name == peer) => (Path::Fast, None),
+            Some(_) => (Path::Kernel, Some("the data plane has not taken it over yet".to_owned())),
+        }
+    }
+}
+
+fn uplink(uplink: &kernel::Uplink) -> Uplink {
+    Uplink {
+        name: uplink.name.clone(),
+        ifindex: uplink.index.0,
+        mac: uplink.mac.to_string(),
+        mtu: uplink.mtu,
+        up: uplink.up,
+        rx_queues: uplink.rx_queues,
+        addresses: uplink.addresses.clone(),
+    }
+}

@@ -1,0 +1,105 @@
+//! The runtime directory: where one daemon keeps its lock, its control socket and its state.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The runtime directory of a daemon that was told none.
+pub const DEFAULT_DIR: &str = "/run/podwire";
+
+/// Where the control socket is in a runtime directory.
+pub fn socket_path(dir: &Path) -> PathBuf {
+    dir.join("control.sock")
+}
+
+/// Why a runtime directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("runtime directory {path}: {source}; choose another one with --runtime-dir", path = .0.display(), source = .1)]
+    Io(PathBuf, #[source] io::Error),
+    #[error("runtime directory {path} is not a directory", path = .0.display())]
+    NotADirectory(PathBuf),
+    #[error("runtime directory {path} can be written by others (mode {mode:o}); give the daemon one of its own with --runtime-dir", path = .0.display(), mode = .1)]
+    Shared(PathBuf, u32),
+    #[error("runtime directory {path} is in use by another podwire; stop it, or choose another one with --runtime-dir", path = .0.display())]
+    Busy(PathBuf),
+}
+
+/// A runtime directory that this process owns until the value is dropped.
+#[derive(Debug)]
+pub struct RuntimeDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RuntimeDir {
+    /// Makes the directory if it is missing, closes it to others (0700), and locks it against a
+    /// second daemon. The kernel releases the lock however this process ends.
+    pub fn claim(path: &Path) -> Result<Self, RuntimeError> {
+        let io = |error| RuntimeError::Io(path.to_owned(), error);
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+        let meta = fs::metadata(path).map_err(io)?;
+        if !meta.is_dir() {
+            return Err(RuntimeError::NotADirectory(path.to_owned()));
+        }
+        if meta.mode() & 0o022 != 0 {
+            return Err(RuntimeError::Shared(path.to_owned(), meta.mode() & 0o7777));
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io)?;
+        let lock = lock_options().open(path.join("daemon.lock")).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(RuntimeError::Busy(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where the control socket is.
+    pub fn socket(&self) -> PathBuf {
+        socket_path(&self.path)
+    }
+
+    /// Where the attached pods are remembered.
+    pub fn pods(&self) -> PathBuf {
+        self.path.join("pods.json")
+    }
+}
+
+fn lock_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_closed_and_held_by_one_daemon_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b");
+        let first = RuntimeDir::claim(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        assert!(matches!(RuntimeDir::claim(&path), Err(RuntimeError::Busy(p)) if p == path));
+        drop(first);
+        RuntimeDir::claim(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused_and_left_as_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(matches!(RuntimeDir::claim(root.path()), Err(RuntimeError::Shared(_, 0o1777))));
+        assert_eq!(fs::metadata(root.path()).unwrap().mode() & 0o7777, 0o1777);
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_directory_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = RuntimeDir::claim(file.path()).unwrap_err().to_string();
+        assert!(error.contains(&file.path().display().to_string()), "{error}");
+    }
+}

@@ -1,0 +1,59 @@
+//! Tells the control loop that the configuration file may have changed.
+//!
+//! The directory is watched, not the file: editors and Kubernetes volumes replace the file (or a
+//! link on the way to it) by renaming, which a watch of the file itself loses.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+
+/// Why the file is not watched.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot watch {dir} for changes ({source}); send SIGHUP after a change instead", dir = .dir.display())]
+pub struct WatchError {
+    dir: PathBuf,
+    source: notify::Error,
+}
+
+/// A watch on the directory of the configuration file; ends when dropped.
+#[derive(Debug)]
+pub struct ConfigWatch {
+    changed: Arc<Notify>,
+    _watcher: RecommendedWatcher,
+}
+
+impl ConfigWatch {
+    /// Watches the directory that holds `file`.
+    pub fn new(file: &Path) -> Result<Self, WatchError> {
+        let dir = match file.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        let changed = Arc::new(Notify::new());
+        let tell = Arc::clone(&changed);
+        let watch = || {
+            let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                if event.as_ref().map_or(true, |event| is_change(event.kind)) {
+                    tell.notify_one();
+                }
+            })?;
+            watcher.watch(dir, RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        };
+        let watcher = watch().map_err(|source| WatchError { dir: dir.to_owned(), source })?;
+        Ok(Self { changed, _watcher: watcher })
+    }
+
+    /// Waits until something in the directory has changed since the last call.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+/// Whether an event may mean new contents. Reading the file is an event too and must not count.
+fn is_change(kind: EventKind) -> bool {
+    !matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+}
