@@ -1,1 +1,41 @@
-//! (being written)
+//! AF_PACKET, the pods' side: a [`Ring`] that receives from the hub device with the frames' offload requests
+//! kept (`struct virtio_net_hdr`), and a [`Sender`] that hands frames to the pods' veth devices.
+//!
+//! Owned by the hub port of one worker; opened by control.
+//!
+//! Invariants, cited by the SAFETY comments:
+//! 1. The ring's mapping lives as long as the [`Ring`]; references into a slot borrow the ring.
+//! 2. A slot whose status has `TP_STATUS_USER` is ours until [`Ring::release`] clears it; the kernel does not
+//!    write it meanwhile. Slots become ours in order.
+//! 3. Offsets and lengths in a slot's header are checked against the slot before they are used.
+//! 4. The kernel reads the message arrays of a [`Sender`] only during `sendmmsg`.
+//!
+//! Source: the kernel's Documentation/networking/packet_mmap.rst and net/packet/af_packet.c.
+#![allow(unsafe_code, reason = "a ring shared with the kernel, and scatter-gather system calls")]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+mod ring;
+mod sender;
+
+use std::io;
+
+pub use ring::{Fanout, Ring, Slot};
+pub use sender::Sender;
+
+use crate::ids::IfIndex;
+
+/// Bytes of the `struct virtio_net_hdr` that stands before each frame in both directions.
+pub const VIRTIO_HEADER: usize = 10;
+
+/// Why a packet socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot open a packet socket: {0}; it needs CAP_NET_RAW")]
+    Open(io::Error),
+    #[error("cannot set {option} on a packet socket: {source}")]
+    Option { option: &'static str, source: io::Error },
+    #[error("cannot map a packet ring of {slots} slots: {source}; lower `dataplane.hub_slots`")]
+    Map { slots: u32, source: io::Error },
+    #[error("cannot bind a packet ring to device {ifindex}: {source}")]
+    Bind { ifindex: IfIndex, source: io::Error },
+}

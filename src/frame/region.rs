@@ -1,0 +1,99 @@
+use std::io;
+use std::ptr::{self, NonNull};
+
+use super::{CHUNK_SIZE, Frame, HEADROOM, Pool};
+
+/// Why packet memory could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    #[error("packet memory of {chunks} chunks is more than this machine can address; lower `dataplane.frames`")]
+    TooLarge { chunks: u32 },
+    #[error("cannot map {bytes} bytes of packet memory: {source}; lower `dataplane.frames` or free memory")]
+    Map { bytes: usize, source: io::Error },
+}
+
+/// One mapping of equal chunks, never unmapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    base: NonNull<u8>,
+    chunks: u32,
+    huge: bool,
+}
+
+// SAFETY: a region only names memory; access to it is by frames, of which invariant 2 allows one a chunk.
+unsafe impl Send for Region {}
+// SAFETY: as for `Send`: no method of a shared region reads or writes the memory.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Maps memory for `chunks` chunks and returns it with a pool of all their frames.
+    ///
+    /// Hugepages are used when enough of them are free, ordinary pages otherwise.
+    pub fn map(chunks: u32) -> Result<(Self, Pool), RegionError> {
+        const HUGE_PAGE: usize = 2 << 20;
+        let too_large = RegionError::TooLarge { chunks };
+        let Some(bytes) = (chunks as usize).checked_mul(CHUNK_SIZE).filter(|&bytes| bytes > 0) else {
+            return Err(too_large);
+        };
+        let Some(huge_bytes) = bytes.checked_next_multiple_of(HUGE_PAGE) else {
+            return Err(too_large);
+        };
+        let (base, huge) = match map_anonymous(huge_bytes, libc::MAP_HUGETLB) {
+            Ok(base) => (base, true),
+            Err(_) => (map_anonymous(bytes, 0).map_err(|source| RegionError::Map { bytes, source })?, false),
+        };
+        let region = Self { base, chunks, huge };
+        let pool = Pool::new((0..chunks).rev().map(|chunk| region.frame(chunk)).collect());
+        Ok((region, pool))
+    }
+
+    /// The mapping's first byte and its length in bytes, for registration with the kernel.
+    pub fn as_raw(&self) -> (NonNull<u8>, usize) {
+        (self.base, self.chunks as usize * CHUNK_SIZE)
+    }
+
+    /// How many chunks there are.
+    pub fn chunks(&self) -> u32 {
+        self.chunks
+    }
+
+    /// Whether hugepages back it.
+    pub fn huge(&self) -> bool {
+        self.huge
+    }
+
+    /// Gives up a frame, so that the kernel may have its chunk. Returns the chunk's number.
+    #[expect(clippy::needless_pass_by_value, reason = "lending takes the frame away from its holder")]
+    pub fn lend(frame: Frame) -> u32 {
+        frame.chunk
+    }
+
+    /// Makes a lent chunk a frame again, empty behind the headroom.
+    ///
+    /// # Safety
+    ///
+    /// A frame of this region with that number was lent, was not redeemed since, and the kernel has given
+    /// the chunk back.
+    pub unsafe fn redeem(&self, chunk: u32) -> Frame {
+        self.frame(chunk)
+    }
+
+    fn frame(&self, chunk: u32) -> Frame {
+        debug_assert!(chunk < self.chunks);
+        // SAFETY: the chunk lies inside the mapping of `chunks` chunks.
+        let base = unsafe { self.base.add(chunk as usize * CHUNK_SIZE) };
+        let mut frame = Frame { base, chunk, head: 0, len: 0 };
+        frame.reset(HEADROOM);
+        frame
+    }
+}
+
+fn map_anonymous(bytes: usize, flags: libc::c_int) -> io::Result<NonNull<u8>> {
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of ours.
+    let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
+}

@@ -1,0 +1,47 @@
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::{self, NonNull};
+
+/// A shared mapping of a file descriptor, unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is an address range; what is done with it is up to the holder of the pointers.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `bytes` bytes of `fd` from `offset`, readable and writable.
+    pub fn new(fd: BorrowedFd<'_>, bytes: usize, offset: i64) -> io::Result<Self> {
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, flags, fd.as_raw_fd(), offset) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+        Ok(Self { base, bytes })
+    }
+
+    /// A pointer `offset` bytes into the mapping, if `count` values of `T` fit there, aligned.
+    pub fn at<T>(&self, offset: usize, count: usize) -> Option<NonNull<T>> {
+        let end = count.checked_mul(size_of::<T>())?.checked_add(offset)?;
+        if end > self.bytes || offset % align_of::<T>() != 0 {
+            return None;
+        }
+        // SAFETY: the offset was just checked to lie inside the mapping.
+        Some(unsafe { self.base.add(offset) }.cast())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made by `new`; its holder drops the pointers into it first.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
