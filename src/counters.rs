@@ -102,6 +102,11 @@ impl Tally {
         self.counts[count as usize] += n;
     }
 
+    /// Sets a count that something else keeps.
+    pub fn set(&mut self, count: Count, n: u64) {
+        self.counts[count as usize] = n;
+    }
+
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize]
     }

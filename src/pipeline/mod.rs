@@ -1,1 +1,163 @@
-//! (being written)
+//! Everything that happens to a packet, in order. No system call, allocation, lock, clock or log: packets come
+//! from a port and leave through one, or are dropped for a counted reason.
+//!
+//! ```text
+//!   wire_to_pods     parse ──▶ look up ──▶ decapsulate ──▶ pod port
+//!   pods_to_wire     parse ──▶ look up ──▶ copy or cut ──▶ encapsulate ──▶ wire port
+//! ```
+//!
+//! A burst goes through each stage whole, so that a stage's code and tables stay in the cache and its
+//! memory accesses overlap. The steering programs have judged every packet before; all is judged again
+//! here, because what they saw may have changed since.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+pub mod decap;
+mod destinations;
+pub mod encap;
+
+use std::net::IpAddr;
+
+use crate::counters::{Count, DropReason, Tally};
+use crate::fib::{Fib, NextHop};
+use crate::frame::{Frame, Pool};
+use crate::port::{PodPort, WirePort};
+use crate::wire::{Mac, Vni};
+use decap::Arrival;
+use destinations::Destinations;
+
+/// Packets of one burst.
+pub const BURST: usize = 64;
+
+/// What this node is to the overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Our VTEP address on the underlay.
+    pub vtep: IpAddr,
+    /// Our VTEP's MAC: the destination of inner frames to us.
+    pub vtep_mac: Mac,
+    /// The UDP port of VXLAN.
+    pub port: u16,
+    pub vni: Vni,
+}
+
+/// One worker's pipeline: what it is told, and the scratch memory that bursts go through.
+#[derive(Debug)]
+pub struct Pipeline {
+    node: Node,
+    received: Vec<Frame>,
+    arrivals: Vec<(Frame, Arrival)>,
+    destinations: Destinations,
+    /// The outer IPv4 identification of the next packet.
+    next_ip_id: u16,
+}
+
+impl Pipeline {
+    pub fn new(node: Node) -> Self {
+        Self {
+            node,
+            received: Vec::with_capacity(BURST),
+            arrivals: Vec::with_capacity(BURST),
+            destinations: Destinations::default(),
+            next_ip_id: 0,
+        }
+    }
+
+    /// Takes a burst from the underlay to the pods. Returns how many frames were received.
+    pub fn wire_to_pods(
+        &mut self,
+        wire: &mut impl WirePort,
+        pods: &mut impl PodPort,
+        fib: &Fib,
+        pool: &mut Pool,
+        tally: &mut Tally,
+    ) -> usize {
+        wire.receive(&mut self.received);
+        let received = self.received.len();
+        if received == 0 {
+            return 0;
+        }
+        tally.add(Count::WireRxPackets, received as u64);
+        for frame in self.received.drain(..) {
+            tally.add(Count::WireRxBytes, frame.len() as u64);
+            match Arrival::parse(&frame, &self.node) {
+                Ok(arrival) => {
+                    self.destinations.push(arrival.destination);
+                    self.arrivals.push((frame, arrival));
+                }
+                Err(reason) => discard(frame, reason, pool, tally),
+            }
+        }
+        let hops = self.destinations.resolve(fib);
+        for ((mut frame, arrival), hop) in self.arrivals.drain(..).zip(hops) {
+            let Some(NextHop::Local(pod)) = fib.next_hop(*hop) else {
+                discard(frame, DropReason::NoPod, pool, tally);
+                continue;
+            };
+            if let Err(reason) = arrival.deliver(&mut frame, pod) {
+                discard(frame, reason, pool, tally);
+                continue;
+            }
+            let sent = pods.send(frame, pod).or_else(|frame| {
+                pods.flush(pool, tally);
+                pods.send(frame, pod)
+            });
+            if let Err(frame) = sent {
+                discard(frame, DropReason::PodRefused, pool, tally);
+            }
+        }
+        pods.flush(pool, tally);
+        received
+    }
+
+    /// Takes a burst from the pods to the underlay. Returns how many frames were received, a super-packet
+    /// counting once.
+    pub fn pods_to_wire(
+        &mut self,
+        pods: &mut impl PodPort,
+        wire: &mut impl WirePort,
+        fib: &Fib,
+        pool: &mut Pool,
+        tally: &mut Tally,
+    ) -> usize {
+        let ready = pods.ready(BURST as u32);
+        if ready == 0 {
+            return 0;
+        }
+        tally.add(Count::PodRxPackets, u64::from(ready));
+        let mut departures = [const { None }; BURST];
+        let mut parsed = 0..;
+        for index in 0..ready {
+            match encap::Departure::parse(pods.slot(index).as_ref()) {
+                Ok(departure) => {
+                    tally.add(Count::PodRxBytes, departure.len() as u64);
+                    tally.add(Count::PodRxSuper, u64::from(departure.is_super()));
+                    self.destinations.push(departure.destination);
+                    if let Some(place) = parsed.next().and_then(|at: usize| departures.get_mut(at)) {
+                        *place = Some(departure);
+                    }
+                }
+                Err(reason) => tally.drop(reason),
+            }
+        }
+        let hops = self.destinations.resolve(fib);
+        for (departure, hop) in departures.iter().flatten().zip(hops) {
+            match fib.next_hop(*hop) {
+                Some(NextHop::Remote(remote)) => {
+                    encap::Sink { wire, pool, tally, next_ip_id: &mut self.next_ip_id }.send(departure, remote);
+                }
+                _ => tally.drop(DropReason::NoRoute),
+            }
+        }
+        pods.release(ready);
+        wire.flush(pool, tally);
+        ready as usize
+    }
+}
+
+fn discard(frame: Frame, reason: DropReason, pool: &mut Pool, tally: &mut Tally) {
+    tally.drop(reason);
+    pool.put(frame);
+}

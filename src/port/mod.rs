@@ -1,1 +1,51 @@
-//! (being written)
+//! Where frames come in and go out. The pipeline knows only these two traits; what is behind them is the
+//! kernel ([`Uplink`], [`Hub`]) or memory ([`memory`]).
+//!
+//! A worker owns its ports. `flush` is where a port may make a system call, once per burst.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+mod hub;
+pub mod memory;
+mod uplink;
+
+use crate::counters::Tally;
+use crate::fib::LocalPod;
+use crate::frame::{Frame, Pool};
+
+pub use crate::packet::Slot;
+pub use hub::Hub;
+pub use uplink::Uplink;
+
+/// The underlay: whole Ethernet frames, in packet memory in both directions.
+pub trait WirePort {
+    /// Appends received frames to `burst`, up to its capacity.
+    fn receive(&mut self, burst: &mut Vec<Frame>);
+
+    /// Queues a frame; it comes back when there is no room, and [`WirePort::flush`] makes some.
+    fn send(&mut self, frame: Frame) -> Result<(), Frame>;
+
+    /// Starts the sending of what is queued, takes sent frames back into the pool, and gives the receive
+    /// side new ones.
+    fn flush(&mut self, pool: &mut Pool, tally: &mut Tally);
+}
+
+/// The pods of this node: frames from them are borrowed from a ring, frames to them are copied by the kernel.
+pub trait PodPort {
+    /// How many received frames wait, counted up to `limit`.
+    fn ready(&self, limit: u32) -> u32;
+
+    /// The `index`th of the waiting frames; `None` if it makes no sense.
+    fn slot(&self, index: u32) -> Option<Slot<'_>>;
+
+    /// Gives the first `n` waiting frames back.
+    fn release(&mut self, n: u32);
+
+    /// Queues a frame for a pod; it comes back when there is no room, and [`PodPort::flush`] makes some.
+    fn send(&mut self, frame: Frame, to: &LocalPod) -> Result<(), Frame>;
+
+    /// Hands over what is queued and takes the frames back into the pool.
+    fn flush(&mut self, pool: &mut Pool, tally: &mut Tally);
+}

@@ -1,0 +1,133 @@
+//! Ports over plain memory, for tests, benches and simulation.
+
+use std::collections::VecDeque;
+
+use super::{PodPort, Slot, WirePort};
+use crate::counters::{Count, Tally};
+use crate::fib::LocalPod;
+use crate::frame::{Frame, HEADROOM, Pool};
+use crate::ids::PodId;
+use crate::packet::VIRTIO_HEADER;
+
+/// An underlay in memory.
+#[derive(Debug, Default)]
+pub struct MemoryWire {
+    /// Frames to be received.
+    pub incoming: VecDeque<Frame>,
+    /// Frames sent since the last flush.
+    queued: Vec<Frame>,
+    /// How many frames fit before a flush; 0 for any number.
+    pub room: usize,
+    /// What was sent, if it is to be kept.
+    pub sent: Option<Vec<Vec<u8>>>,
+}
+
+impl MemoryWire {
+    /// A wire that remembers what is sent on it.
+    pub fn recording() -> Self {
+        Self { sent: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// Puts a frame of these bytes on the receive side; false when the pool is empty or the frame too long.
+    pub fn offer(&mut self, bytes: &[u8], pool: &mut Pool) -> bool {
+        let Some(mut frame) = pool.take() else { return false };
+        frame.reset(HEADROOM);
+        let fits = frame.set_len(bytes.len());
+        if fits {
+            frame.copy_from_slice(bytes);
+            self.incoming.push_back(frame);
+        } else {
+            pool.put(frame);
+        }
+        fits
+    }
+}
+
+impl WirePort for MemoryWire {
+    fn receive(&mut self, burst: &mut Vec<Frame>) {
+        while burst.len() < burst.capacity() {
+            let Some(frame) = self.incoming.pop_front() else { break };
+            burst.push(frame);
+        }
+    }
+
+    fn send(&mut self, frame: Frame) -> Result<(), Frame> {
+        if self.room != 0 && self.queued.len() == self.room {
+            return Err(frame);
+        }
+        self.queued.push(frame);
+        Ok(())
+    }
+
+    fn flush(&mut self, pool: &mut Pool, _tally: &mut Tally) {
+        for frame in self.queued.drain(..) {
+            if let Some(sent) = &mut self.sent {
+                sent.push(frame.to_vec());
+            }
+            pool.put(frame);
+        }
+    }
+}
+
+/// A frame from a pod, as the hub's ring would hold it.
+#[derive(Clone, Debug)]
+pub struct FromPod {
+    pub pod: PodId,
+    pub virtio: [u8; VIRTIO_HEADER],
+    /// `None` for a frame that the ring had to truncate.
+    pub frame: Option<Vec<u8>>,
+}
+
+/// Pods in memory.
+#[derive(Debug, Default)]
+pub struct MemoryPods {
+    /// Frames from pods. Released ones stay until [`MemoryPods::rewind`], so that a bench can offer them again.
+    pub incoming: Vec<FromPod>,
+    next: usize,
+    queued: Vec<(Frame, LocalPod)>,
+    /// What was handed over, if it is to be kept.
+    pub delivered: Option<Vec<(PodId, Vec<u8>)>>,
+}
+
+impl MemoryPods {
+    /// Pods that remember what they are handed.
+    pub fn recording() -> Self {
+        Self { delivered: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// Offers all frames from pods once more.
+    pub fn rewind(&mut self) {
+        self.next = 0;
+    }
+}
+
+impl PodPort for MemoryPods {
+    fn ready(&self, limit: u32) -> u32 {
+        limit.min(u32::try_from(self.incoming.len() - self.next).unwrap_or(u32::MAX))
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot<'_>> {
+        let from = self.incoming.get(self.next + index as usize)?;
+        Some(Slot { virtio: &from.virtio, vlan: from.pod.get(), frame: from.frame.as_deref() })
+    }
+
+    fn release(&mut self, n: u32) {
+        self.next += n as usize;
+    }
+
+    fn send(&mut self, frame: Frame, to: &LocalPod) -> Result<(), Frame> {
+        self.queued.push((frame, *to));
+        Ok(())
+    }
+
+    fn flush(&mut self, pool: &mut Pool, tally: &mut Tally) {
+        for (frame, to) in self.queued.drain(..) {
+            tally.add(Count::PodTxPackets, 1);
+            tally.add(Count::PodTxBytes, frame.len() as u64);
+            if let Some(delivered) = &mut self.delivered {
+                delivered.push((to.id, frame.to_vec()));
+            }
+            pool.put(frame);
+        }
+    }
+}
