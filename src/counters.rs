@@ -163,6 +163,17 @@ impl TallyPage {
     }
 }
 
+/// Where a worker's frames are between two passes, when none is in its hands.
+#[derive(Debug, Default)]
+pub struct FramePage {
+    /// Free, in the worker's pool.
+    pub pool: AtomicU64,
+    /// With the kernel to receive into, or received and not read.
+    pub fill: AtomicU64,
+    /// With the kernel to send, or sent and not taken back.
+    pub send: AtomicU64,
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

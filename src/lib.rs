@@ -23,6 +23,7 @@ pub mod port;
 pub mod fib;
 pub mod offload;
 pub mod packet;
+pub mod shared;
 pub mod xsk;
 
 // Import nothing of ours.

@@ -8,9 +8,7 @@ use crate::fib::Remote;
 use crate::frame::{Frame, HEADROOM, MAX_FRAME, Pool};
 use crate::offload::{OffloadError, Segmenter, VirtioNetHdr, copy_plain};
 use crate::port::{Slot, WirePort};
-use crate::wire::{
-    Ecn, EtherType, Ethernet, Inner, Ipv4, Ipv6, entropy_port, flow_hash_v4, flow_hash_v6, inner_sum,
-};
+use crate::wire::{Ecn, EtherType, Ethernet, Inner, Ipv4, Ipv6, entropy_port, flow_hash_v4, flow_hash_v6, inner_sum};
 
 /// A packet that a pod sent, still in its slot.
 #[derive(Clone, Copy, Debug)]

@@ -9,10 +9,7 @@
 //! A burst goes through each stage whole, so that a stage's code and tables stay in the cache and its
 //! memory accesses overlap. The steering programs have judged every packet before; all is judged again
 //! here, because what they saw may have changed since.
-#![cfg_attr(
-    not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
-)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod decap;
 mod destinations;
@@ -29,7 +26,10 @@ use decap::Arrival;
 use destinations::Destinations;
 
 /// Packets of one burst.
-pub const BURST: usize = 64;
+pub const BURST: usize = BURST_SLOTS as usize;
+
+/// The same, as rings count.
+const BURST_SLOTS: u32 = 64;
 
 /// What this node is to the overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl Pipeline {
         pool: &mut Pool,
         tally: &mut Tally,
     ) -> usize {
-        let ready = pods.ready(BURST as u32);
+        let ready = pods.ready(BURST_SLOTS);
         if ready == 0 {
             return 0;
         }

@@ -2,10 +2,7 @@
 //! kernel ([`Uplink`], [`Hub`]) or memory ([`memory`]).
 //!
 //! A worker owns its ports. `flush` is where a port may make a system call, once per burst.
-#![cfg_attr(
-    not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
-)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod hub;
 pub mod memory;

@@ -61,7 +61,9 @@ impl WirePort for Uplink {
             socket.receive(burst);
         }
         // The next burst starts with another queue, so that a full one cannot starve the rest.
-        self.sockets.rotate_left(usize::from(self.sockets.len() > 1));
+        if self.sockets.len() > 1 {
+            self.sockets.rotate_left(1);
+        }
     }
 
     fn send(&mut self, frame: Frame) -> Result<(), Frame> {

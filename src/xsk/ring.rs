@@ -175,7 +175,7 @@ impl<T: Copy> Consumer<T> {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
     use proptest::prelude::*;
 
@@ -192,7 +192,7 @@ mod tests {
         // SAFETY: nobody else owns the descriptor just made.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: plain system call on a live descriptor.
-        assert_eq!(unsafe { libc::ftruncate(fd.as_fd().as_raw_fd(), bytes as i64) }, 0);
+        assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), i64::try_from(bytes).unwrap()) }, 0);
         let mapping = Mapping::new(fd.as_fd(), bytes, 0).unwrap();
         for offset in [LAYOUT.producer, LAYOUT.consumer] {
             let cursor: NonNull<AtomicU32> = mapping.at(offset, 1).unwrap();
@@ -203,8 +203,6 @@ mod tests {
         let consumer = Consumer::new(&mapping, LAYOUT, size).unwrap();
         (mapping, producer, consumer)
     }
-
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn sizes_that_are_no_power_of_two_or_do_not_fit_are_refused() {

@@ -1,0 +1,247 @@
+//! The two BPF arrays that the workers and the steering programs both write: signs of life and credits.
+//!
+//! A [`Heartbeat`] belongs to one worker; the programs write `called_ns` when they claim a frame for a sleeper
+//! (`bpf/worker.h`). [`Credits`] are shared by the workers: each writes `consumed` of the pods whose frames it
+//! takes, the programs write `produced`. Everything is an atomic on mapped memory: no system call, no lock.
+//!
+//! Invariants, cited by the SAFETY comments:
+//! 1. The pointer of a [`Table`] points at `len` entries inside the mapping that the table keeps alive.
+//! 2. [`Entry`] is `repr(C)`, 64 bytes, made of atomics alone, valid for every bit pattern; other writers (the
+//!    programs, other mappings) write whole aligned words.
+#![allow(unsafe_code, reason = "reads and writes memory that the kernel's programs write too")]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::ids::{PodId, WorkerId};
+use crate::xsk::Mapping;
+
+/// One entry of either array: a cache line of words. `struct heartbeat` and `struct credit` of `bpf/maps.h`.
+type Entry = [AtomicU64; 8];
+
+/// The words of a heartbeat.
+const BEAT_NS: usize = 0;
+const ASLEEP: usize = 1;
+const CALLED_NS: usize = 2;
+
+/// The words of a credit.
+const PRODUCED: usize = 0;
+const CONSUMED: usize = 1;
+
+/// An mmapable BPF array of entries.
+#[derive(Debug)]
+pub struct Table {
+    entries: NonNull<Entry>,
+    len: usize,
+    _mapping: Mapping,
+}
+
+// SAFETY: invariants 1 and 2: the memory belongs to no thread and holds atomics alone.
+unsafe impl Send for Table {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Table {}
+
+impl Table {
+    /// Maps the `len` entries of a BPF array made with `BPF_F_MMAPABLE`.
+    pub fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        let mapping = Mapping::new(fd, len * size_of::<Entry>(), 0)?;
+        let entries = mapping.at(0, len).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self { entries, len, _mapping: mapping })
+    }
+
+    fn get(&self, index: usize) -> Option<&Entry> {
+        if index >= self.len {
+            return None;
+        }
+        // SAFETY: the index was just checked (invariant 1).
+        let entry = unsafe { self.entries.add(index) };
+        // SAFETY: alive while `self` is (invariant 1); any bytes and any other writer are fine (invariant 2).
+        Some(unsafe { entry.as_ref() })
+    }
+}
+
+/// A worker's sign of life. While it is stale the programs leave all frames to the kernel path.
+///
+/// Fresh means: polling and beaten within the limit, or asleep and, if called, called within the limit. So an idle
+/// worker costs nothing, and a hang is seen within the limit of the first frame. Times are nanoseconds of
+/// `CLOCK_MONOTONIC`, which is what `bpf_ktime_get_ns` reads.
+#[derive(Debug)]
+pub struct Heartbeat {
+    table: Arc<Table>,
+    index: usize,
+}
+
+impl Heartbeat {
+    /// The heartbeat of a worker, or `None` beyond the table's end.
+    pub fn new(table: Arc<Table>, worker: WorkerId) -> Option<Self> {
+        let index = usize::from(worker.0);
+        table.get(index)?;
+        Some(Self { table, index })
+    }
+
+    /// Says that the worker polls at `now_ns`. Due well within the limit: about every millisecond.
+    pub fn beat(&self, now_ns: u64) {
+        self.store(BEAT_NS, now_ns, Ordering::Relaxed);
+    }
+
+    /// Says that the worker is about to block, having beaten before. After this it must look at its rings once more:
+    /// a frame claimed earlier may not wake it.
+    ///
+    /// A call that got lost with its frame (a full queue) is never answered and reads as a hang: block for a
+    /// bounded time, a second or so, then [`Heartbeat::wake`].
+    pub fn sleep(&self) {
+        self.store(CALLED_NS, 0, Ordering::Relaxed);
+        // Who sees the sleeper must not see an old call; and the rings are looked at after this.
+        self.store(ASLEEP, 1, Ordering::SeqCst);
+    }
+
+    /// Says that the worker polls again, at `now_ns`.
+    pub fn wake(&self, now_ns: u64) {
+        self.beat(now_ns);
+        // Who sees the worker awake must see the new beat.
+        self.store(ASLEEP, 0, Ordering::Release);
+    }
+
+    /// Says that the worker takes no more frames: stale at once.
+    pub fn stop(&self) {
+        self.beat(0);
+        self.store(ASLEEP, 0, Ordering::Release);
+    }
+
+    /// Whether the worker sleeps, and whether the programs take it for alive, as `bpf/worker.h` decides.
+    pub fn state(&self, now_ns: u64, limit_ns: u64) -> (bool, bool) {
+        let (asleep, beat, called) = (self.load(ASLEEP) != 0, self.load(BEAT_NS), self.load(CALLED_NS));
+        let since = if asleep { called } else { beat };
+        let in_time = now_ns.saturating_sub(since) < limit_ns;
+        (asleep, beat != 0 && (in_time || (asleep && called == 0)))
+    }
+
+    fn store(&self, word: usize, value: u64, order: Ordering) {
+        if let Some(word) = self.table.get(self.index).and_then(|entry| entry.get(word)) {
+            word.store(value, order);
+        }
+    }
+
+    fn load(&self, word: usize) -> u64 {
+        self.table.get(self.index).and_then(|entry| entry.get(word)).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+}
+
+/// The frames of each pod between the steering program and its worker. The program refuses a pod's frames at the
+/// quota, so that no pod fills a ring that others share.
+#[derive(Clone, Debug)]
+pub struct Credits {
+    table: Arc<Table>,
+}
+
+impl Credits {
+    /// `table` has an entry for every pod id, or there are no credits.
+    pub fn new(table: Arc<Table>) -> Option<Self> {
+        (table.len > usize::from(PodId::MAX)).then_some(Self { table })
+    }
+
+    /// Gives back `n` credits of `pod`: that many of its frames have left the ring. Only the pod's worker calls
+    /// this, so it is a load and a store.
+    pub fn consume(&self, pod: PodId, n: u64) {
+        if let Some(consumed) = self.word(pod, CONSUMED) {
+            consumed.store(consumed.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        }
+    }
+
+    /// Frames of `pod` that were claimed and not yet consumed, those lost on the way among them.
+    pub fn in_flight(&self, pod: PodId) -> u64 {
+        let load = |word| self.word(pod, word).map_or(0, |word| word.load(Ordering::Relaxed));
+        let consumed = load(CONSUMED);
+        load(PRODUCED).wrapping_sub(consumed)
+    }
+
+    /// Forgets the frames in flight: they were lost. Only the pod's worker calls this, and only when
+    /// [`Credits::in_flight`] has stood still while the ring was empty for longer than a frame needs to get there.
+    pub fn resync(&self, pod: PodId) {
+        if let (Some(produced), Some(consumed)) = (self.word(pod, PRODUCED), self.word(pod, CONSUMED)) {
+            consumed.store(produced.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    fn word(&self, pod: PodId, word: usize) -> Option<&AtomicU64> {
+        self.table.get(usize::from(pod.get()))?.get(word)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+    use super::*;
+
+    /// A table over anonymous shared memory.
+    fn table(len: usize) -> Arc<Table> {
+        // SAFETY: the name is a C string; the call makes a new descriptor.
+        let fd = unsafe { libc::memfd_create(c"table".as_ptr(), 0) };
+        assert!(fd >= 0);
+        // SAFETY: nobody else owns the descriptor just made.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: plain system call on a live descriptor.
+        assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), i64::try_from(len * 64).unwrap()) }, 0);
+        Arc::new(Table::map(fd.as_fd(), len).unwrap())
+    }
+
+    fn pod(id: u16) -> PodId {
+        PodId::new(id).unwrap()
+    }
+
+    #[test]
+    fn a_heartbeat_is_fresh_while_it_beats_and_while_a_sleeper_is_not_called_in_vain() {
+        let heartbeat = Heartbeat::new(table(4), WorkerId(3)).unwrap();
+        let call = |at| heartbeat.store(CALLED_NS, at, Ordering::Relaxed);
+        assert_eq!(heartbeat.state(50, 20), (false, false), "never beaten");
+        heartbeat.beat(100);
+        assert_eq!((heartbeat.state(119, 20), heartbeat.state(120, 20)), ((false, true), (false, false)));
+        call(7);
+        heartbeat.sleep();
+        assert_eq!(heartbeat.state(9_000, 20), (true, true), "nobody has called since it fell asleep");
+        call(9_000);
+        assert_eq!((heartbeat.state(9_019, 20), heartbeat.state(9_020, 20)), ((true, true), (true, false)));
+        heartbeat.wake(9_500);
+        assert_eq!(heartbeat.state(9_501, 20), (false, true));
+        heartbeat.stop();
+        assert_eq!(heartbeat.state(9_501, 20), (false, false));
+    }
+
+    #[test]
+    fn workers_beat_in_their_own_entries_and_none_beyond_the_last() {
+        let table = table(2);
+        let [first, second] = [0, 1].map(|w| Heartbeat::new(Arc::clone(&table), WorkerId(w)).unwrap());
+        first.beat(1);
+        assert_eq!((first.state(1, 20).1, second.state(1, 20).1), (true, false));
+        assert!(Heartbeat::new(table, WorkerId(2)).is_none());
+    }
+
+    #[test]
+    fn credits_count_what_is_in_flight_and_forget_what_was_lost() {
+        let credits = Credits::new(table(4096)).unwrap();
+        let produce = |n| credits.word(pod(7), PRODUCED).unwrap().fetch_add(n, Ordering::Relaxed);
+        produce(10);
+        credits.consume(pod(7), 4);
+        assert_eq!((credits.in_flight(pod(7)), credits.in_flight(pod(PodId::MAX))), (6, 0));
+        credits.resync(pod(7));
+        assert_eq!(credits.in_flight(pod(7)), 0);
+        produce(1);
+        assert_eq!(credits.in_flight(pod(7)), 1);
+        assert!(Credits::new(table(16)).is_none(), "too small for all pods");
+    }
+
+    #[test]
+    fn credits_survive_the_wrap_of_their_counters() {
+        let credits = Credits::new(table(4096)).unwrap();
+        credits.word(pod(1), CONSUMED).unwrap().store(u64::MAX - 1, Ordering::Relaxed);
+        credits.word(pod(1), PRODUCED).unwrap().store(2, Ordering::Relaxed);
+        assert_eq!(credits.in_flight(pod(1)), 4);
+        credits.consume(pod(1), 4);
+        assert_eq!(credits.in_flight(pod(1)), 0);
+    }
+}
