@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* The maps that control writes and the programs read, and the two that the
- * workers share with them. src/steer/layout.rs and src/steer/shared.rs mirror
+ * workers share with them. src/steer/layout.rs and src/shared/mod.rs mirror
  * the layouts; tests compare them through BTF.
  */
 #ifndef PODWIRE_MAPS_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* What the programs know of the workers: whether one is alive, and how many
- * frames of a pod it has yet to take. The other side is src/steer/shared.rs.
+ * frames of a pod it has yet to take. The other side is src/shared/mod.rs.
  */
 #ifndef PODWIRE_WORKER_H
 #define PODWIRE_WORKER_H
