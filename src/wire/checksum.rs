@@ -253,3 +253,102 @@ fn known_sum_v6(packet: &[u8]) -> Option<Sum> {
 fn has_udp_checksum(datagram: &[u8]) -> bool {
     matches!(datagram, [_, _, _, _, _, _, c0, c1, ..] if [*c0, *c1] != [0, 0])
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::sample::{self, L4, Sample};
+
+    /// 0 and 0xffff are the same number to one's complement.
+    fn same(sum: Sum, reference: u16) -> bool {
+        sum.fold() % 0xffff == reference % 0xffff
+    }
+
+    #[test]
+    fn carries_of_the_widest_words_come_around() {
+        for len in 0..200 {
+            let bytes = vec![0xff; len];
+            assert!(same(Sum::of(&bytes), sample::reference_sum(&bytes)), "{len}");
+        }
+        let all_ones = Sum(u64::MAX);
+        assert_eq!((all_ones + all_ones).fold(), 0xffff);
+        assert_eq!((Sum(u64::MAX) + Sum(1)).fold_native(), 1);
+    }
+
+    #[test]
+    fn a_udp_checksum_is_never_zero() {
+        assert_eq!((Sum::from(0xffffu16).checksum(), Sum::from(0xffffu16).udp_checksum()), (0, 0xffff));
+        assert_eq!(Sum::from(0x1234u16).udp_checksum(), !0x1234);
+    }
+
+    #[test]
+    fn a_copy_into_too_little_space_writes_nothing() {
+        let mut out = [7; 40];
+        assert!(copy_and_sum(&mut out, &[1; 41]).is_none());
+        assert_eq!(out, [7; 40]);
+    }
+
+    proptest! {
+        #[test]
+        fn sums_what_the_reference_sums(bytes: Vec<u8>, start in 0usize..9) {
+            let bytes = bytes.get(start..).unwrap_or_default();
+            prop_assert!(same(Sum::of(bytes), sample::reference_sum(bytes)));
+        }
+
+        #[test]
+        fn sums_large_buffers(len in 0usize..70_000, seed: u64) {
+            let bytes = sample::noise(len, seed);
+            prop_assert!(same(Sum::of(&bytes), sample::reference_sum(&bytes)));
+        }
+
+        #[test]
+        fn a_sum_is_the_sum_of_its_parts(bytes: Vec<u8>, at: prop::sample::Index) {
+            let at = at.index(bytes.len() + 1);
+            let (head, tail) = bytes.split_at(at);
+            let tail = Sum::of(tail);
+            let tail = if at % 2 == 0 { tail } else { tail.at_odd_offset() };
+            prop_assert!(same(Sum::of(head) + tail, sample::reference_sum(&bytes)));
+        }
+
+        #[test]
+        fn a_sum_and_its_negative_vanish(bytes: Vec<u8>, other: Vec<u8>) {
+            let (sum, kept) = (Sum::of(&bytes), Sum::of(&other));
+            prop_assert!(same(kept + sum + -sum, sample::reference_sum(&other)));
+        }
+
+        #[test]
+        fn a_copy_is_exact_and_summed(len in 0usize..300, seed: u64, start in 0usize..9, spare in 0usize..50) {
+            let bytes = sample::noise(start + len, seed);
+            let src = &bytes[start..];
+            let mut out = vec![0xaa; len + spare];
+            let sum = copy_and_sum(&mut out, src).unwrap();
+            prop_assert_eq!(&out[..len], src);
+            prop_assert!(out[len..].iter().all(|&byte| byte == 0xaa));
+            prop_assert!(same(sum, sample::reference_sum(src)));
+        }
+
+        #[test]
+        fn headers_tell_the_sum_of_a_valid_packet(sample in Sample::any(2000)) {
+            let packet = sample.build();
+            let known = known_inner_sum(&packet).unwrap();
+            prop_assert!(same(known, sample::reference_sum(&packet)));
+            prop_assert!(same(inner_sum(&packet), sample::reference_sum(&packet)));
+        }
+
+        #[test]
+        fn without_a_udp_checksum_the_bytes_are_summed(sample in Sample::carrying(Just(L4::Udp), 200)) {
+            let mut packet = sample.build();
+            let udp = if sample.v6 { 40 } else { 20 };
+            packet[udp + 6..udp + 8].fill(0);
+            prop_assert!(known_inner_sum(&packet).is_none());
+            prop_assert!(same(inner_sum(&packet), sample::reference_sum(&packet)));
+        }
+
+        #[test]
+        fn noise_has_some_sum(bytes: Vec<u8>) {
+            let _ = inner_sum(&bytes);
+        }
+    }
+}

@@ -132,3 +132,114 @@ fn outer_error(error: IpError) -> OuterError {
         | IpError::ExtensionHeader => OuterError::NotVxlan,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::sample::{L4, Sample, encapsulate, outer_params, reference_sum};
+
+    fn frame(v6: bool) -> Vec<u8> {
+        let sample = Sample {
+            v6: false,
+            l4: L4::Udp,
+            src: 1,
+            dst: 2,
+            tos: 0,
+            ttl: 64,
+            id: 0,
+            df: false,
+            ports: (1, 2),
+            payload: vec![7; 30],
+        };
+        encapsulate(&outer_params(v6, false), &sample).0
+    }
+
+    /// Changes bytes of an IPv4 frame and makes the outer header checksum fit again.
+    fn v4(changes: &[(usize, u8)]) -> Vec<u8> {
+        let mut frame = frame(false);
+        for &(at, value) in changes {
+            frame[at] = value;
+        }
+        frame[24..26].fill(0);
+        let checksum = !reference_sum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+        frame
+    }
+
+    fn v6(changes: &[(usize, u8)]) -> Vec<u8> {
+        let mut frame = frame(true);
+        for &(at, value) in changes {
+            frame[at] = value;
+        }
+        frame
+    }
+
+    #[test]
+    fn refuses_what_is_not_plain_vxlan() {
+        use OuterError::{BadFlags, NotVxlan, Truncated};
+        let table: [(&str, Vec<u8>, OuterError); 17] = [
+            ("ARP", v4(&[(13, 0x06)]), NotVxlan),
+            ("a VLAN tag", v4(&[(12, 0x81), (13, 0)]), NotVxlan),
+            ("IPv4 options", v4(&[(14, 0x46)]), NotVxlan),
+            ("an IPv4 fragment", v4(&[(20, 0x20)]), NotVxlan),
+            (
+                "a bad IPv4 checksum",
+                {
+                    let mut f = frame(false);
+                    f[24] ^= 1;
+                    f
+                },
+                NotVxlan,
+            ),
+            ("TCP", v4(&[(23, 6)]), NotVxlan),
+            ("an IPv6 fragment", v6(&[(20, 44)]), NotVxlan),
+            ("TCP over IPv6", v6(&[(20, 6)]), NotVxlan),
+            ("IPv6 without UDP checksum", v6(&[(60, 0), (61, 0)]), NotVxlan),
+            ("an IPv4 packet longer than the frame", v4(&[(16, 1)]), Truncated),
+            ("an IPv6 packet longer than the frame", v6(&[(18, 1)]), Truncated),
+            ("a datagram longer than its packet", v4(&[(39, 89)]), Truncated),
+            ("a datagram shorter than its header", v4(&[(39, 7)]), Truncated),
+            ("a datagram that ends in the VXLAN header", v4(&[(39, 15)]), Truncated),
+            ("a datagram that ends in the inner Ethernet header", v4(&[(39, 29)]), Truncated),
+            ("no I flag", v4(&[(42, 0)]), BadFlags),
+            ("a reserved bit", v6(&[(69, 1)]), BadFlags),
+        ];
+        for (name, frame, error) in table {
+            assert_eq!(Encapsulated::parse(&frame), Err(error), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_datagram_shorter_than_its_packet_ends_the_inner_frame() {
+        assert_eq!(Encapsulated::parse(&v4(&[(39, 88)])).unwrap().inner_end, frame(false).len());
+        assert_eq!(Encapsulated::parse(&v4(&[(39, 30)])).unwrap().inner_end, 64);
+    }
+
+    #[test]
+    fn a_frame_cut_anywhere_is_truncated() {
+        for frame in [frame(false), frame(true)] {
+            for len in 0..frame.len() {
+                assert_eq!(Encapsulated::parse(&frame[..len]), Err(OuterError::Truncated), "{len}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_byte_is_read_or_refused(v6: bool, at: prop::sample::Index, value: u8) {
+            let mut frame = frame(v6);
+            let at = at.index(frame.len());
+            frame[at] = value;
+            if let Ok(read) = Encapsulated::parse(&frame) {
+                prop_assert!(read.inner_l3_offset <= read.inner_end && read.inner_end <= frame.len());
+            }
+        }
+
+        #[test]
+        fn noise_is_refused(bytes: Vec<u8>) {
+            prop_assert!(Encapsulated::parse(&bytes).is_err());
+        }
+    }
+}

@@ -57,3 +57,30 @@ impl Ethernet {
         [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_frame_below_14_bytes_has_no_header() {
+        let header = Ethernet { dst: Mac([1; 6]), src: Mac([2; 6]), ethertype: EtherType::ARP };
+        let mut short = [0; 13];
+        assert!(!header.write(&mut short));
+        assert_eq!(short, [0; 13]);
+        assert_eq!(Ethernet::parse(&short), None);
+    }
+
+    proptest! {
+        #[test]
+        fn reads_what_it_writes(bytes: [u8; 20]) {
+            let header = Ethernet::parse(&bytes).unwrap();
+            let mut copy = [0; 20];
+            copy[14..].copy_from_slice(&bytes[14..]);
+            prop_assert!(header.write(&mut copy));
+            prop_assert_eq!(copy, bytes);
+        }
+    }
+}

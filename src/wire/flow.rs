@@ -53,3 +53,75 @@ fn mix(a: u64, b: u64) -> u64 {
     let [high, low] = halves(u128::from(a) * u128::from(b));
     high ^ low
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::sample::{L4, Sample};
+
+    fn hash(packet: &[u8]) -> u64 {
+        Ipv4::parse(packet)
+            .map(|ip| flow_hash_v4(&ip, packet))
+            .or_else(|_| Ipv6::parse(packet).map(|ip| flow_hash_v6(&ip, packet)))
+            .unwrap()
+    }
+
+    fn sample(v6: bool) -> Sample {
+        let (src, dst) = (0xfd00_0244_0001_0002 << 32 | 0x0af4_0102, 0xfd00_0244_0002_0003 << 32 | 0x0af4_0203);
+        let l4 = L4::Tcp { sequence: 0, flags: 0, options: Vec::new() };
+        Sample { v6, l4, src, dst, tos: 0, ttl: 64, id: 0, df: true, ports: (40000, 443), payload: Vec::new() }
+    }
+
+    /// Neighbouring flows are what a receiver sees: one pod pair with counting ports, one service with counting pods.
+    #[test]
+    fn neighbouring_flows_spread_over_queues() {
+        for v6 in [false, true] {
+            for vary in [0, 1, 2] {
+                let mut queues = [0u32; 16];
+                for i in 0..4096u16 {
+                    let mut sample = sample(v6);
+                    match vary {
+                        0 => sample.ports.0 = 32768 + i,
+                        1 => sample.dst += u128::from(i),
+                        _ => sample.src += u128::from(i),
+                    }
+                    queues[usize::from(entropy_port(hash(&sample.build())) % 16)] += 1;
+                }
+                // 256 expected, standard deviation 15.5.
+                assert!(queues.iter().all(|n| (170..=342).contains(n)), "v6 {v6}, vary {vary}: {queues:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_part_of_the_flow_counts() {
+        for v6 in [false, true] {
+            let plain = sample(v6);
+            let packets = [
+                plain.clone(),
+                Sample { src: plain.src ^ 1, ..plain.clone() },
+                Sample { dst: plain.dst ^ 1, ..plain.clone() },
+                Sample { src: plain.dst, dst: plain.src, ..plain.clone() },
+                Sample { ports: (443, 40000), ..plain.clone() },
+                Sample { ports: (40001, 443), ..plain.clone() },
+                Sample { l4: L4::Udp, ..plain.clone() },
+                Sample { l4: L4::Icmp, ..plain },
+            ];
+            let hashes: HashSet<_> = packets.iter().map(|sample| hash(&sample.build())).collect();
+            assert_eq!(hashes.len(), packets.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn one_flow_keeps_one_dynamic_port(sample in Sample::any(50), ttl in 1u8.., id: u16, tos: u8) {
+            let other = Sample { ttl, id, tos, payload: Vec::new(), ..sample.clone() };
+            prop_assert_eq!(hash(&sample.build()), hash(&other.build()));
+            prop_assert!(entropy_port(hash(&other.build())) >= 49152);
+        }
+    }
+}

@@ -78,3 +78,84 @@ impl Ipv6 {
 fn traffic_class(first: u8, second: u8) -> u8 {
     first << 4 | second >> 4
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::sample::{self, Sample};
+
+    fn plain() -> Vec<u8> {
+        let mut packet = Vec::new();
+        let builder = etherparse::PacketBuilder::ipv6([0xfd; 16], [0xfc; 16], 64).udp(1, 2);
+        builder.write(&mut packet, b"payload").unwrap();
+        packet
+    }
+
+    fn with(at: usize, value: u8) -> Vec<u8> {
+        let mut packet = plain();
+        packet[at] = value;
+        packet
+    }
+
+    #[test]
+    fn refuses_what_is_not_plain() {
+        let table: [(&str, Vec<u8>, IpError); 6] = [
+            ("39 bytes", plain()[..39].to_vec(), IpError::Truncated),
+            ("version 4", with(0, 0x40), IpError::BadVersion),
+            ("payload length beyond the bytes", with(5, 16), IpError::BadLength),
+            ("hop-by-hop options", with(6, 0), IpError::ExtensionHeader),
+            ("a fragment", with(6, 44), IpError::ExtensionHeader),
+            ("no next header", with(6, 59), IpError::ExtensionHeader),
+        ];
+        for (name, packet, error) in table {
+            assert_eq!(Ipv6::parse(&packet), Err(error), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_packet_is_not_sent_on_with_hop_limit_zero() {
+        for hop_limit in [0, 1] {
+            let mut packet = with(7, hop_limit);
+            assert_eq!(Ipv6::decrement_hop_limit(&mut packet), None);
+            assert_eq!(packet, with(7, hop_limit));
+        }
+        assert_eq!(Ipv6::decrement_hop_limit(&mut [0x60; 39]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn reads_what_was_built(sample in Sample::any(100)) {
+            let packet = Sample { v6: true, ..sample.clone() }.build();
+            let ip = Ipv6::parse(&packet).unwrap();
+            prop_assert_eq!((ip.src, ip.dst), (sample.src, sample.dst));
+            prop_assert_eq!((ip.traffic_class, ip.flow_label), (sample.tos, u32::from(sample.id)));
+            prop_assert_eq!((ip.hop_limit, ip.total_len), (sample.ttl, packet.len()));
+            for len in 0..packet.len() {
+                prop_assert!(Ipv6::parse(&packet[..len]).is_err(), "{len} of {}", packet.len());
+            }
+        }
+
+        #[test]
+        fn only_the_hop_limit_and_the_codepoint_change(sample in Sample::any(20), tos: u8) {
+            let mut packet = Sample { v6: true, ttl: sample.ttl.max(2), ..sample }.build();
+            let before = Ipv6::parse(&packet).unwrap();
+            Ipv6::set_ecn(&mut packet, Ecn::from_tos(tos));
+            prop_assert_eq!(Ipv6::decrement_hop_limit(&mut packet), Some(before.hop_limit - 1));
+            sample::judge(&packet);
+            let traffic_class = before.traffic_class & !3 | tos & 3;
+            let expected = Ipv6 { traffic_class, hop_limit: before.hop_limit - 1, ..before };
+            prop_assert_eq!(Ipv6::parse(&packet), Ok(expected));
+        }
+
+        #[test]
+        fn noise_is_parsed_or_refused(mut bytes: Vec<u8>, tos: u8) {
+            if let Ok(ip) = Ipv6::parse(&bytes) {
+                prop_assert!((40..=bytes.len()).contains(&ip.total_len));
+            }
+            let _ = Ipv6::decrement_hop_limit(&mut bytes);
+            Ipv6::set_ecn(&mut bytes, Ecn::from_tos(tos));
+        }
+    }
+}

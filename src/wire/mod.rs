@@ -12,6 +12,8 @@ mod ipv6;
 mod mac;
 mod outer;
 mod protocol;
+#[cfg(test)]
+pub(crate) mod sample;
 mod vxlan;
 
 pub use checksum::{Sum, copy_and_sum, inner_sum, known_inner_sum, pseudo_v4, pseudo_v6};

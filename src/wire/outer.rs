@@ -211,3 +211,123 @@ fn fix_tunnel(tunnel: &mut [u8; TUNNEL_LEN], udp_len: u16, checksum: u16, inner:
     [tunnel[6], tunnel[7]] = checksum.to_be_bytes();
     [tunnel[28], tunnel[29]] = inner.ethertype.0.to_be_bytes();
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{NetSlice, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::Encapsulated;
+    use crate::wire::sample::{self, Sample, encapsulate, outer_params};
+
+    fn any_params() -> impl Strategy<Value = OuterParams> {
+        (any::<[bool; 2]>(), 0..=Vni::MAX, any::<u16>()).prop_map(|([v6, udp_checksum], vni, port)| OuterParams {
+            vni: Vni::new(vni).unwrap(),
+            port,
+            ..outer_params(v6, udp_checksum)
+        })
+    }
+
+    #[test]
+    fn families_do_not_mix() {
+        let (v4, v6) = (outer_params(false, false), outer_params(true, false));
+        assert!(OuterTemplate::new(&OuterParams { local: v6.local, ..v4 }).is_none());
+        assert!(OuterTemplate::new(&OuterParams { remote: v4.remote, ..v6 }).is_none());
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let inner = Inner {
+            ethertype: EtherType::IPV4,
+            l3_len: 0,
+            ecn: Ecn::NotEct,
+            source_port: 0,
+            ip_id: 0,
+            sum: Some(Sum::ZERO),
+        };
+        for (v6, len, most) in [(false, 64, 65535 - 50), (true, 84, 65535 - 30)] {
+            let template = OuterTemplate::new(&outer_params(v6, true)).unwrap();
+            assert_eq!(template.len(), len);
+            assert!(template.write(&mut vec![0; len], &Inner { l3_len: most, ..inner }));
+            assert!(!template.write(&mut vec![0; len], &Inner { l3_len: most + 1, ..inner }));
+            assert!(!template.write(&mut vec![0; len], &Inner { l3_len: usize::MAX, ..inner }));
+            assert!(!template.write(&mut vec![0; len - 1], &inner));
+            assert!(!template.write(&mut vec![0; len], &Inner { sum: None, ..inner }));
+        }
+    }
+
+    #[test]
+    fn a_udp_checksum_of_zero_is_sent_as_all_ones() {
+        let template = OuterTemplate::new(&outer_params(true, false)).unwrap();
+        let mut out = [0; V6_LEN];
+        let mut inner = Inner {
+            ethertype: EtherType::IPV4,
+            l3_len: 40,
+            ecn: Ecn::NotEct,
+            source_port: 50000,
+            ip_id: 0,
+            sum: Some(Sum::ZERO),
+        };
+        assert!(template.write(&mut out, &inner));
+        let checksum = u16::from_be_bytes([out[60], out[61]]);
+        inner.sum = Some(Sum::from(checksum));
+        assert!(template.write(&mut out, &inner));
+        assert_eq!(out[60..62], [0xff, 0xff]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_outer_packet_is_what_was_asked_for(params in any_params(), sample in Sample::any(1500)) {
+            let (frame, inner) = encapsulate(&params, &sample);
+            let no_checksum = params.local.is_ipv4() && !params.udp_checksum;
+            let (checksummed, _) = encapsulate(&OuterParams { udp_checksum: true, ..params }, &sample);
+            let mut expected = checksummed.clone();
+            if no_checksum {
+                expected[40..42].fill(0);
+            }
+            prop_assert_eq!(&frame, &expected);
+
+            let outer = sample::judge(&checksummed[14..]);
+            match outer.net.unwrap() {
+                NetSlice::Ipv4(ip) => {
+                    let ip = ip.header();
+                    prop_assert_eq!((ip.ttl(), ip.dont_fragment(), ip.identification()), (63, false, sample.id));
+                    prop_assert_eq!((ip.dcp().value(), ip.ecn().value()), (0, sample.tos & 3));
+                    prop_assert_eq!([ip.source_addr(), ip.destination_addr()].map(IpAddr::from), [params.local, params.remote]);
+                }
+                NetSlice::Ipv6(ip) => {
+                    let ip = ip.header();
+                    prop_assert_eq!((ip.hop_limit(), ip.flow_label().value()), (63, 0));
+                    prop_assert_eq!(ip.traffic_class(), sample.tos & 3);
+                    prop_assert_eq!([ip.source_addr(), ip.destination_addr()].map(IpAddr::from), [params.local, params.remote]);
+                }
+                NetSlice::Arp(_) => unreachable!(),
+            }
+            let Some(TransportSlice::Udp(udp)) = outer.transport else { panic!("not UDP") };
+            prop_assert_eq!((udp.source_port(), udp.destination_port()), (inner.source_port, params.port));
+        }
+
+        #[test]
+        fn what_is_encapsulated_is_read_back(params in any_params(), sample in Sample::any(300), padding in 0usize..20) {
+            let (mut frame, inner) = encapsulate(&params, &sample);
+            let end = frame.len();
+            frame.extend(vec![0; padding]);
+            let read = Encapsulated::parse(&frame).unwrap();
+            let expected = Encapsulated {
+                outer_src: params.local,
+                outer_dst: params.remote,
+                outer_ecn: inner.ecn,
+                dst_port: params.port,
+                vni: params.vni,
+                inner_dst: params.inner_dst,
+                inner_src: params.inner_src,
+                inner_ethertype: inner.ethertype,
+                inner_l3_offset: OuterTemplate::new(&params).unwrap().len(),
+                inner_end: end,
+            };
+            prop_assert_eq!(read, expected);
+            prop_assert_eq!(&frame[read.inner_l3_offset..read.inner_end], &sample.build()[..]);
+        }
+    }
+}
