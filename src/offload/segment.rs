@@ -85,7 +85,7 @@ impl<'a> Segmenter<'a> {
         let l4 = L4::parse(header, source.protocol).ok_or(OffloadError::Truncated)?;
         let start = Ethernet::LEN + source.l4_offset;
         let wanted = Checksum { start, field: start + l4.checksum_offset };
-        if hdr.checksum(frame.len())? != Some(wanted) {
+        if hdr.checksum(frame)? != Some(wanted) {
             return Err(OffloadError::BadChecksumField);
         }
         let (headers, payload) =
@@ -230,5 +230,197 @@ impl L4State {
             }
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::sample::{self, Sample};
+
+    /// A super-packet and the size of its segments, which are at most [`Segmenter::MAX_SEGMENTS`].
+    fn any_super() -> impl Strategy<Value = (Sample, u16)> {
+        let l4 = prop_oneof![Sample::any_tcp(), Just(sample::L4::Udp)];
+        (Sample::carrying(l4, 65_000), prop_oneof![1u16..100, 500u16..9000]).prop_map(|(sample, gso_size)| {
+            let least = sample.payload.len().div_ceil(Segmenter::MAX_SEGMENTS);
+            let gso_size = gso_size.max(u16::try_from(least).unwrap());
+            (sample, gso_size)
+        })
+    }
+
+    fn frame_of(sample: &Sample, gso_size: u16) -> (Vec<u8>, VirtioNetHdr) {
+        let (frame, csum_start, csum_offset) = sample.build_partial();
+        let gso_type = match sample.l4 {
+            sample::L4::Udp => VirtioNetHdr::GSO_UDP_L4,
+            _ if sample.v6 => VirtioNetHdr::GSO_TCPV6,
+            _ => VirtioNetHdr::GSO_TCPV4,
+        };
+        let flags = VirtioNetHdr::NEEDS_CSUM;
+        (frame, VirtioNetHdr { flags, gso_type, hdr_len: 0, gso_size, csum_start, csum_offset })
+    }
+
+    fn tcp(v6: bool, payload_len: usize) -> Sample {
+        let l4 = sample::L4::Tcp { sequence: u32::MAX - 1500, flags: 0xff, options: vec![1; 12] };
+        let payload = sample::noise(payload_len, 7);
+        Sample { v6, l4, src: 1, dst: 2, tos: 2, ttl: 64, id: 0xffff, df: true, ports: (1, 2), payload }
+    }
+
+    fn cut(segmenter: &mut Segmenter<'_>) -> Vec<Vec<u8>> {
+        let mut segments = Vec::new();
+        while let Some(len) = segmenter.next_len() {
+            let mut out = vec![0xaa; len + 8];
+            let left = segmenter.segments_left();
+            assert_eq!(segmenter.write_next(&mut out), Some(len));
+            assert_eq!(out.split_off(len), [0xaa; 8]);
+            assert_eq!(segmenter.segments_left(), left - 1);
+            segments.push(out);
+        }
+        assert_eq!((segmenter.write_next(&mut [0; 2000]), segmenter.segments_left()), (None, 0));
+        segments
+    }
+
+    /// Asserts that `segment` differs from the `whole` packet only as segment number `i` must; returns its payload.
+    fn compare<'s>(whole: &SlicedPacket<'_>, segment: &SlicedPacket<'s>, i: u16, sent: usize, last: bool) -> &'s [u8] {
+        match (whole.net.as_ref().unwrap(), segment.net.as_ref().unwrap()) {
+            (NetSlice::Ipv4(whole), NetSlice::Ipv4(segment)) => {
+                let (mut wanted, is) = (whole.header().to_header(), segment.header().to_header());
+                wanted.identification = wanted.identification.wrapping_add(i);
+                (wanted.total_len, wanted.header_checksum) = (is.total_len, is.header_checksum);
+                assert_eq!(is, wanted);
+            }
+            (NetSlice::Ipv6(whole), NetSlice::Ipv6(segment)) => {
+                let (mut wanted, is) = (whole.header().to_header(), segment.header().to_header());
+                wanted.payload_length = is.payload_length;
+                assert_eq!(is, wanted);
+            }
+            _ => panic!("the IP version changed"),
+        }
+        match (whole.transport.as_ref().unwrap(), segment.transport.as_ref().unwrap()) {
+            (TransportSlice::Tcp(whole), TransportSlice::Tcp(segment)) => {
+                let (mut wanted, is) = (whole.to_header(), segment.to_header());
+                wanted.sequence_number = wanted.sequence_number.wrapping_add(u32::try_from(sent).unwrap());
+                wanted.fin &= last;
+                wanted.psh &= last;
+                wanted.cwr &= i == 0;
+                wanted.checksum = is.checksum;
+                assert_eq!(is, wanted);
+                segment.payload()
+            }
+            (TransportSlice::Udp(whole), TransportSlice::Udp(segment)) => {
+                let ports = |udp: &etherparse::UdpSlice<'_>| (udp.source_port(), udp.destination_port());
+                assert_eq!(ports(segment), ports(whole));
+                segment.payload()
+            }
+            _ => panic!("the protocol changed"),
+        }
+    }
+
+    #[test]
+    fn a_request_that_does_not_fit_is_refused() {
+        use OffloadError::{BadChecksumField, BadGsoType, NotIp, TooManySegments, ZeroGsoSize};
+        let (frame, good) = frame_of(&tcp(false, 3000), 1000);
+        let table: [(&str, VirtioNetHdr, OffloadError); 12] = [
+            ("no segmentation", VirtioNetHdr { gso_type: 0, ..good }, BadGsoType),
+            ("an unknown type", VirtioNetHdr { gso_type: 3, ..good }, BadGsoType),
+            ("TCP over the other IP version", VirtioNetHdr { gso_type: 4, ..good }, BadGsoType),
+            ("UDP", VirtioNetHdr { gso_type: 5, ..good }, BadGsoType),
+            ("no checksum", VirtioNetHdr { flags: 0, ..good }, BadChecksumField),
+            ("a checksum from elsewhere on", VirtioNetHdr { csum_start: 36, ..good }, BadChecksumField),
+            ("a checksum to elsewhere", VirtioNetHdr { csum_offset: 6, ..good }, BadChecksumField),
+            ("a checksum in the IP header", VirtioNetHdr { csum_start: 14, ..good }, BadChecksumField),
+            ("a checksum beyond the frame", VirtioNetHdr { csum_offset: u16::MAX, ..good }, BadChecksumField),
+            ("no size", VirtioNetHdr { gso_size: 0, ..good }, ZeroGsoSize),
+            ("segments of two bytes", VirtioNetHdr { gso_size: 2, ..good }, TooManySegments),
+            ("all fields set", VirtioNetHdr::parse(&[0xff; 10]).unwrap(), BadGsoType),
+        ];
+        for (name, hdr, error) in table {
+            assert_eq!(Segmenter::new(&frame, &hdr).err(), Some(error), "{name}");
+        }
+        let arp = [&[0; 12][..], &[8, 6], &frame[14..]].concat();
+        assert_eq!(Segmenter::new(&arp, &good).err(), Some(NotIp));
+    }
+
+    #[test]
+    fn a_tcp_header_longer_than_the_packet_is_refused() {
+        for (at, value) in [(46, 0x40), (46, 0xf0)] {
+            let (mut frame, hdr) = frame_of(&tcp(false, 0), 1000);
+            frame[at] = value;
+            assert_eq!(Segmenter::new(&frame, &hdr).err(), Some(OffloadError::Truncated), "{value:#x}");
+        }
+    }
+
+    #[test]
+    fn a_frame_cut_anywhere_is_refused() {
+        for v6 in [false, true] {
+            let (frame, hdr) = frame_of(&tcp(v6, 50), 20);
+            for len in 0..frame.len() {
+                assert!(Segmenter::new(&frame[..len], &hdr).is_err(), "{len} of {}", frame.len());
+            }
+        }
+    }
+
+    #[test]
+    fn too_little_space_consumes_nothing() {
+        let (frame, hdr) = frame_of(&tcp(true, 2500), 1000);
+        let mut segmenter = Segmenter::new(&frame, &hdr).unwrap();
+        let len = segmenter.next_len().unwrap();
+        assert_eq!(segmenter.write_next(&mut vec![0; len - 1]), None);
+        assert_eq!(cut(&mut segmenter), cut(&mut Segmenter::new(&frame, &hdr).unwrap()));
+    }
+
+    #[test]
+    fn padding_behind_the_packet_is_not_sent() {
+        let (mut frame, hdr) = frame_of(&tcp(false, 100), 60);
+        let expected = cut(&mut Segmenter::new(&frame, &hdr).unwrap());
+        frame.extend([0xee; 7]);
+        assert_eq!(cut(&mut Segmenter::new(&frame, &hdr).unwrap()), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn segments_are_valid_and_give_back_the_payload((sample, gso_size) in any_super()) {
+            let (frame, hdr) = frame_of(&sample, gso_size);
+            let mut segmenter = Segmenter::new(&frame, &hdr).unwrap();
+            let segments = cut(&mut segmenter);
+            prop_assert_eq!(segments.len(), sample.payload.len().div_ceil(gso_size.into()).max(1));
+
+            let packet = sample.build();
+            let whole = SlicedPacket::from_ip(&packet).unwrap();
+            let mut payload = Vec::new();
+            for (i, segment) in (0..).zip(&segments) {
+                let last = usize::from(i) + 1 == segments.len();
+                let part = compare(&whole, &sample::judge(segment), i, payload.len(), last);
+                prop_assert!(last || part.len() == usize::from(gso_size));
+                payload.extend_from_slice(part);
+            }
+            prop_assert_eq!(payload, sample.payload);
+        }
+
+        #[test]
+        fn any_request_on_any_frame_ends(
+            (sample, gso_size) in any_super(),
+            changes in proptest::collection::vec((0usize..100, any::<u8>()), 0..4),
+            hdr_change in (0usize..10, any::<u8>()),
+        ) {
+            let (mut frame, hdr) = frame_of(&sample, gso_size);
+            for (at, value) in changes {
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            let mut hdr = hdr.to_bytes();
+            hdr[hdr_change.0] = hdr_change.1;
+            if let Ok(mut segmenter) = Segmenter::new(&frame, &VirtioNetHdr::parse(&hdr).unwrap()) {
+                prop_assert!(cut(&mut segmenter).len() <= Segmenter::MAX_SEGMENTS);
+            }
+        }
+
+        #[test]
+        fn noise_is_refused(bytes: Vec<u8>, hdr: [u8; 10]) {
+            prop_assert!(Segmenter::new(&bytes, &VirtioNetHdr::parse(&hdr).unwrap()).is_err());
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The request that travels with a frame between a pod's kernel and us (virtio 1.2 section
 //! 5.1.6, `struct virtio_net_hdr` of include/uapi/linux/virtio_net.h).
 
-use crate::wire::Ethernet;
+use crate::wire::{EtherType, Ethernet, Ipv4, Ipv6};
 
 /// Why a request does not fit its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,18 +111,71 @@ impl VirtioNetHdr {
         }
     }
 
-    /// The checksum to complete in a frame of `frame_len` bytes, if one is asked for; its field lies in the frame
-    /// and behind the Ethernet header.
+    /// The checksum to complete in an Ethernet `frame` of a plain IP packet, if one is asked for. It lies behind
+    /// the IP header, so that completing it cannot change what the packet was let through for; it may lie
+    /// behind the UDP header too, where a tunnel inside the pod carries a packet of its own.
     #[inline]
-    pub fn checksum(&self, frame_len: usize) -> Result<Option<Checksum>, OffloadError> {
+    pub fn checksum(&self, frame: &[u8]) -> Result<Option<Checksum>, OffloadError> {
         if self.flags & Self::NEEDS_CSUM == 0 {
             return Ok(None);
         }
+        let l4_offset = match Ethernet::parse(frame).map(|ethernet| ethernet.ethertype) {
+            Some(EtherType::IPV4) => Ethernet::LEN + Ipv4::LEN,
+            Some(EtherType::IPV6) => Ethernet::LEN + Ipv6::LEN,
+            _ => return Err(OffloadError::NotIp),
+        };
         let start = usize::from(self.csum_start);
         let field = start + usize::from(self.csum_offset);
-        if start < Ethernet::LEN || field + 2 > frame_len {
+        if start < l4_offset || field + 2 > frame.len() {
             return Err(OffloadError::BadChecksumField);
         }
         Ok(Some(Checksum { start, field }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::Mac;
+
+    #[test]
+    fn only_the_known_types_are_super_packets() {
+        let known = [(1, GsoType::TcpV4), (0x81, GsoType::TcpV4), (4, GsoType::TcpV6), (0x84, GsoType::TcpV6)];
+        for gso_type in 0..=u8::MAX {
+            let hdr = VirtioNetHdr { gso_type, ..VirtioNetHdr::default() };
+            let expected = known.iter().find(|(number, _)| *number == gso_type).map(|(_, gso)| *gso);
+            let expected = if gso_type == 5 { Some(GsoType::UdpL4) } else { expected };
+            assert_eq!((hdr.gso(), hdr.is_gso()), (expected, gso_type != 0), "{gso_type:#x}");
+        }
+    }
+
+    #[test]
+    fn a_checksum_lies_between_the_ip_header_and_the_end() {
+        for (ethertype, l4_offset) in [(EtherType::IPV4, 34), (EtherType::IPV6, 54)] {
+            let mut frame = [0; 100];
+            assert!(Ethernet { dst: Mac([0; 6]), src: Mac([0; 6]), ethertype }.write(&mut frame));
+            let ask = |csum_start, csum_offset| {
+                let hdr = VirtioNetHdr { flags: 1, csum_start, csum_offset, ..VirtioNetHdr::default() };
+                hdr.checksum(&frame)
+            };
+            assert_eq!(ask(l4_offset, 16).unwrap().unwrap().field, usize::from(l4_offset) + 16);
+            assert_eq!(ask(98, 0), Ok(Some(Checksum { start: 98, field: 98 })));
+            for (start, offset) in [(l4_offset - 1, 16), (14, 10), (0, 0), (98, 1), (99, 0), (0xffff, 0xffff)] {
+                assert_eq!(ask(start, offset), Err(OffloadError::BadChecksumField), "{start} {offset}");
+            }
+        }
+        assert_eq!(VirtioNetHdr::default().checksum(&[]), Ok(None));
+        let hdr = VirtioNetHdr { flags: 1, csum_start: 34, csum_offset: 16, ..VirtioNetHdr::default() };
+        assert_eq!(hdr.checksum(&[0; 100]), Err(OffloadError::NotIp));
+    }
+
+    proptest! {
+        #[test]
+        fn reads_what_it_writes(bytes: [u8; 10]) {
+            prop_assert_eq!(VirtioNetHdr::parse(&bytes).unwrap().to_bytes(), bytes);
+            prop_assert_eq!(VirtioNetHdr::parse(&bytes[..9]), None);
+        }
     }
 }
