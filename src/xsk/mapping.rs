@@ -31,7 +31,7 @@ impl Mapping {
     /// A pointer `offset` bytes into the mapping, if `count` values of `T` fit there, aligned.
     pub fn at<T>(&self, offset: usize, count: usize) -> Option<NonNull<T>> {
         let end = count.checked_mul(size_of::<T>())?.checked_add(offset)?;
-        if end > self.bytes || offset % align_of::<T>() != 0 {
+        if end > self.bytes || !offset.is_multiple_of(align_of::<T>()) {
             return None;
         }
         // SAFETY: the offset was just checked to lie inside the mapping.
