@@ -1,0 +1,41 @@
+//! A laboratory of nodes and pods in network namespaces, as every lecture on Kubernetes networking draws them:
+//! underlay 192.168.1.0/24, nodes .2, .3, .4, pods out of 10.244.0.0/16 and fd00:244::/48.
+//!
+//! Needs root and `ip`, `bridge`, `ethtool`, `ping`, `iperf3`, `tcpdump`, `traceroute`, `ss`. A failure of the
+//! laboratory itself is a panic that names the command.
+#![allow(dead_code, unused_imports, reason = "each test crate uses its own part of the laboratory")]
+
+mod capture;
+mod cluster;
+mod kernel_node;
+mod netns;
+mod podwire_node;
+mod site;
+mod traffic;
+
+use std::process::Child;
+
+pub use capture::{Capture, Vxlan};
+pub use cluster::Cluster;
+pub use kernel_node::KernelNode;
+pub use netns::{Netns, Prefix, host};
+pub use podwire_node::{Carried, Options, PodwireNode, VXLAN_DEVICE};
+pub use site::{Host, Peer, Pod, Switch, Wire};
+pub use traffic::*;
+
+/// Whether the laboratory can be built; says so when not, in the words that `scripts/test` counts.
+pub fn is_root() -> bool {
+    // SAFETY: no argument, no failure.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
+/// Sends a signal to a child that has not been waited for.
+pub fn signal(child: &Child, signal: i32) {
+    let pid = i32::try_from(child.id()).expect("a pid");
+    // SAFETY: plain system call; the child is ours and not reaped, so the pid is not reused.
+    unsafe { libc::kill(pid, signal) };
+}

@@ -1,0 +1,326 @@
+//! A node that runs podwire: the binary itself, started in the node's namespace with a generated configuration and a
+//! runtime directory of its own, and driven through its command line.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use podwire::control::api::{DataplaneState, Path, Stats, Status};
+
+use super::netns::Prefix;
+use super::site::{Host, Peer, Pod, pod_cidrs};
+use super::traffic::wait_until;
+
+/// How long a daemon may take to do what it was asked.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The name of the kernel's VXLAN device.
+pub const VXLAN_DEVICE: &str = "podwire.1";
+
+/// What the tests vary in a node's configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub mode: &'static str,
+    pub xdp: &'static str,
+    pub workers: usize,
+}
+
+impl Options {
+    /// The data plane as it comes, with one worker.
+    pub const ADAPTIVE: Self = Self { mode: "adaptive", xdp: "auto", workers: 1 };
+    /// The data plane with a worker that never sleeps.
+    pub const BUSY: Self = Self { mode: "busy", ..Self::ADAPTIVE };
+    /// The kernel path alone.
+    pub const KERNEL: Self = Self { mode: "kernel", ..Self::ADAPTIVE };
+
+    pub fn is_kernel(&self) -> bool {
+        self.mode == "kernel"
+    }
+}
+
+pub struct PodwireNode {
+    pub host: Host,
+    pub pods: Vec<Pod>,
+    options: Options,
+    peers: Vec<Peer>,
+    dir: PathBuf,
+    daemon: Option<Child>,
+    lasting: bool,
+}
+
+impl PodwireNode {
+    /// Starts the daemon and waits until it carries packets for all `peers` as its mode says.
+    pub fn start(prefix: &Prefix, host: Host, options: Options, peers: Vec<Peer>) -> Self {
+        let dir = prefix.dir().join(host.name());
+        fs::create_dir_all(&dir).expect("a directory for the node");
+        let mut node = Self { host, pods: Vec::new(), options, peers, dir, daemon: None, lasting: false };
+        node.write_config();
+        node.launch();
+        node
+    }
+
+    /// Starts the daemon again after it ended.
+    pub fn launch(&mut self) {
+        let log = File::options().create(true).append(true).open(self.log()).expect("a log file");
+        let mut command = self.host.netns.command(binary());
+        command.arg("run").arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir());
+        command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
+        self.daemon = Some(command.spawn().expect("nsenter starts"));
+        self.wait_ready();
+    }
+
+    /// Waits until peers are served by the path that the mode promises.
+    #[track_caller]
+    fn wait_ready(&mut self) {
+        let wanted = if self.options.is_kernel() { DataplaneState::Kernel } else { DataplaneState::Running };
+        let mut last = String::from("no answer");
+        let ready = wait_until(PATIENCE, || {
+            assert!(self.is_running(), "the daemon of {} ended\n{}", self.host.name(), self.log_text());
+            let Ok(status) = self.try_status().map_err(|e| last = e) else { return false };
+            let fast = status.peers.iter().all(|peer| peer.path == Path::Fast);
+            last = format!("{:?} {:?}", status.dataplane.state, status.peers);
+            status.dataplane.state == wanted
+                && status.peers.len() == self.peers.len()
+                && (self.options.is_kernel() || fast)
+        });
+        assert!(ready, "{} is not ready: {last}\n{}", self.host.name(), self.log_text());
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.daemon.as_mut().is_some_and(|daemon| matches!(daemon.try_wait(), Ok(None)))
+    }
+
+    /// The daemon's process; it must run.
+    pub fn daemon(&self) -> &Child {
+        self.daemon.as_ref().expect("the daemon was started")
+    }
+
+    /// Ends the daemon by SIGTERM; it must end with code 0 in time.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        super::signal(self.daemon(), libc::SIGTERM);
+        let mut code = None;
+        let daemon = self.daemon.as_mut().expect("the daemon was started");
+        let ended = wait_until(PATIENCE, || {
+            code = daemon.try_wait().expect("our child").map(|status| status.code());
+            code.is_some()
+        });
+        assert!(ended && code == Some(Some(0)), "the daemon ended with {code:?}\n{}", self.log_text());
+        self.daemon = None;
+    }
+
+    /// Ends the daemon as a crash would.
+    pub fn kill(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon was started");
+        daemon.kill().expect("our child");
+        daemon.wait().expect("our child");
+    }
+
+    /// Leaves the daemon running when this value is dropped.
+    pub fn keep(&mut self) {
+        self.lasting = true;
+    }
+
+    /// Wires a new pod through the daemon.
+    #[track_caller]
+    pub fn add_pod(&mut self, prefix: &Prefix, name: &str) {
+        let netns = prefix.netns(name);
+        self.cli(&format!("pods attach --netns {} --ifname eth0 --name {name}", netns.path().display()));
+        self.pods.push(Pod::of(name.to_owned(), netns));
+    }
+
+    /// Takes the network of the pod that was added last away; its namespace stays.
+    #[track_caller]
+    pub fn remove_pod(&mut self) -> Pod {
+        let pod = self.pods.pop().expect("a pod");
+        self.cli(&format!("pods detach --name {}", pod.name));
+        pod
+    }
+
+    /// Changes the list of peers in the file and waits until the daemon has taken it.
+    #[track_caller]
+    pub fn set_peers(&mut self, peers: Vec<Peer>) {
+        self.peers = peers;
+        self.reconfigure();
+    }
+
+    /// Changes the options in the file and waits until the daemon has taken them.
+    #[track_caller]
+    pub fn set_options(&mut self, options: Options) {
+        self.options = options;
+        self.reconfigure();
+    }
+
+    #[track_caller]
+    fn reconfigure(&mut self) {
+        let before = self.status().config.generation;
+        self.write_config();
+        let taken = wait_until(PATIENCE, || self.status().config.generation > before);
+        assert!(taken, "the change was not taken: {:?}\n{}", self.status().config, self.log_text());
+        self.wait_ready();
+    }
+
+    /// Replaces the file in one step, as editors and config maps do.
+    fn write_config(&self) {
+        let next = self.dir.join("next.toml");
+        fs::write(&next, self.config_text()).expect("write the configuration");
+        fs::rename(next, self.config()).expect("rename the configuration");
+    }
+
+    fn config_text(&self) -> String {
+        let Host { index, uplink, underlay, .. } = &self.host;
+        let Options { mode, xdp, workers } = self.options;
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
+        let mut text = format!(
+            r#"[node]
+name = "{}"
+uplink = "{uplink}"
+underlay = "{underlay}"
+pod_cidrs = {:?}
+
+[cluster]
+pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]
+
+[vxlan]
+vni = 1
+port = 8472
+device = "{VXLAN_DEVICE}"
+
+[dataplane]
+mode = "{mode}"
+cores = {cores:?}
+xdp = "{xdp}"
+zero_copy = "auto"
+"#,
+            self.host.name(),
+            pod_cidrs(*index),
+        );
+        for Peer { name, index, underlay, vtep_mac } in &self.peers {
+            let cidrs = pod_cidrs(*index);
+            write!(text, "\n[[peers]]\nname = \"{name}\"\nunderlay = \"{underlay}\"\npod_cidrs = {cidrs:?}\n")
+                .expect("a string");
+            if let Some(mac) = vtep_mac {
+                writeln!(text, "vtep_mac = \"{mac}\"").expect("a string");
+            }
+        }
+        text
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("podwire.toml")
+    }
+
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// What the daemon has logged so far.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// Runs a verb of the command line against this node's daemon, whatever comes of it.
+    pub fn try_cli(&self, line: &str) -> Output {
+        let mut command = self.host.netns.command(binary());
+        command.args(line.split_whitespace()).arg("--runtime-dir").arg(self.runtime_dir());
+        command.stderr(Stdio::piped()).output().expect("nsenter starts")
+    }
+
+    /// Runs a verb of the command line, which must succeed; returns what it printed.
+    #[track_caller]
+    pub fn cli(&self, line: &str) -> String {
+        let output = self.try_cli(line);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "podwire {line}: {stderr}\n{}", self.log_text());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// `podwire status`.
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        self.try_status().unwrap_or_else(|e| panic!("status of {}: {e}\n{}", self.host.name(), self.log_text()))
+    }
+
+    fn try_status(&self) -> Result<Status, String> {
+        let output = self.try_cli("status --output json");
+        serde_json::from_slice(&output.stdout).map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// `podwire stats`.
+    #[track_caller]
+    pub fn stats(&self) -> Stats {
+        serde_json::from_str(&self.cli("stats --output json")).expect("stats prints JSON")
+    }
+
+    /// The node's own inner MAC.
+    pub fn vtep_mac(&self) -> String {
+        self.host.netns.mac(VXLAN_DEVICE)
+    }
+
+    pub fn peer(&self) -> Peer {
+        self.host.peer(Some(self.vtep_mac()))
+    }
+
+    /// Packets between pods of this node and remote pods that each path has carried so far, both directions together.
+    pub fn carried(&self) -> Carried {
+        let link = self.host.netns.run(&format!("ip -json -statistics link show dev {VXLAN_DEVICE}"));
+        let link: serde_json::Value = serde_json::from_str(&link).expect("ip prints JSON");
+        let packets = |way: &str| link[0]["stats64"][way]["packets"].as_u64().expect("a counter");
+        let stats = self.stats();
+        let tallies = stats.workers.iter().map(|w| &w.tallies).chain([&stats.retired]);
+        let counted = |label: &str| tallies.clone().filter_map(|t| t.counts.get(label)).sum::<u64>();
+        Carried { fast: counted("pod_rx_packets") + counted("pod_tx_packets"), kernel: packets("rx") + packets("tx") }
+    }
+}
+
+impl Drop for PodwireNode {
+    fn drop(&mut self) {
+        let Some(mut daemon) = self.daemon.take().filter(|_| !self.lasting) else { return };
+        super::signal(&daemon, libc::SIGTERM);
+        if !wait_until(PATIENCE, || !matches!(daemon.try_wait(), Ok(None))) {
+            daemon.kill().ok();
+            daemon.wait().ok();
+        }
+        if thread::panicking() {
+            println!("---- log of {}\n{}", self.host.name(), self.log_text());
+        }
+    }
+}
+
+/// What each path has carried, in packets (a super-packet counts once).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// By the workers.
+    pub fast: u64,
+    /// By the kernel's VXLAN device.
+    pub kernel: u64,
+}
+
+impl Carried {
+    /// What was carried since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self { fast: self.fast - before.fast, kernel: self.kernel - before.kernel }
+    }
+
+    /// The share of the fast path, 0 to 1; 0 when nothing was carried.
+    #[allow(clippy::cast_precision_loss, reason = "packet counts of a test are far below 2^52")]
+    pub fn fast_share(self) -> f64 {
+        self.fast as f64 / (self.fast + self.kernel).max(1) as f64
+    }
+}
+
+/// The podwire to test: the one that cargo built with the tests, unless `PODWIRE_BIN` names another.
+fn binary() -> OsString {
+    std::env::var_os("PODWIRE_BIN")
+        .or_else(|| option_env!("CARGO_BIN_EXE_podwire").map(Into::into))
+        .expect("PODWIRE_BIN names the binary where cargo does not")
+}

@@ -1,0 +1,198 @@
+//! The ground that nodes stand on: a switch, and hosts with an uplink to it.
+//!
+//! ```text
+//!   switch namespace            host namespace            pod namespaces
+//!   ┌──────────────┐ veth wire ┌───────────────────┐ veth ┌──────────────┐
+//!   │ br0 ── port-a ├──────────┤ eth0  192.168.1.2 ├──────┤ eth0 of pod a1│
+//!   │     └─ port-b ├── …      └───────────────────┘      └──────────────┘
+//!   └──────────────┘
+//! ```
+//!
+//! A veth wire would carry partial checksums and super-packets, which no cable does: both ends of each wire have their
+//! offloads off, so that what crosses it is complete frames of at most the MTU. Pods keep their offloads.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::netns::{Netns, Prefix};
+
+/// What the underlay looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct Wire {
+    /// IPv6 instead of IPv4 between the nodes.
+    pub ipv6: bool,
+    pub mtu: u32,
+    /// Receive and transmit queues of each uplink.
+    pub queues: u32,
+    /// Nodes speak through `eth0.<id>` instead of `eth0`.
+    pub vlan: Option<u16>,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self { ipv6: false, mtu: 1500, queues: 1, vlan: None }
+    }
+}
+
+impl Wire {
+    /// What an inner packet has left of the MTU (RFC 7348 section 4.3).
+    pub fn overlay_mtu(&self) -> u32 {
+        self.mtu - if self.ipv6 { 70 } else { 50 }
+    }
+}
+
+/// A namespace with a bridge.
+pub struct Switch {
+    pub netns: Netns,
+    wire: Wire,
+}
+
+impl Switch {
+    pub fn new(prefix: &Prefix, wire: Wire) -> Self {
+        let netns = prefix.netns("switch");
+        netns.run_all(["ip link add br0 type bridge stp_state 0 mcast_snooping 0", "ip link set br0 up"]);
+        Self { netns, wire }
+    }
+
+    /// A host plugged into the switch. `index` makes its addresses: 192.168.1.(index + 1), pods in 10.244.index.0/24.
+    pub fn host(&self, prefix: &Prefix, letter: char, index: u8) -> Host {
+        let host = Host::new(prefix.netns(&format!("node-{letter}")), self.wire, letter, index);
+        self.plug(&host);
+        host
+    }
+
+    fn plug(&self, host: &Host) {
+        let (port, Wire { queues, mtu, .. }) = (host.port(), self.wire);
+        self.netns.run_all([
+            format!(
+                "ip link add {port} mtu {mtu} numtxqueues {queues} numrxqueues {queues} type veth \
+                 peer name eth0 mtu {mtu} numtxqueues {queues} numrxqueues {queues} netns {}",
+                host.netns.name()
+            ),
+            format!("ip link set {port} master br0 up"),
+            format!("ethtool -K {port} tx off tso off gso off gro off"),
+        ]);
+        host.netns.run_all(["ethtool -K eth0 tx off tso off gso off", "ip link set eth0 up"]);
+        if let Some(vlan) = self.wire.vlan {
+            host.netns.run_all([
+                format!("ip link add link eth0 name {} type vlan id {vlan}", host.uplink),
+                format!("ip link set {} up", host.uplink),
+            ]);
+        }
+        // Debian's choice (systemd's 50-default.conf).
+        host.netns.sysctl("ipv4/conf/all/rp_filter", "2");
+        host.netns.run(&format!("ip address add {} dev {} nodad", host.underlay_with_prefix(), host.uplink));
+    }
+}
+
+/// A machine before anything of an overlay is set up.
+pub struct Host {
+    pub netns: Netns,
+    pub letter: char,
+    pub index: u8,
+    /// The device towards the switch.
+    pub uplink: String,
+    pub underlay: IpAddr,
+    pub wire: Wire,
+}
+
+impl Host {
+    fn new(netns: Netns, wire: Wire, letter: char, index: u8) -> Self {
+        let uplink = wire.vlan.map_or("eth0".to_owned(), |id| format!("eth0.{id}"));
+        let last = index + 1;
+        let underlay: IpAddr = if wire.ipv6 {
+            Ipv6Addr::new(0xfd00, 0x192, 0x168, 1, 0, 0, 0, last.into()).into()
+        } else {
+            Ipv4Addr::new(192, 168, 1, last).into()
+        };
+        Self { netns, letter, index, uplink, underlay, wire }
+    }
+
+    pub fn name(&self) -> String {
+        format!("node-{}", self.letter)
+    }
+
+    /// The switch's end of the wire.
+    pub fn port(&self) -> String {
+        format!("port-{}", self.letter)
+    }
+
+    pub fn underlay_with_prefix(&self) -> String {
+        format!("{}/{}", self.underlay, if self.underlay.is_ipv4() { 24 } else { 64 })
+    }
+
+    /// The first address of the node's pod range of each family, which its VXLAN device has.
+    pub fn gateways(&self) -> [IpAddr; 2] {
+        gateways(self.index)
+    }
+
+    /// What the other nodes must know of this one.
+    pub fn peer(&self, vtep_mac: Option<String>) -> Peer {
+        Peer { name: self.name(), index: self.index, underlay: self.underlay, vtep_mac }
+    }
+}
+
+/// A node as the others see it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub name: String,
+    pub index: u8,
+    pub underlay: IpAddr,
+    /// None where it follows from the underlay address, as between podwire nodes.
+    pub vtep_mac: Option<String>,
+}
+
+impl Peer {
+    /// The first address of each of its pod ranges.
+    pub fn gateways(&self) -> [IpAddr; 2] {
+        gateways(self.index)
+    }
+
+    /// Its pod ranges.
+    pub fn pod_cidrs(&self) -> [String; 2] {
+        pod_cidrs(self.index)
+    }
+}
+
+fn gateways(index: u8) -> [IpAddr; 2] {
+    [Ipv4Addr::new(10, 244, index, 0).into(), Ipv6Addr::new(0xfd00, 0x244, index.into(), 0, 0, 0, 0, 0).into()]
+}
+
+/// The pod ranges of the node with this index.
+pub fn pod_cidrs(index: u8) -> [String; 2] {
+    let [v4, v6] = gateways(index);
+    [format!("{v4}/24"), format!("{v6}/64")]
+}
+
+/// A pod: a namespace with an `eth0` that some node has wired.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub name: String,
+    pub netns: Netns,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+}
+
+impl Pod {
+    /// Takes the pod as its node has wired it: the addresses are read from the device.
+    pub fn of(name: String, netns: Netns) -> Self {
+        let printed = netns.run("ip -json address show dev eth0 scope global");
+        let eth0: serde_json::Value = serde_json::from_str(&printed).expect("ip prints JSON");
+        let address = |family: &str| {
+            let infos = eth0[0]["addr_info"].as_array().into_iter().flatten();
+            let mut found = infos.filter(|i| i["family"] == family).filter_map(|i| i["local"].as_str());
+            found.next().unwrap_or_else(|| panic!("{name} has no {family} address: {printed}")).to_owned()
+        };
+        let (v4, v6) = (address("inet").parse().expect("IPv4"), address("inet6").parse().expect("IPv6"));
+        Self { name, netns, v4, v6 }
+    }
+
+    /// Its addresses of both families.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+
+    /// Its address of the same family as `other`.
+    pub fn address_like(&self, other: IpAddr) -> IpAddr {
+        if other.is_ipv4() { self.v4.into() } else { self.v6.into() }
+    }
+}

@@ -1,0 +1,30 @@
+//! Two podwire nodes and a plain kernel node in network namespaces, end to end.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod failover;
+mod hostile;
+mod path;
+mod reach;
+mod soak;
+mod wire_format;
+
+use harness::{Cluster, Options, Prefix, Wire, is_root};
+
+/// The cluster, or `None` (and a line that says so) where it cannot be built.
+fn cluster(wire: Wire, options: Options) -> Option<Cluster> {
+    is_root().then(|| Cluster::start(Prefix::fresh(), wire, options))
+}
+
+/// Panics unless each frame of each podwire node is in exactly one of its four places.
+#[track_caller]
+fn assert_ledgers_balance(cluster: &Cluster) {
+    for node in cluster.podwire_nodes() {
+        let figures = node.status().dataplane.figures.expect("the data plane runs");
+        assert!(!figures.workers.is_empty());
+        for worker in figures.workers {
+            assert!(worker.frames.total > 0 && worker.frames.is_balanced(), "{}: {worker:?}", node.host.name());
+        }
+    }
+}
