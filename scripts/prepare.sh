@@ -1,0 +1,49 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: what they need on a fresh Debian 12.
+
+# Debian packages: what compiling takes, and what nodes and pods in network namespaces are made of.
+needed=(
+    clang gcc make pkg-config libc6-dev linux-libc-dev libelf-dev zlib1g-dev
+    iproute2 iputils-ping iperf3 tcpdump ethtool traceroute util-linux
+)
+
+say() {
+    printf '\n== %s\n' "$*"
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
+# Installs those of the named Debian packages that are missing.
+install_packages() {
+    local package missing=()
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return 0
+    say "installing ${missing[*]}"
+    as_root apt-get update -q
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# Ends the script with code 2 unless there is a Rust toolchain that can build this crate.
+need_rust() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    [ -d "$HOME/.cargo/bin" ] && PATH=$PATH:$HOME/.cargo/bin
+    found=$(rustc --version 2>/dev/null | cut -d' ' -f2)
+    if ! command -v cargo >/dev/null ||
+        [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+        cat >&2 <<TEXT
+Rust $wanted or newer is needed${found:+; found $found}. Debian 12's own is too old. Install it by rustup:
+  apt-get install curl && curl -sSf https://sh.rustup.rs | sh -s -- -y
+and start again.
+TEXT
+        exit 2
+    fi
+}

@@ -1,0 +1,60 @@
+//! The program behind `scripts/demo`: builds a cluster of two podwire nodes and a plain kernel node in network
+//! namespaces, measures it, prints tables, and ends with code 0 only if every criterion is met.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod findings;
+mod measure;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::{fs, io};
+
+use clap::Parser;
+use harness::{Cluster, Options, Prefix, Wire, is_root};
+
+/// What the namespaces of the demonstration are called.
+const PREFIX: &str = "pwdemo";
+
+/// Shows pods of two podwire nodes and a plain kernel node talking.
+#[derive(Parser)]
+#[command(name = "scripts/demo")]
+struct Arguments {
+    /// Write what was found to this file too, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Leave the nodes up, and print how to enter them
+    #[arg(long)]
+    keep: bool,
+    /// Only remove nodes that were left up
+    #[arg(long, conflicts_with_all = ["json", "keep"])]
+    clean: bool,
+    /// Seconds of each throughput measurement
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    seconds: u32,
+}
+
+fn main() -> io::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    if !is_root() {
+        return Ok(ExitCode::FAILURE);
+    }
+    if arguments.clean {
+        Prefix::remove(PREFIX);
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("starting nodes a and b (podwire) and c (plain kernel VXLAN), two pods each");
+    let mut cluster = Cluster::start(Prefix::named(PREFIX), Wire::default(), Options::ADAPTIVE);
+    let findings = measure::measure(&mut cluster, arguments.seconds);
+    print!("{}", report::Report(&findings));
+    if let Some(file) = arguments.json {
+        fs::write(file, serde_json::to_string_pretty(&findings)? + "\n")?;
+    }
+    if arguments.keep {
+        cluster.keep();
+        print!("{}", report::Entrances(&cluster));
+    }
+    Ok(if findings.criteria.iter().all(|criterion| criterion.met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
