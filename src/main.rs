@@ -1,5 +1,7 @@
 use std::process::ExitCode;
 
+use podwire::control::dataplane::Dataplane;
+
 fn main() -> ExitCode {
-    podwire::cli::main(|_| Err("this build has no data plane".into()))
+    podwire::cli::main(Dataplane::engine)
 }

@@ -200,7 +200,7 @@ impl Daemon {
         }
         if now >= self.maintain_at {
             self.maintain_at = now + MAINTAIN;
-            self.node.lifecycle.maintain();
+            self.node.lifecycle.maintain(now);
         }
         let retry = self.node.lifecycle.next_try().is_some_and(|at| at <= now);
         if retry || now >= self.reconcile_at {

@@ -14,8 +14,9 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 pub trait Engine {
     /// Takes over a new desired state; what did not change is not touched.
     fn update(&mut self, view: &View) -> Result<(), Box<dyn Error>>;
-    /// Frees what the workers no longer read; wants to be called about every 100 ms.
-    fn maintain(&mut self);
+    /// Frees what the workers no longer read, and tells when they can no longer work; wants to be called about
+    /// every 100 ms.
+    fn maintain(&mut self) -> Result<(), Box<dyn Error>>;
     fn status(&self) -> DataplaneStatus;
     /// Hands over to the kernel path, ends the workers and gives their final figures.
     fn stop(self: Box<Self>) -> DataplaneStatus;
@@ -93,10 +94,14 @@ impl Lifecycle {
         matches!(self.state, State::Running { .. })
     }
 
-    /// Passes on the periodic call of [`Engine::maintain`].
-    pub fn maintain(&mut self) {
-        if let State::Running { engine, .. } = &mut self.state {
-            engine.maintain();
+    /// Passes on the periodic call of [`Engine::maintain`]. A data plane that cannot go on is stopped, and started
+    /// again after a delay.
+    pub fn maintain(&mut self, now: Instant) {
+        let State::Running { engine, settings, .. } = &mut self.state else { return };
+        if let Err(error) = engine.maintain() {
+            let wanted = Wanted::Running(settings.clone());
+            self.halt();
+            self.fail(&wanted, error.to_string(), now);
         }
     }
 
@@ -219,7 +224,9 @@ mod tests {
             if view.pods.len() == 3 { Err("three is too many".into()) } else { Ok(()) }
         }
 
-        fn maintain(&mut self) {}
+        fn maintain(&mut self) -> Result<(), Box<dyn Error>> {
+            if self.0 == 4 { Err("four is the end".into()) } else { Ok(()) }
+        }
 
         fn status(&self) -> DataplaneStatus {
             let worker = WorkerStatus {
@@ -298,6 +305,17 @@ mod tests {
         }
         life.drive(&running(2), &view(2), now);
         assert_eq!((life.report(now).reason, life.view()), (None, Some(&view(2))));
+    }
+
+    #[test]
+    fn a_data_plane_that_cannot_go_on_is_stopped_and_started_again_later() {
+        let (mut life, now) = (Lifecycle::new(start), Instant::now());
+        life.drive(&running(2), &view(4), now);
+        life.maintain(now);
+        assert_eq!(life.report(now).reason.as_deref(), Some("four is the end"));
+        assert_eq!(life.report(now).state, DataplaneState::Failed);
+        life.drive(&running(2), &view(1), now + FIRST_RETRY);
+        assert!(life.is_running());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod client;
 pub mod daemon;
+pub mod dataplane;
 pub mod lifecycle;
 pub mod runtime;
 pub mod view;

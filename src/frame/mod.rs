@@ -1,4 +1,4 @@
-//! Packet memory: one [`Region`] of equal chunks, and the [`Frame`] that is the only way to touch one.
+//! Packet memory: a [`Region`] of equal chunks for each worker, and the [`Frame`] that is the only way to touch one.
 //!
 //! Owned by the workers; made by control when the data plane starts. There is exactly one `Frame` per
 //! chunk, so holding it is the right to read and write the chunk. A frame is always in one of four places:
@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Invariants, cited by the SAFETY comments:
-//! 1. A region is mapped readable and writable for the life of the process: it is never unmapped.
+//! 1. A region is mapped readable and writable while any frame of it exists or a chunk is lent:
+//!    [`Region::unmap`] takes all of its frames.
 //! 2. At most one `Frame` exists for a chunk. While a chunk is lent to the kernel there is none: [`Region::lend`]
 //!    took the frame, and only [`Region::redeem`] makes it one again.
 //! 3. `head + len <= CHUNK_SIZE` for every frame, and `base` points at the first byte of its chunk.
@@ -146,6 +147,17 @@ mod tests {
     fn a_frame_is_sixteen_bytes() {
         assert_eq!(size_of::<Frame>(), 16);
         assert_eq!(size_of::<Option<Frame>>(), 16);
+    }
+
+    #[test]
+    fn a_region_is_unmapped_only_with_all_of_its_own_frames() {
+        let (region, mut pool) = Region::map(4).unwrap();
+        let (other, other_pool) = Region::map(4).unwrap();
+        let frame = pool.take().unwrap();
+        let mut pool = region.unmap(pool).unwrap_err();
+        pool.put(frame);
+        let other_pool = region.unmap(other_pool).unwrap_err();
+        assert!(region.unmap(pool).is_ok() && other.unmap(other_pool).is_ok());
     }
 
     proptest! {

@@ -31,11 +31,9 @@ impl Pool {
         self.free.is_empty()
     }
 
-    /// Takes `n` frames, or all there are, into a pool of their own.
-    #[must_use]
-    pub fn split(&mut self, n: usize) -> Self {
-        let at = self.free.len().saturating_sub(n);
-        Self { free: self.free.split_off(at) }
+    /// Whether `predicate` holds for every free frame.
+    pub fn all(&self, predicate: impl FnMut(&Frame) -> bool) -> bool {
+        self.free.iter().all(predicate)
     }
 
     /// Gives back all frames of another pool.

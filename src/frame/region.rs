@@ -3,6 +3,9 @@ use std::ptr::{self, NonNull};
 
 use super::{CHUNK_SIZE, Frame, HEADROOM, Pool};
 
+/// Bytes of a hugepage of the size that every x86-64 and most arm64 kernels have.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Why packet memory could not be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum RegionError {
@@ -12,7 +15,7 @@ pub enum RegionError {
     Map { bytes: usize, source: io::Error },
 }
 
-/// One mapping of equal chunks, never unmapped.
+/// One mapping of equal chunks.
 #[derive(Clone, Copy, Debug)]
 pub struct Region {
     base: NonNull<u8>,
@@ -30,7 +33,6 @@ impl Region {
     ///
     /// Hugepages are used when enough of them are free, ordinary pages otherwise.
     pub fn map(chunks: u32) -> Result<(Self, Pool), RegionError> {
-        const HUGE_PAGE: usize = 2 << 20;
         let too_large = RegionError::TooLarge { chunks };
         let Some(bytes) = (chunks as usize).checked_mul(CHUNK_SIZE).filter(|&bytes| bytes > 0) else {
             return Err(too_large);
@@ -43,8 +45,21 @@ impl Region {
             Err(_) => (map_anonymous(bytes, 0).map_err(|source| RegionError::Map { bytes, source })?, false),
         };
         let region = Self { base, chunks, huge };
+        debug_assert_eq!(region.mapped_bytes(), if huge { huge_bytes } else { bytes });
         let pool = Pool::new((0..chunks).rev().map(|chunk| region.frame(chunk)).collect());
         Ok((region, pool))
+    }
+
+    /// Unmaps the memory if `pool` holds every frame of it, or gives the pool back.
+    pub fn unmap(self, pool: Pool) -> Result<(), Pool> {
+        if pool.len() != self.chunks as usize || !pool.all(|frame| self.owns(frame)) {
+            return Err(pool);
+        }
+        drop(pool);
+        // SAFETY: this is the mapping made by `map`. All its frames were just dropped: by invariant 2 nothing
+        // can reach it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.mapped_bytes()) };
+        Ok(())
     }
 
     /// The mapping's first byte and its length in bytes, for registration with the kernel.
@@ -76,6 +91,15 @@ impl Region {
     /// the chunk back.
     pub unsafe fn redeem(&self, chunk: u32) -> Frame {
         self.frame(chunk)
+    }
+
+    fn owns(&self, frame: &Frame) -> bool {
+        frame.chunk < self.chunks && self.frame(frame.chunk).base == frame.base
+    }
+
+    fn mapped_bytes(&self) -> usize {
+        let bytes = self.chunks as usize * CHUNK_SIZE;
+        if self.huge { bytes.next_multiple_of(HUGE_PAGE) } else { bytes }
     }
 
     fn frame(&self, chunk: u32) -> Frame {

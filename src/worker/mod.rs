@@ -24,6 +24,7 @@ use crate::pipeline::Pipeline;
 use crate::port::{Hub, PodPort, Uplink, WirePort};
 use crate::shared::Heartbeat;
 
+pub use clock::now_ns;
 pub use inbox::{Inbox, Message};
 pub use sleep::Sleep;
 
@@ -107,7 +108,7 @@ impl Worker<Uplink, Hub> {
     #[must_use = "the worker owns packet memory"]
     pub fn run(mut self, around: &Surroundings) -> Self {
         core_affinity::set_for_current(around.core);
-        let mut pace = Pace::new(clock::now_ns());
+        let mut pace = Pace::new(now_ns());
         around.heartbeat.wake(pace.now_ns);
         loop {
             let busy = self.poll_once() > 0;
@@ -126,7 +127,7 @@ impl Worker<Uplink, Hub> {
     }
 
     fn look_at_clock(&mut self, around: &Surroundings, pace: &mut Pace, busy: bool) {
-        pace.now_ns = clock::now_ns();
+        pace.now_ns = now_ns();
         if pace.now_ns >= pace.beat_due_ns {
             pace.beat_due_ns = pace.now_ns + BEAT_NS;
             around.heartbeat.beat(pace.now_ns);
@@ -152,7 +153,7 @@ impl Worker<Uplink, Hub> {
         if !self.has_work() && around.inbox.is_empty() {
             around.sleep.until_woken();
         }
-        *pace = Pace { housekeeping_due_ns: pace.housekeeping_due_ns, ..Pace::new(clock::now_ns()) };
+        *pace = Pace { housekeeping_due_ns: pace.housekeeping_due_ns, ..Pace::new(now_ns()) };
         around.heartbeat.wake(pace.now_ns);
     }
 
