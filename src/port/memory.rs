@@ -18,6 +18,8 @@ pub struct MemoryWire {
     queued: Vec<Frame>,
     /// How many frames fit before a flush; 0 for any number.
     pub room: usize,
+    /// Whether the device takes nothing, so that there never is room.
+    pub stuck: bool,
     /// What was sent, if it is to be kept.
     pub sent: Option<Vec<Vec<u8>>>,
 }
@@ -52,7 +54,7 @@ impl WirePort for MemoryWire {
     }
 
     fn send(&mut self, frame: Frame) -> Result<(), Frame> {
-        if self.room != 0 && self.queued.len() == self.room {
+        if self.stuck || (self.room != 0 && self.queued.len() == self.room) {
             return Err(frame);
         }
         self.queued.push(frame);
@@ -85,6 +87,8 @@ pub struct MemoryPods {
     pub incoming: Vec<FromPod>,
     next: usize,
     queued: Vec<(Frame, LocalPod)>,
+    /// Whether the pods' devices are gone, so that nothing can be sent.
+    pub closed: bool,
     /// What was handed over, if it is to be kept.
     pub delivered: Option<Vec<(PodId, Vec<u8>)>>,
 }
@@ -116,6 +120,9 @@ impl PodPort for MemoryPods {
     }
 
     fn send(&mut self, frame: Frame, to: &LocalPod) -> Result<(), Frame> {
+        if self.closed {
+            return Err(frame);
+        }
         self.queued.push((frame, *to));
         Ok(())
     }
