@@ -1,5 +1,6 @@
 //! Malformed input: whatever comes, a packet is carried or dropped for a reason, and no frame is lost.
 
+use podwire::counters::Count::{PodRxPackets, PodTxPackets, WireRxPackets, WireTxPackets};
 use proptest::prelude::RngCore;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
@@ -88,7 +89,6 @@ fn a_million_random_and_mutated_frames_are_carried_or_dropped() {
         receiver.poll_once();
         sender.poll_once();
     }
-    use podwire::counters::Count::{PodRxPackets, PodTxPackets, WireRxPackets, WireTxPackets};
     let (got, lost) = (receiver.tally.count(WireRxPackets), receiver.tally.dropped());
     assert_eq!(receiver.tally.count(PodTxPackets) + lost, got, "{:?}", receiver.tally);
     assert!(receiver.tally.count(PodTxPackets) > 0 && lost > got / 2);

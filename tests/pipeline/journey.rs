@@ -2,7 +2,12 @@
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use podwire::counters::Count;
-use podwire::wire::{Ecn, Ipv4, Ipv6, Mac};
+use podwire::fib::{Fib, Publisher};
+use podwire::frame::Region;
+use podwire::pipeline::{Node, Pipeline};
+use podwire::port::memory::{MemoryPods, MemoryWire};
+use podwire::wire::{Ecn, Ipv4, Ipv6, Mac, Vni};
+use podwire::worker::Worker;
 
 use crate::world::*;
 
@@ -214,13 +219,6 @@ fn a_full_send_ring_is_flushed_and_used_again() {
 
 #[test]
 fn a_published_table_counts_from_the_next_burst_on() {
-    use podwire::fib::{Fib, Publisher};
-    use podwire::frame::Region;
-    use podwire::pipeline::{Node, Pipeline};
-    use podwire::port::memory::{MemoryPods, MemoryWire};
-    use podwire::wire::Vni;
-    use podwire::worker::Worker;
-
     let (_region, pool) = Region::map(FRAMES).unwrap();
     let mut publisher = Publisher::new(Fib::default());
     let node = Node { vtep: Underlay::V4.vtep(1), vtep_mac: Mac([2; 6]), port: PORT, vni: Vni::new(1).unwrap() };
