@@ -18,12 +18,12 @@ impl Sum {
     /// The sum of `bytes`; an odd last byte is padded with zero.
     #[inline]
     pub fn of(bytes: &[u8]) -> Self {
+        let (blocks, rest) = bytes.as_chunks();
         let mut lanes = Lanes::default();
-        let mut blocks = bytes.chunks_exact(BLOCK);
-        for block in blocks.by_ref() {
+        for block in blocks {
             lanes.add(block);
         }
-        lanes.total() + Self::of_short(blocks.remainder())
+        lanes.total() + Self::of_short(rest)
     }
 
     /// The sum of a header whose length the compiler knows.
@@ -33,20 +33,13 @@ impl Sum {
     }
 
     #[inline]
-    fn of_short(mut bytes: &[u8]) -> Self {
-        // A u64 holds the sum of 2^32 of these words without overflow; `bytes` has fewer.
-        let mut total = 0;
-        while let Some((word, tail)) = bytes.split_first_chunk() {
-            total += u64::from(u32::from_ne_bytes(*word));
-            bytes = tail;
-        }
-        if let Some((word, tail)) = bytes.split_first_chunk() {
-            total += u64::from(u16::from_ne_bytes(*word));
-            bytes = tail;
-        }
-        if let [last] = *bytes {
-            total += u64::from(u16::from_ne_bytes([last, 0]));
-        }
+    fn of_short(bytes: &[u8]) -> Self {
+        // Fewer than 2^32 words of 32 bits do not overflow a u64.
+        let (words, rest) = bytes.as_chunks();
+        let mut total: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+        let (halves, last) = rest.as_chunks();
+        total += halves.iter().map(|half| u64::from(u16::from_ne_bytes(*half))).sum::<u64>();
+        total += last.iter().map(|&byte| u64::from(u16::from_ne_bytes([byte, 0]))).sum::<u64>();
         Self(total)
     }
 
@@ -154,9 +147,9 @@ struct Lanes([u128; BLOCK / 8]);
 
 impl Lanes {
     #[inline]
-    fn add(&mut self, block: &[u8]) {
-        for (lane, word) in self.0.iter_mut().zip(block.chunks_exact(8)) {
-            *lane += u128::from(word.first_chunk().map_or(0, |&word| u64::from_ne_bytes(word)));
+    fn add(&mut self, block: &[u8; BLOCK]) {
+        for (lane, word) in self.0.iter_mut().zip(block.as_chunks().0) {
+            *lane += u128::from(u64::from_ne_bytes(*word));
         }
     }
 
@@ -171,15 +164,15 @@ impl Lanes {
 /// when `dst` is shorter.
 #[inline]
 pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> Option<Sum> {
-    let mut to = dst.get_mut(..src.len())?.chunks_exact_mut(BLOCK);
-    let mut from = src.chunks_exact(BLOCK);
+    let (to_blocks, to_rest) = dst.get_mut(..src.len())?.as_chunks_mut();
+    let (blocks, rest) = src.as_chunks();
     let mut lanes = Lanes::default();
-    for (to, from) in to.by_ref().zip(from.by_ref()) {
-        to.copy_from_slice(from);
+    for (to, from) in to_blocks.iter_mut().zip(blocks) {
+        *to = *from;
         lanes.add(from);
     }
-    to.into_remainder().copy_from_slice(from.remainder());
-    Some(lanes.total() + Sum::of_short(from.remainder()))
+    to_rest.copy_from_slice(rest);
+    Some(lanes.total() + Sum::of_short(rest))
 }
 
 /// The IPv4 pseudo header of TCP and UDP (RFC 9293 section 3.1); `l4_len` in bytes.
