@@ -19,6 +19,7 @@
 /* What the verdict asks for. */
 struct target {
 	const struct local_pod *local;	/* VERDICT_LOCAL: the receiver */
+	bool is6;			/* VERDICT_LOCAL */
 	__u16 pod;			/* VERDICT_CLAIMED: the sender's id */
 	__u32 hub;			/* VERDICT_CLAIMED: ifindex */
 };
@@ -127,6 +128,7 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 	enum verdict verdict;
 	struct remote *remote;
 
+	to->is6 = packet->is6;
 	to->local = local_by_dst(packet);
 	if (to->local) {
 		/* to itself: nothing that a pod's own stack lets out */
@@ -196,37 +198,49 @@ static __always_inline enum verdict judge_pod(struct __sk_buff *skb,
 	return route(skb, end, &packet, cfg, to);
 }
 
-/* Makes the frame one that the node has forwarded to the pod. One store for
- * both headers: it happens as a whole or not at all. Not by direct access: the
- * verifier would then copy the head of every cloned skb, claimed ones too.
+/* Takes one from the TTL, as ip_decrease_ttl() in include/net/ip.h: the sum over
+ * the header stays the same (RFC 1624), and with it that over the frame.
  */
-static __always_inline long forward_to(struct __sk_buff *skb,
-				       const struct local_pod *pod)
+static __always_inline long hop4(struct __sk_buff *skb)
 {
+	const __u32 at = ETH_HLEN + offsetof(struct iphdr, ttl);
 	struct {
-		struct ethhdr eth;
-		union {
-			struct iphdr ip4;
-			struct ipv6hdr ip6;
-		};
-	} __attribute__((packed)) head;
-	const __u32 len4 = ETH_HLEN + sizeof(head.ip4);
-	const __u32 len6 = ETH_HLEN + offsetof(struct ipv6hdr, saddr);
+		__u8 ttl;
+		__u8 protocol;
+		__u16 check;
+	} part;
 	__u32 check;
 
-	if (bpf_skb_load_bytes(skb, 0, &head, len4))
+	if (bpf_skb_load_bytes(skb, at, &part, sizeof(part)))
 		return -1;
-	__builtin_memcpy(&head.eth, pod->mac, 2 * ETH_ALEN);
-	if (head.eth.h_proto == bpf_htons(ETH_P_IPV6)) {
-		head.ip6.hop_limit--;
-		return bpf_skb_store_bytes(skb, 0, &head, len6,
-					   BPF_F_RECOMPUTE_CSUM);
-	}
-	/* as ip_decrease_ttl() in include/net/ip.h (RFC 1624) */
-	head.ip4.ttl--;
-	check = head.ip4.check + bpf_htons(0x0100);
-	head.ip4.check = check + (check >= 0xffff);
-	return bpf_skb_store_bytes(skb, 0, &head, len4, 0);
+	part.ttl--;
+	check = part.check + bpf_htons(0x0100);
+	part.check = check + (check >= 0xffff);
+	return bpf_skb_store_bytes(skb, at, &part, sizeof(part), 0);
+}
+
+static __always_inline long hop6(struct __sk_buff *skb)
+{
+	const __u32 at = ETH_HLEN + offsetof(struct ipv6hdr, hop_limit);
+	__u8 limit;
+
+	if (bpf_skb_load_bytes(skb, at, &limit, sizeof(limit)))
+		return -1;
+	limit--;
+	return bpf_skb_store_bytes(skb, at, &limit, sizeof(limit),
+				   BPF_F_RECOMPUTE_CSUM);
+}
+
+/* Makes the frame one that the node has forwarded to the pod. Not by direct
+ * access: the verifier would then copy the head of every cloned skb that the
+ * program sees, claimed ones too.
+ */
+static __always_inline long forward_to(struct __sk_buff *skb,
+				       const struct target *to)
+{
+	if (to->is6 ? hop6(skb) : hop4(skb))
+		return -1;
+	return bpf_skb_store_bytes(skb, 0, to->local->mac, 2 * ETH_ALEN, 0);
 }
 
 #endif

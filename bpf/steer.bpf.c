@@ -40,7 +40,7 @@ int pod_steer(struct __sk_buff *skb)
 		return bpf_redirect(to.hub, BPF_F_INGRESS);
 	case VERDICT_LOCAL:
 		/* only without memory: drop, as the kernel would */
-		if (!to.local || forward_to(skb, to.local))
+		if (!to.local || forward_to(skb, &to))
 			return TC_ACT_SHOT;
 		return bpf_redirect_peer(to.local->ifindex, 0);
 	case VERDICT_SPOOF_IP:

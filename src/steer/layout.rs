@@ -140,6 +140,14 @@ mod tests {
     }
 
     #[test]
+    fn the_shared_entries_hold_the_words_that_workers_count_on() {
+        let (size, words) = btf::layout("heartbeat");
+        assert_eq!((size, words["beat_ns"], words["asleep"], words["called_ns"]), (64, 0, 8, 16));
+        let (size, words) = btf::layout("credit");
+        assert_eq!((size, words["produced"], words["consumed"]), (64, 0, 8));
+    }
+
+    #[test]
     fn prefixes_lose_their_host_bits() {
         let key = prefix("10.244.2.9/24".parse().unwrap());
         check("lpm_key4", &key, &[("prefix_len", &24_u32.to_ne_bytes()), ("addr", &[10, 244, 2, 0])]);

@@ -1,0 +1,216 @@
+//! The programs at work on devices.
+
+use std::time::{Duration, Instant};
+
+use libbpf_rs::{Xdp, XdpFlags};
+use podwire::ids::WorkerId;
+use podwire::steer::{Program, Steer, SteerConfig, SteerError, Verdict, XdpChoice, XdpMode};
+
+use crate::lab::{Lab, Tapped};
+use crate::packets::*;
+use crate::rig::{MTU, config, is_root, now_ns, pod};
+
+/// A node with two pods, a hub and two workers that are alive. `pw1` and `pw2` are the pods' host ends; `eth1` is
+/// pod A's own end, in the node's namespace; pod B's is `eth2`, in one of its own.
+struct Node {
+    steer: Steer,
+    host: Lab,
+    pod_b: Lab,
+}
+
+impl Node {
+    fn new() -> Self {
+        let (host, pod_b) = (Lab::new(), Lab::new());
+        host.veth("pw1", "eth1");
+        host.veth("pw2", "eth2");
+        host.give("eth2", &pod_b);
+        host.veth("pwhub0", "pwhub1");
+        let mut steer = Steer::load(&SteerConfig { workers: 2, hub: host.ifindex("pwhub0"), ..config(V4) }).unwrap();
+        for (device, id, addresses, mac) in [("pw1", 1, POD_A, POD_A_MAC), ("pw2", 2, POD_B, POD_B_MAC)] {
+            let ifindex = host.ifindex(device);
+            for address in addresses {
+                steer.add_local(address, &pod(id, ifindex, mac)).unwrap();
+            }
+            host.within(|| steer.attach_pod(ifindex)).unwrap();
+        }
+        for range in REMOTE_RANGE {
+            steer.add_remote(range.parse().unwrap(), MTU).unwrap();
+        }
+        host.within(|| steer.attach_hub(host.ifindex("pwhub0"))).unwrap();
+        for worker in 0..2 {
+            steer.heartbeat(WorkerId(worker)).unwrap().beat(now_ns());
+        }
+        Self { steer, host, pod_b }
+    }
+
+    fn count(&self, verdict: Verdict) -> u64 {
+        let verdicts = self.steer.verdicts().unwrap();
+        verdicts.into_iter().find(|&(by, v, _)| by == Program::Pod && v == verdict).map_or(0, |(.., frames)| frames)
+    }
+
+    /// Waits until `verdict` has been counted `frames` times.
+    fn expect(&self, verdict: Verdict, frames: u64) {
+        let end = Instant::now() + Duration::from_secs(2);
+        while self.count(verdict) != frames && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(self.count(verdict), frames, "{verdict:?} in {:?}", self.steer.verdicts());
+    }
+}
+
+#[test]
+fn hands_each_pods_frames_to_its_worker_with_the_pods_id_and_to_nobody_else() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let rings = [0, 1].map(|_| node.host.socket("pwhub0", libc::ETH_P_ALL));
+    for ring in &rings {
+        ring.join(7, node.steer.fanout_fd());
+    }
+    // a protocol's own tap comes after tcx: it sees what the stack would see
+    let stack = node.host.socket("pwhub0", libc::ETH_P_IP);
+    let from_b = udp([POD_B_MAC, GATEWAY_MAC], [POD_B[V4], REMOTE_POD[V4]], [1, 2], b"from b");
+    node.host.socket("eth1", 0).send(&from_a(REMOTE_POD[V4], 9));
+    node.pod_b.socket("eth2", 0).send(&from_b);
+    assert_eq!(rings[1].receive(), Some(Tapped { vlan: Some(1), frame: from_a(REMOTE_POD[V4], 9) }));
+    assert_eq!(rings[0].receive(), Some(Tapped { vlan: Some(2), frame: from_b }));
+    assert_eq!(rings.map(|ring| ring.receive()), [None, None]);
+    assert_eq!(stack.receive(), None, "hub_drop lets nothing through");
+    node.expect(Verdict::Claimed, 2);
+}
+
+#[test]
+fn delivers_between_pods_of_a_node_and_drops_a_spoofers_frames() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let (sender, receiver) = (node.host.socket("eth1", 0), node.pod_b.socket("eth2", libc::ETH_P_ALL));
+    for family in FAMILIES {
+        let frame = from_a(POD_B[family], 9);
+        sender.send(&patched(frame.clone(), 6, &POD_B_MAC.0));
+        sender.send(&frame);
+        let got = receiver.receive().expect("the honest frame arrives");
+        assert_eq!(got.frame[..12], [POD_B_MAC.0, GATEWAY_MAC.0].concat());
+        let ttl = ETHERNET + [8, 7][family];
+        assert_eq!(got.frame[ttl], frame[ttl] - 1);
+        assert_eq!(receiver.receive(), None, "and no other");
+    }
+    node.expect(Verdict::Local, 2);
+    node.expect(Verdict::SpoofMac, 2);
+}
+
+#[test]
+fn judges_skbs_that_a_test_run_cannot_make() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let sender = node.host.socket("eth1", 0);
+    for family in FAMILIES {
+        for length in ETHERNET..ETHERNET + ip_header(family) {
+            sender.send(&from_a(REMOTE_POD[family], 0)[..length]);
+        }
+    }
+    node.expect(Verdict::Truncated, 20 + 40);
+    sender.send(&tagged(from_a(REMOTE_POD[V4], 0)));
+    node.expect(Verdict::Vlan, 1);
+    // headers outside the linear part
+    for (nth, range) in (1..).zip(REMOTE_RANGE) {
+        node.steer.add_remote(range.parse().unwrap(), 9000).unwrap();
+        node.host.socket("eth1", 0).send_paged(&from_a(REMOTE_POD[nth - 1], 6000), 14);
+        node.expect(Verdict::Claimed, u64::try_from(nth).unwrap());
+    }
+    node.expect(Verdict::Truncated, 20 + 40);
+}
+
+#[test]
+fn a_detached_pod_takes_the_kernel_path() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::new();
+    let (sender, pw1) = (node.host.socket("eth1", 0), node.host.ifindex("pw1"));
+    let stack = node.host.socket("pw1", libc::ETH_P_IP);
+    let frame = from_a(REMOTE_POD[V4], 9);
+    node.host.within(|| node.steer.attach_pod(pw1)).expect("attaching again replaces our own");
+    sender.send(&frame);
+    assert_eq!(stack.receive(), None);
+    node.expect(Verdict::Claimed, 1);
+    node.steer.detach_pod(pw1);
+    node.steer.detach_pod(pw1);
+    sender.send(&frame);
+    assert_eq!(stack.receive(), Some(Tapped { vlan: None, frame }));
+    node.expect(Verdict::Claimed, 1);
+    let missing = node.host.within(|| node.steer.attach_pod(podwire::ids::IfIndex(424_242))).unwrap_err();
+    assert!(missing.to_string().starts_with("cannot attach pod_steer to interface 424242"), "{missing}");
+}
+
+#[test]
+fn instances_in_two_namespaces_do_not_meet() {
+    if !is_root() {
+        return;
+    }
+    let mut nodes = [Node::new(), Node::new()];
+    for node in &mut nodes {
+        node.host.veth("uplink", "wire");
+        let mode = node.host.within(|| node.steer.attach_uplink(node.host.ifindex("uplink"), XdpChoice::Native));
+        assert_eq!(mode.unwrap(), XdpMode::Native);
+    }
+    nodes[0].host.socket("eth1", 0).send(&from_a(REMOTE_POD[V4], 9));
+    nodes[0].expect(Verdict::Claimed, 1);
+    assert_eq!(nodes[1].count(Verdict::Claimed), 0);
+}
+
+#[test]
+fn never_evicts_a_foreign_program() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.veth("uplink", "wire");
+    let uplink = lab.ifindex("uplink");
+    let foreign = Steer::load(&config(V4)).unwrap();
+    let mut steer = Steer::load(&config(V4)).unwrap();
+    let device = i32::try_from(uplink.0).unwrap();
+    for mode in [XdpFlags::DRV_MODE, XdpFlags::SKB_MODE] {
+        let mode = || XdpFlags::from_bits_truncate(mode.bits());
+        // attached as `ip link set … xdp` does, which a link could not be told from by its owner alone
+        let (attached, id) = lab.within(|| {
+            let xdp = Xdp::new(foreign.program_fd(Program::Nic));
+            (xdp.attach(device, mode()), xdp.query_id(device, mode()).unwrap())
+        });
+        attached.unwrap();
+        for choice in [XdpChoice::Native, XdpChoice::Generic, XdpChoice::Auto] {
+            let error = lab.within(|| steer.attach_uplink(uplink, choice)).unwrap_err();
+            assert!(matches!(error, SteerError::UplinkTaken { program, .. } if program == id), "{choice:?}: {error}");
+            assert!(error.to_string().contains(&format!("bpftool prog show id {id}")), "{error}");
+        }
+        lab.within(|| {
+            let xdp = Xdp::new(foreign.program_fd(Program::Nic));
+            assert_eq!(xdp.query_id(device, mode()).unwrap(), id, "it is still there");
+            xdp.detach(device, mode()).unwrap();
+        });
+        assert!(lab.within(|| steer.attach_uplink(uplink, XdpChoice::Auto)).is_ok(), "once it has gone");
+        steer = Steer::load(&config(V4)).unwrap();
+    }
+}
+
+#[test]
+fn takes_generic_xdp_where_the_driver_has_no_native() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    let lo = lab.ifindex("lo");
+    let mut steer = Steer::load(&config(V4)).unwrap();
+    let error = lab.within(|| steer.attach_uplink(lo, XdpChoice::Native)).unwrap_err();
+    assert!(error.to_string().contains("(native XDP)"), "{error}");
+    assert_eq!(lab.within(|| steer.attach_uplink(lo, XdpChoice::Auto)).unwrap(), XdpMode::Generic);
+    let again = lab.within(|| steer.attach_uplink(lo, XdpChoice::Generic));
+    assert_eq!(again.unwrap(), XdpMode::Generic, "our own attachment is replaced");
+    drop(steer);
+    let mut next = Steer::load(&config(V4)).unwrap();
+    assert!(lab.within(|| next.attach_uplink(lo, XdpChoice::Auto)).is_ok(), "nothing stays behind");
+}

@@ -1,0 +1,12 @@
+//! The steering programs as the kernel runs them: decided by test runs with a socket in the map, and seen at work
+//! in network namespaces of their own.
+//!
+//! Without root each test prints `skipped: needs root` and does nothing.
+
+mod lab;
+mod live;
+mod nic;
+mod noise;
+mod packets;
+mod pod;
+mod rig;

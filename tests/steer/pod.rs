@@ -1,0 +1,240 @@
+//! What `pod_steer` decides, and what it makes of a frame for a pod of the same node.
+
+use etherparse::Ipv4Header;
+use podwire::ids::PodId;
+use podwire::steer::{SteerConfig, Verdict};
+use podwire::wire::Mac;
+
+use crate::packets::*;
+use crate::rig::{MTU, POD_B_IFINDEX, Rig, STALE_NS, config, is_root, now_ns, pod};
+
+type Row = (&'static str, Vec<u8>, Verdict);
+
+const MACS: [Mac; 2] = [POD_A_MAC, GATEWAY_MAC];
+
+fn check(rig: &Rig, what: &str, rows: Vec<Row>) {
+    for (name, frame, expected) in rows {
+        assert_eq!(rig.pod(&frame), expected, "{what}: {name}");
+    }
+}
+
+/// Rows that hold for any destination that the fast path knows; `fast` is the verdict of a good frame.
+fn rows(family: usize, to: std::net::IpAddr, fast: Verdict) -> Vec<Row> {
+    let frame = || from_a(to, 64);
+    let ends = [POD_A[family], to];
+    let fitting = usize::from(MTU) - ip_header(family) - 8;
+    vec![
+        ("UDP", frame(), fast),
+        ("TCP", tcp(MACS, ends, &[0; 100]), fast),
+        ("ICMP", echo(MACS, ends), fast),
+        ("SCTP", sctp(MACS, ends), Verdict::Protocol),
+        ("as large as the MTU", from_a(to, fitting), fast),
+        ("larger than the MTU", from_a(to, fitting + 1), Verdict::TooBig),
+        ("another pod's address", udp(MACS, [POD_B[family], to], [1, 2], &[]), Verdict::SpoofIp),
+        ("a remote pod's address", udp(MACS, [REMOTE_POD[family], to], [1, 2], &[]), Verdict::SpoofIp),
+        ("spoofed fragment", fragment(udp(MACS, [NO_POD[family], to], [1, 2], &[]), family), Verdict::SpoofIp),
+        ("another pod's MAC", patched(frame(), 6, &POD_B_MAC.0), Verdict::SpoofMac),
+        ("VLAN-tagged", tagged(frame()), Verdict::Vlan),
+        ("ARP", patched(frame(), 12, &[0x08, 0x06]), Verdict::NotIp),
+        ("options", with_options(frame(), family), Verdict::Options),
+        ("fragment", fragment(frame(), family), Verdict::Fragment),
+        ("TTL 1", with_ttl(frame(), family, 1), Verdict::Ttl),
+        ("TTL 0", with_ttl(frame(), family, 0), Verdict::Ttl),
+        ("version", patched(frame(), ETHERNET, &[0x25]), Verdict::Malformed),
+        ("shorter than it says", frame()[..frame().len() - 1].to_vec(), Verdict::Malformed),
+        ("longer than it says", [frame(), vec![0]].concat(), Verdict::Malformed),
+    ]
+}
+
+#[test]
+fn steers_plain_packets_and_leaves_or_drops_every_other() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    for family in FAMILIES {
+        check(&rig, &format!("remote, family {family}"), rows(family, REMOTE_POD[family], Verdict::Claimed));
+        check(&rig, &format!("local, family {family}"), rows(family, POD_B[family], Verdict::Local));
+        let to = |to| from_a(to, 10);
+        let rows = vec![
+            ("unknown pod", to(NO_POD[family]), Verdict::UnknownDestination),
+            ("itself", to(POD_A[family]), Verdict::UnknownDestination),
+            ("node", to(VTEP[family]), Verdict::UnknownDestination),
+        ];
+        check(&rig, &format!("elsewhere, family {family}"), rows);
+    }
+}
+
+#[test]
+fn leaves_what_is_not_unicast_to_the_kernel() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    // even a route for everything must not catch them
+    rig.steer.add_remote("0.0.0.0/0".parse().unwrap(), MTU).unwrap();
+    rig.steer.add_remote("::/0".parse().unwrap(), MTU).unwrap();
+    let odd = ["224.0.0.1", "239.1.1.1", "255.255.255.255", "169.254.1.1", "127.0.0.1", "0.0.0.0", "240.0.0.1"];
+    for to in odd.into_iter().chain(["ff02::1", "ff0e::1", "fe80::1", "febf::1", "::1", "::"]) {
+        assert_eq!(rig.pod(&from_a(to.parse().unwrap(), 10)), Verdict::NotUnicast, "{to}");
+    }
+    for to in ["223.255.255.255", "169.253.1.1", "1.0.0.1", "fec0::1", "::2", "::1:0:1", "fe00::1"] {
+        assert_eq!(rig.pod(&from_a(to.parse().unwrap(), 10)), Verdict::Claimed, "{to}");
+    }
+    for from in ["fe80::1", "::"] {
+        let frame = udp(MACS, [from.parse().unwrap(), REMOTE_POD[V6]], [1, 2], &[]);
+        assert_eq!(rig.pod(&frame), Verdict::NotUnicast, "neighbour discovery from {from}");
+    }
+}
+
+#[test]
+fn leaves_frames_truncated_after_their_ip_header_to_the_kernel() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    for family in FAMILIES {
+        let whole = from_a(REMOTE_POD[family], 20);
+        // a test run refuses less than an IP header: live.rs sends that
+        for length in ETHERNET + ip_header(family)..whole.len() {
+            assert_eq!(rig.pod(&whole[..length]), Verdict::Malformed, "cut to {length}");
+        }
+    }
+}
+
+#[test]
+fn judges_super_packets_by_their_segments() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    for family in FAMILIES {
+        let segment = u32::from(MTU) - u32::try_from(ip_header(family)).unwrap() - 20;
+        for (to, fast) in [(REMOTE_POD[family], Verdict::Claimed), (POD_B[family], Verdict::Local)] {
+            let ends = [POD_A[family], to];
+            let bulk = tcp(MACS, ends, &[7; 2800]);
+            assert_eq!(rig.pod(&bulk), Verdict::TooBig, "one large packet");
+            assert_eq!(rig.pod_gso(&bulk, segment).0, fast, "segments as large as the MTU");
+            assert_eq!(rig.pod_gso(&bulk, segment + 1).0, Verdict::TooBig, "segments larger than the MTU");
+            let datagrams = udp(MACS, ends, [1, 2], &[7; 2800]);
+            assert_eq!(rig.pod_gso(&datagrams, 1000).0, Verdict::Protocol, "UDP segmentation");
+            let data_offset = ETHERNET + ip_header(family) + 12;
+            let options = patched(bulk, data_offset, &[0x80]);
+            assert_eq!(rig.pod_gso(&options, segment).0, Verdict::TooBig, "TCP options count");
+            assert_eq!(rig.pod_gso(&options, segment - 12).0, fast);
+        }
+        let cut = sctp(MACS, [POD_A[family], REMOTE_POD[family]]);
+        let cut = patched(cut, ETHERNET + [9, 6][family], &[6]);
+        assert_eq!(rig.pod_gso(&cut, 1000).0, Verdict::Truncated, "no whole TCP header");
+    }
+}
+
+#[test]
+fn forwards_to_a_local_pod_as_a_router_would() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    for family in FAMILIES {
+        for ttl in [2, 64, 255] {
+            // the sum of the IPv4 header runs through both ends of its range
+            for id in [0_u16, 1, 0x5555, 0xfffe, 0xffff] {
+                let mut before = with_ttl(from_a(POD_B[family], 30), family, ttl);
+                if family == V4 {
+                    before = with_checksum(patched(before, ETHERNET + 4, &id.to_be_bytes()));
+                }
+                let (verdict, after) = rig.pod_gso(&before, 0);
+                assert_eq!(verdict, Verdict::Local);
+                assert_eq!(after[..12], [POD_B_MAC.0, GATEWAY_MAC.0].concat());
+                let mut expected = with_ttl(before, family, ttl - 1);
+                if family == V4 {
+                    expected = with_checksum(expected);
+                }
+                assert_eq!(after[12..], expected[12..], "family {family}, TTL {ttl}, id {id}");
+            }
+        }
+    }
+}
+
+/// `frame` with a right IPv4 header checksum.
+fn with_checksum(frame: Vec<u8>) -> Vec<u8> {
+    let (header, _) = Ipv4Header::from_slice(&frame[ETHERNET..]).unwrap();
+    let checksum = header.calc_header_checksum();
+    patched(frame, ETHERNET + 10, &checksum.to_be_bytes())
+}
+
+#[test]
+fn uses_the_mtu_of_each_remote_prefix() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    rig.steer.add_remote("10.244.2.0/28".parse().unwrap(), 1000).unwrap();
+    let frame = from_a(REMOTE_POD[V4], 1000);
+    assert_eq!(rig.pod(&frame), Verdict::TooBig, "the longest prefix wins");
+    rig.steer.remove_remote("10.244.2.0/28".parse().unwrap()).unwrap();
+    rig.steer.remove_remote("10.244.2.0/28".parse().unwrap()).expect("removing twice is no error");
+    assert_eq!(rig.pod(&frame), Verdict::Claimed);
+    rig.steer.remove_remote(REMOTE_RANGE[V4].parse().unwrap()).unwrap();
+    assert_eq!(rig.pod(&frame), Verdict::UnknownDestination);
+}
+
+#[test]
+fn leaves_remote_pods_to_the_kernel_while_the_worker_is_not_fresh() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    let (remote, local) = (from_a(REMOTE_POD[V4], 10), from_a(POD_B[V4], 10));
+    rig.heartbeat.beat(now_ns() - STALE_NS - 1);
+    assert_eq!(rig.pod(&remote), Verdict::Stale);
+    assert_eq!(rig.pod(&local), Verdict::Local, "no worker is needed on the same node");
+    rig.heartbeat.sleep();
+    assert_eq!(rig.pod(&remote), Verdict::Claimed, "a sleeper is called");
+    rig.heartbeat.wake(now_ns());
+    assert_eq!(rig.pod(&remote), Verdict::Claimed);
+    // pod 1 belongs to worker 1 of 2, which does not run
+    rig.steer.set_config(&SteerConfig { workers: 2, ..config(V4) }).unwrap();
+    assert_eq!(rig.pod(&remote), Verdict::Stale);
+    rig.steer.set_config(&SteerConfig { workers: 0, ..config(V4) }).unwrap();
+    assert_eq!(rig.pod(&remote), Verdict::Stale, "no workers at all");
+}
+
+#[test]
+fn refuses_a_pod_that_is_at_its_quota_and_no_other() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    rig.steer.set_config(&SteerConfig { quota: 3, ..config(V4) }).unwrap();
+    let credits = rig.steer.credits();
+    let a = PodId::new(1).unwrap();
+    let frame = from_a(REMOTE_POD[V4], 10);
+    for in_flight in 1..=3 {
+        assert_eq!(rig.pod(&frame), Verdict::Claimed);
+        assert_eq!(credits.in_flight(a), in_flight);
+    }
+    assert_eq!(rig.pod(&frame), Verdict::Quota);
+    assert_eq!(credits.in_flight(a), 3, "a refused frame is not in flight");
+    assert_eq!(rig.pod(&from_a(POD_B[V4], 10)), Verdict::Local, "the quota is on the way to the worker");
+    credits.consume(a, 1);
+    assert_eq!(rig.pod(&frame), Verdict::Claimed);
+    assert_eq!(rig.pod(&frame), Verdict::Quota);
+    credits.resync(a);
+    assert_eq!(rig.pod(&frame), Verdict::Claimed);
+    assert_eq!(credits.in_flight(a), 1);
+    // the same device, now another pod
+    rig.steer.add_local(POD_A[V4], &pod(4094, crate::rig::POD_A_IFINDEX, POD_A_MAC)).unwrap();
+    assert_eq!(rig.pod(&frame), Verdict::Claimed);
+    assert_eq!(credits.in_flight(PodId::new(4094).unwrap()), 1);
+}
+
+#[test]
+fn a_frame_on_another_pods_device_is_spoofed() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    rig.steer.add_local(POD_A[V4], &pod(1, POD_B_IFINDEX, POD_A_MAC)).unwrap();
+    assert_eq!(rig.pod(&from_a(REMOTE_POD[V4], 10)), Verdict::SpoofIp);
+}

@@ -1,0 +1,196 @@
+//! Loaded programs with a node around them, and test runs of single frames (`BPF_PROG_TEST_RUN`).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libbpf_rs::libbpf_sys;
+use podwire::fib::LocalPod;
+use podwire::ids::{IfIndex, PodId, QueueId, WorkerId};
+use podwire::shared::Heartbeat;
+use podwire::steer::{Outcome, Program, Steer, SteerConfig, Verdict};
+use podwire::wire::{Mac, Vni};
+
+use crate::packets::{GATEWAY_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC};
+
+pub const MTU: u16 = 1450;
+pub const QUOTA: u64 = 1 << 40;
+pub const STALE_NS: u64 = 10_000_000_000;
+/// Test runs come from the loopback device unless told otherwise.
+pub const POD_A_IFINDEX: IfIndex = IfIndex(1);
+pub const POD_B_IFINDEX: IfIndex = IfIndex(999_999);
+
+/// Whether tests of the kernel can run; says so when they cannot.
+pub fn is_root() -> bool {
+    // SAFETY: takes and touches nothing.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
+pub fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is ours to write.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) }, 0);
+    u64::try_from(time.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap()
+}
+
+pub fn config(family: usize) -> SteerConfig {
+    SteerConfig {
+        vtep: VTEP[family],
+        vtep_mac: VTEP_MAC,
+        port: 8472,
+        vni: Vni::new(1).unwrap(),
+        max_frame: 2048,
+        pod_mtu: u32::from(MTU),
+        workers: 1,
+        stale_ns: STALE_NS,
+        quota: QUOTA,
+        hub: IfIndex(1),
+    }
+}
+
+pub fn pod(id: u16, ifindex: IfIndex, mac: Mac) -> LocalPod {
+    LocalPod { id: PodId::new(id).unwrap(), ifindex, mac, gateway_mac: GATEWAY_MAC }
+}
+
+/// Programs of a node with pods A and B, one remote range for each family, and one worker with a socket on queue 0.
+pub struct Rig {
+    pub steer: Steer,
+    pub heartbeat: Heartbeat,
+    socket: Option<OwnedFd>,
+}
+
+/// What came out of a test run.
+pub struct Ran {
+    pub code: i32,
+    pub frame: Vec<u8>,
+}
+
+impl Rig {
+    pub fn new(underlay: usize) -> Self {
+        let steer = Steer::load(&config(underlay)).unwrap();
+        for family in 0..2 {
+            steer.add_local(POD_A[family], &pod(1, POD_A_IFINDEX, POD_A_MAC)).unwrap();
+            steer.add_local(POD_B[family], &pod(2, POD_B_IFINDEX, POD_B_MAC)).unwrap();
+            steer.add_remote(REMOTE_RANGE[family].parse().unwrap(), MTU).unwrap();
+        }
+        let heartbeat = steer.heartbeat(WorkerId(0)).unwrap();
+        heartbeat.beat(now_ns());
+        let mut rig = Self { steer, heartbeat, socket: None };
+        rig.register_socket(WorkerId(0));
+        rig
+    }
+
+    /// Puts a new socket of `worker` on queue 0, where test runs arrive.
+    pub fn register_socket(&mut self, worker: WorkerId) {
+        let socket = xdp_socket().unwrap();
+        self.steer.register_queue(QueueId(0), worker, socket.as_fd()).unwrap();
+        self.socket = Some(socket);
+    }
+
+    pub fn close_socket(&mut self) {
+        self.socket = None;
+    }
+
+    pub fn counts(&self) -> Vec<u64> {
+        self.steer.verdicts().unwrap().into_iter().map(|(_, _, frames)| frames).collect()
+    }
+
+    /// Runs one frame and says which verdict was counted, having checked that it was one.
+    pub fn judge(&self, program: Program, frame: &[u8], gso_size: u32) -> (Verdict, Ran) {
+        let before = self.counts();
+        let ran = run(self.steer.program_fd(program), program, frame, gso_size).unwrap();
+        let after = self.steer.verdicts().unwrap();
+        let mut counted = after.iter().zip(before).filter(|((.., now), then)| now != then);
+        let (&(by, verdict, now), then) = counted.next().expect("every frame has a verdict");
+        assert!(counted.next().is_none() && now == then + 1 && by == program, "one verdict a frame");
+        (verdict, ran)
+    }
+
+    pub fn nic(&self, frame: &[u8]) -> Verdict {
+        const XDP_PASS: i32 = 2;
+        const XDP_REDIRECT: i32 = 4;
+        let (verdict, ran) = self.judge(Program::Nic, frame, 0);
+        assert_eq!(ran.code, if verdict == Verdict::Claimed { XDP_REDIRECT } else { XDP_PASS });
+        assert_eq!(ran.frame, frame, "nic_steer changes nothing");
+        verdict
+    }
+
+    pub fn pod(&self, frame: &[u8]) -> Verdict {
+        self.pod_gso(frame, 0).0
+    }
+
+    pub fn pod_gso(&self, frame: &[u8], gso_size: u32) -> (Verdict, Vec<u8>) {
+        const TCX_NEXT: i32 = -1;
+        const TCX_DROP: i32 = 2;
+        const TCX_REDIRECT: i32 = 7;
+        let (verdict, ran) = self.judge(Program::Pod, frame, gso_size);
+        let code = match verdict.outcome() {
+            Outcome::Fast => TCX_REDIRECT,
+            Outcome::Kernel => TCX_NEXT,
+            Outcome::Dropped => TCX_DROP,
+        };
+        assert_eq!(ran.code, code, "{verdict:?}");
+        if verdict != Verdict::Local {
+            assert_eq!(ran.frame, frame, "only a frame for a local pod is changed");
+        }
+        (verdict, ran.frame)
+    }
+}
+
+/// An AF_XDP socket with a receive ring, which is all that an XSKMAP asks for (net/xdp/xskmap.c).
+fn xdp_socket() -> io::Result<OwnedFd> {
+    // SAFETY: touches no memory of ours.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call made this descriptor for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let entries: u32 = 64;
+    // SAFETY: the option is four bytes, read from `entries`.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_XDP, libc::XDP_RX_RING, (&raw const entries).cast(), 4)
+    };
+    if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The fields of `struct __sk_buff` that a test run takes, at their offsets (include/uapi/linux/bpf.h).
+fn sk_buff(gso_size: u32) -> [u8; 184] {
+    const GSO_SEGS: usize = 164;
+    const GSO_SIZE: usize = 176;
+    let mut context = [0; 184];
+    if gso_size != 0 {
+        context[GSO_SEGS..GSO_SEGS + 4].copy_from_slice(&2_u32.to_ne_bytes());
+        context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&gso_size.to_ne_bytes());
+    }
+    context
+}
+
+/// Runs `frame` through a program once.
+pub fn run(fd: BorrowedFd<'_>, program: Program, frame: &[u8], gso_size: u32) -> io::Result<Ran> {
+    let mut out = vec![0; frame.len()];
+    let context = sk_buff(gso_size);
+    let length = u32::try_from(frame.len()).unwrap();
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: length,
+        data_out: out.as_mut_ptr().cast(),
+        data_size_out: length,
+        ..Default::default()
+    };
+    if program == Program::Pod {
+        options.ctx_in = context.as_ptr().cast();
+        options.ctx_size_in = 184;
+    }
+    // SAFETY: every pointer is to memory of the length given with it, alive through the call.
+    let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(fd.as_raw_fd(), &raw mut options) };
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    out.truncate(usize::try_from(options.data_size_out).unwrap());
+    Ok(Ran { code: options.retval.cast_signed(), frame: out })
+}
