@@ -1,0 +1,170 @@
+//! A node to try the binary on: a network namespace, an uplink, a configuration, a daemon.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio, id};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{BINARY, CONFIG, podwire, stderr, stdout};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A node whose uplink's far end is nobody's. Dropping it removes all of it.
+pub struct Node {
+    netns: String,
+    pods: Vec<String>,
+    dir: TempDir,
+    daemon: Option<Child>,
+}
+
+fn sh(command: &str) {
+    let output = Command::new("sh").args(["-ec", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", stderr(&output));
+}
+
+impl Node {
+    /// A node whose daemon answers.
+    pub fn start() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let netns = format!("pwcli{}-{}", id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut node = Self { netns, pods: Vec::new(), dir: tempfile::tempdir().unwrap(), daemon: None };
+        let ns = &node.netns;
+        sh(&format!("ip netns add {ns}; ip -n {ns} link add eth0 type veth peer name far0"));
+        sh(&format!("for dev in lo eth0 far0; do ip -n {ns} link set $dev up; done"));
+        sh(&format!("ip -n {ns} addr add 192.168.1.2/24 dev eth0"));
+        node.configure(CONFIG);
+        node.run();
+        node
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("podwire.toml")
+    }
+
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.runtime_dir().join("control.sock")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Replaces the configuration file in one step.
+    pub fn configure(&self, text: &str) {
+        let aside = self.dir.path().join("new");
+        fs::write(&aside, text).unwrap();
+        fs::rename(aside, self.config()).unwrap();
+    }
+
+    pub fn daemon_command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.netns)).args([BINARY, "run"]);
+        command.arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir());
+        command
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn run(&mut self) {
+        let log = OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        self.daemon = Some(self.daemon_command().stderr(log).stdin(Stdio::null()).spawn().unwrap());
+        self.wait_for("the daemon answers", |node| node.ask(&["status"]).status.success());
+    }
+
+    pub fn signal(&self, signal: &str) {
+        sh(&format!("kill -{signal} {}", self.daemon.as_ref().unwrap().id()));
+    }
+
+    /// Ends the daemon by a signal.
+    pub fn stop(&mut self, signal: &str) -> ExitStatus {
+        self.signal(signal);
+        self.daemon.take().unwrap().wait().unwrap()
+    }
+
+    /// Asks the daemon by the command line.
+    pub fn ask(&self, args: &[&str]) -> Output {
+        let dir = self.runtime_dir();
+        podwire(&[args, &["--runtime-dir", dir.to_str().unwrap()]].concat())
+    }
+
+    /// Asks the daemon and expects an answer.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let output = self.ask(&[args, &["--output", "json"]].concat());
+        assert!(output.status.success(), "{args:?}: {}\n{}", stderr(&output), self.log());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Makes a namespace for a pod and gives its path.
+    pub fn pod_netns(&mut self, name: &str) -> String {
+        let netns = format!("{}-{name}", self.netns);
+        sh(&format!("ip netns add {netns}; ip -n {netns} link set lo up"));
+        self.pods.push(netns.clone());
+        format!("/run/netns/{netns}")
+    }
+
+    /// Removes a pod's namespace behind the daemon's back.
+    pub fn remove_pod_netns(&mut self, name: &str) {
+        sh(&format!("ip netns del {}-{name}", self.netns));
+        self.pods.retain(|pod| !pod.ends_with(&format!("-{name}")));
+    }
+
+    /// Attaches a new pod with addresses of the daemon's choice.
+    pub fn attach(&mut self, name: &str) -> Value {
+        let path = self.pod_netns(name);
+        self.json(&["pods", "attach", "--netns", &path, "--ifname", "eth0", "--name", name])
+    }
+
+    /// The standard output of a command in the node's namespace.
+    pub fn inside(&self, command: &str) -> String {
+        let netns = format!("--net=/run/netns/{}", self.netns);
+        stdout(&Command::new("nsenter").args([&netns, "sh", "-c", command]).output().unwrap())
+    }
+
+    /// Whether an address answers the node at the first packet.
+    pub fn can_ping(&self, address: &str) -> bool {
+        self.inside(&format!("ping -c1 -W2 -n {address} >/dev/null && echo yes")) == "yes\n"
+    }
+
+    pub fn wait_for(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < end, "never: {what}\n{}", self.log());
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Sends bytes to the control socket, closes the sending side, and gives the answer.
+    pub fn throw(&self, bytes: &[u8]) -> String {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        for netns in self.pods.iter().chain([&self.netns]) {
+            let _ = Command::new("ip").args(["netns", "del", netns]).status();
+        }
+    }
+}
