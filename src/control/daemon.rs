@@ -14,7 +14,7 @@ use tokio::time::sleep_until;
 use super::kernel::{Kernel, KernelError};
 use super::lifecycle::Starter;
 use super::netlink::{Monitor, News};
-use super::node::{Node, ReloadError};
+use super::node::{ConfigFile, Node, ReloadError};
 use super::runtime::{RuntimeDir, RuntimeError};
 use super::server::{Call, Server, ServerError};
 use super::store::{Store, StoreError};
@@ -56,10 +56,11 @@ pub enum DaemonError {
 
 /// Runs the daemon in the calling thread's network namespace until it is told to stop.
 pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), DaemonError> {
-    let config = std::path::absolute(config)?;
+    let path = std::path::absolute(config)?;
+    let config = ConfigFile::open(&path)?;
     let dir = RuntimeDir::claim(runtime_dir)?;
     let (store, torn) = Store::open(&dir.pods())?;
-    let mut node = Node::new(&config, Kernel::new()?, store, start)?;
+    let mut node = Node::new(config, Kernel::new()?, store, start);
     if let Some(error) = torn {
         tracing::error!("{error}");
         node.notice(error.to_string());
@@ -67,8 +68,8 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Server::bind(&dir.socket())?;
-        let events = Events::new(&config, server)?;
-        tracing::info!(config = %config.display(), runtime_dir = %runtime_dir.display(), "podwire starts");
+        let events = Events::new(&path, server)?;
+        tracing::info!(config = %path.display(), runtime_dir = %runtime_dir.display(), "podwire starts");
         Daemon::new(node).run(events).await;
         Ok(())
     })
@@ -173,7 +174,9 @@ impl Daemon {
             match events.next(self.deadline()).await {
                 Event::Stop => break,
                 Event::News => self.reconcile_by(NEWS_DEBOUNCE),
-                Event::ConfigTouched => self.reload_at = Some(Instant::now() + FILE_DEBOUNCE),
+                Event::ConfigTouched => {
+                    self.reload_at.get_or_insert(Instant::now() + FILE_DEBOUNCE);
+                }
                 Event::Reload => self.node.reload(Instant::now()),
                 Event::Call(call) => {
                     let (request, tell) = *call;

@@ -94,6 +94,11 @@ impl Lifecycle {
         matches!(self.state, State::Running { .. })
     }
 
+    /// Whether a running data plane did not take over the last change.
+    pub fn has_fault(&self) -> bool {
+        matches!(self.state, State::Running { fault: Some(_), .. })
+    }
+
     /// Passes on the periodic call of [`Engine::maintain`]. A data plane that cannot go on is stopped, and started
     /// again after a delay.
     pub fn maintain(&mut self, now: Instant) {

@@ -64,13 +64,19 @@ pub enum ReloadError {
     PodOutside(String, std::net::IpAddr),
 }
 
-impl Node {
-    /// Reads the configuration. The kernel is not touched before [`Node::reconcile`].
-    pub fn new(path: &Path, kernel: Kernel, store: Store, start: Starter) -> Result<Self, ReloadError> {
+impl ConfigFile {
+    /// Reads and validates a file: the first generation.
+    pub fn open(path: &Path) -> Result<(Self, Config), ReloadError> {
         let text = read(path)?;
         let config = Config::parse(&text)?;
-        let file = ConfigFile { path: path.to_owned(), generation: 1, last_error: None, text };
-        Ok(Self {
+        Ok((Self { path: path.to_owned(), generation: 1, last_error: None, text }, config))
+    }
+}
+
+impl Node {
+    /// A node that is not yet as its configuration wants it: see [`Node::reconcile`].
+    pub fn new((file, config): (ConfigFile, Config), kernel: Kernel, store: Store, start: Starter) -> Self {
+        Self {
             started: Instant::now(),
             file,
             config,
@@ -79,7 +85,7 @@ impl Node {
             lifecycle: Lifecycle::new(start),
             observed: Observed::default(),
             notices: Vec::new(),
-        })
+        }
     }
 
     /// Adds what `status` is to show among the problems from now on.
@@ -183,9 +189,10 @@ impl Node {
         }
     }
 
-    /// Whether something is expected to become better without a notification.
+    /// Whether all is as wanted. If not, it may become so without a notification.
     pub fn is_settled(&self) -> bool {
-        self.observed.problems.is_empty() && self.observed.hops.values().all(Result::is_ok)
+        let Observed { problems, hops, .. } = &self.observed;
+        problems.is_empty() && hops.values().all(Result::is_ok) && !self.lifecycle.has_fault()
     }
 
     /// All that is wrong now.
