@@ -23,7 +23,7 @@ name = "node-a"
 uplink = "eth0"
 pod_cidrs = ["10.244.1.0/24", "fd00:244:1::/64"]
 [cluster]
-pod_cidrs = ["10.244.0.0/16", "fd00:244::/48"]
+pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]
 [dataplane]
 mode = "kernel"
 [[peers]]

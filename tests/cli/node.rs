@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::{BINARY, CONFIG, podwire, stderr, stdout};
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node whose uplink's far end is nobody's. Dropping it removes all of it.
 pub struct Node {
@@ -80,7 +80,12 @@ impl Node {
     pub fn run(&mut self) {
         let log = OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         self.daemon = Some(self.daemon_command().stderr(log).stdin(Stdio::null()).spawn().unwrap());
-        self.wait_for("the daemon answers", |node| node.ask(&["status"]).status.success());
+        let end = Instant::now() + PATIENCE;
+        while !self.ask(&["status"]).status.success() {
+            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < end, "no daemon answers\n{}", self.log());
+            sleep(Duration::from_millis(50));
+        }
     }
 
     pub fn signal(&self, signal: &str) {
