@@ -292,6 +292,8 @@ fn number(index: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn v4(text: &str) -> (u32, u8) {
@@ -349,6 +351,79 @@ mod tests {
         ];
         for (address, value) in cases {
             assert_eq!(trie.lookup(v6(address).0), Some(value), "{address}");
+        }
+    }
+
+    #[test]
+    fn of_equal_prefixes_the_last_counts_and_host_bits_do_not() {
+        let trie = Poptrie::build([(0x0af4_0101_u32, 24, 1), (0x0af4_01ff, 24, 2)]);
+        assert_eq!(trie.lookup(0x0af4_0100), Some(2));
+    }
+
+    #[test]
+    fn a_table_of_one_value_needs_no_nodes() {
+        let halves = [(0_u32, 0, 7), (0x0af4_0100, 24, 7), (0x0af4_0101, 32, 7)];
+        let trie = Poptrie::build(halves);
+        assert_eq!((trie.nodes.len(), trie.lookup(0x0af4_0101)), (0, Some(7)));
+    }
+
+    #[test]
+    fn values_and_lengths_out_of_range_are_harmless() {
+        let trie = Poptrie::build([(1_u32, 255, 5), (2, 32, u32::MAX), (3, 32, NONE)]);
+        assert_eq!([1, 2, 3].map(|key| trie.lookup(key)), [Some(5), None, None]);
+    }
+
+    /// What a trie must give, by looking at every prefix.
+    fn scan<K: Key>(prefixes: &[(K, u8, u32)], key: K) -> Option<u32> {
+        let holding = prefixes.iter().filter(|(bits, len, _)| bits.network(*len) == key.network(*len));
+        holding.max_by_key(|(_, len, _)| *len).map(|(_, _, value)| *value)
+    }
+
+    /// Prefixes that nest, touch and repeat: most addresses differ from one of a few in low bits only.
+    fn prefixes<K: Key + std::ops::BitXor<Output = K>>(
+        key: impl Strategy<Value = K> + Clone + 'static,
+    ) -> impl Strategy<Value = Vec<(K, u8, u32)>> {
+        let near = prop::collection::vec(key.clone(), 1..4);
+        let one = (any::<prop::sample::Index>(), key, 0..=K::WIDTH, 0..=K::WIDTH, 0_u32..6);
+        (near, prop::collection::vec(one, 0..60)).prop_map(|(near, many)| {
+            let address = |at: prop::sample::Index, noise: K, keep: u8| *at.get(&near) ^ noise ^ noise.network(keep);
+            many.into_iter().map(|(at, noise, keep, len, value)| (address(at, noise, keep), len, value)).collect()
+        })
+    }
+
+    /// Keys at and around the edges of every prefix, and some anywhere.
+    fn probes<K: Key + std::ops::BitXor<Output = K> + std::ops::Not<Output = K>>(
+        prefixes: &[(K, u8, u32)],
+        random: Vec<K>,
+    ) -> Vec<K> {
+        let edges = prefixes.iter().flat_map(|&(bits, len, _)| {
+            let (first, host_bits) = (bits.network(len), !(!K::default()).network(len));
+            let flipped = |at: u8| bits ^ (!K::default()).network(at) ^ (!K::default()).network(at.saturating_sub(1));
+            [bits, first, first ^ host_bits, flipped(len), flipped(len.saturating_add(1).min(K::WIDTH))]
+        });
+        edges.chain(random).collect()
+    }
+
+    fn agrees_with_a_scan<K: Key>(prefixes: &[(K, u8, u32)], keys: &[K]) -> Result<(), TestCaseError> {
+        let trie = Poptrie::build(prefixes.iter().copied());
+        let mut burst = vec![0; keys.len()];
+        trie.lookup_burst(keys, &mut burst);
+        for (&key, value) in keys.iter().zip(burst) {
+            prop_assert_eq!(trie.lookup(key), scan(prefixes, key), "{:?}", key);
+            prop_assert_eq!(value, trie.lookup(key).unwrap_or(NONE), "burst, {:?}", key);
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn v4_agrees_with_a_linear_scan(prefixes in prefixes(any::<u32>()), random in prop::collection::vec(any::<u32>(), 0..40)) {
+            agrees_with_a_scan(&prefixes, &probes(&prefixes, random))?;
+        }
+
+        #[test]
+        fn v6_agrees_with_a_linear_scan(prefixes in prefixes(any::<u128>()), random in prop::collection::vec(any::<u128>(), 0..40)) {
+            agrees_with_a_scan(&prefixes, &probes(&prefixes, random))?;
         }
     }
 }

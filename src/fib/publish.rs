@@ -134,11 +134,11 @@ impl<T: Send + Sync> Publisher<T> {
 
 impl<T> Reader<T> {
     /// The newest value. Call it once a burst and let go of the reference at the burst's end: until
-    /// the next call, or [`Reader::rest`], the value stays allocated. Two loads when nothing changed.
+    /// the next call, or [`Reader::rest`], the value stays allocated. Costs two loads when nothing changed.
     #[inline]
     pub fn get(&mut self) -> &T {
-        // Acquire: the pointer below is at least as new as this generation.
-        let generation = self.shared.generation.load(Ordering::Acquire);
+        // Relaxed: a generation that is news is ordered by the fence in `refresh`.
+        let generation = self.shared.generation.load(Ordering::Relaxed);
         if generation != self.seen {
             self.refresh(generation);
         }
@@ -161,6 +161,7 @@ impl<T> Reader<T> {
         // Release: uses of the value that the last `get` returned come before.
         self.slot.store(generation, Ordering::Release);
         // Pairs with the fence in `Publisher::reclaim`: the slot is seen, or the new pointer is.
+        // Acquires the generation too: the pointer read next is at least as new (invariant 2).
         fence(Ordering::SeqCst);
         self.seen = generation;
     }
@@ -262,29 +263,32 @@ mod tests {
         assert_eq!(live.load(Ordering::Relaxed), 0);
     }
 
+    /// Reads until the value is `u64::MAX`, resting after every `rest_every`th change.
+    fn watch(mut reader: Reader<Counted>, changes: &AtomicUsize, rest_every: usize) {
+        let mut last = 0;
+        while last < u64::MAX {
+            let counted = reader.get();
+            assert_eq!(counted.inverse, !counted.value);
+            assert!(counted.value >= last);
+            if counted.value != last {
+                last = counted.value;
+                if changes.fetch_add(1, Ordering::Relaxed) % rest_every == 0 {
+                    reader.rest();
+                }
+            }
+        }
+    }
+
     #[test]
     fn readers_under_churn_see_whole_values_that_never_go_back() {
-        const PUBLICATIONS: u64 = 20_000;
-        let live = AtomicUsize::new(0);
+        let (live, changes) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let mut publisher = Publisher::new(Counted::new(0, &live));
         thread::scope(|scope| {
-            for pauses in [false, true, true] {
-                let mut reader = publisher.reader();
-                scope.spawn(move || {
-                    let mut last = 0;
-                    while last < PUBLICATIONS {
-                        let counted = reader.get();
-                        assert_eq!(counted.inverse, !counted.value);
-                        assert!(counted.value >= last);
-                        last = counted.value;
-                        if pauses && last % 3 == 0 {
-                            reader.rest();
-                            thread::yield_now();
-                        }
-                    }
-                });
+            for rest_every in [1, 3, usize::MAX] {
+                let (reader, changes) = (publisher.reader(), &changes);
+                scope.spawn(move || watch(reader, changes, rest_every));
             }
-            for value in 1..=PUBLICATIONS {
+            for value in (1..).take_while(|_| changes.load(Ordering::Relaxed) < 20_000).chain([u64::MAX]) {
                 publisher.publish(Counted::new(value, &live));
                 publisher.reclaim();
             }
