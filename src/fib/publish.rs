@@ -272,7 +272,7 @@ mod tests {
             assert!(counted.value >= last);
             if counted.value != last {
                 last = counted.value;
-                if changes.fetch_add(1, Ordering::Relaxed) % rest_every == 0 {
+                if changes.fetch_add(1, Ordering::Relaxed).is_multiple_of(rest_every) {
                     reader.rest();
                 }
             }
