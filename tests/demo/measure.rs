@@ -93,7 +93,7 @@ fn judge_frames(frames: &[Vec<u8>]) -> Capture {
 }
 
 fn throughput(cluster: &Cluster, seconds: u32) -> Vec<Throughput> {
-    let protocols = [("TCP", ""), ("UDP", "-u -l 1400 -b 200M")];
+    let protocols = [("TCP", ""), ("UDP", "-u -l 1400 -b 100M")];
     let mut rows = Vec::new();
     for (route, from, to) in routes(cluster) {
         for address in [IpAddr::from(to.v4), to.v6.into()] {

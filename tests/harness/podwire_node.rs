@@ -109,7 +109,7 @@ impl PodwireNode {
             code = daemon.try_wait().expect("our child").map(|status| status.code());
             code.is_some()
         });
-        assert!(ended && code == Some(Some(0)), "the daemon ended with {code:?}\n{}", self.log_text());
+        assert!(ended && code == Some(Some(0)), "the daemon ended with {code:?}");
         self.daemon = None;
     }
 
@@ -160,7 +160,7 @@ impl PodwireNode {
         let before = self.status().config.generation;
         self.write_config();
         let taken = wait_until(PATIENCE, || self.status().config.generation > before);
-        assert!(taken, "the change was not taken: {:?}\n{}", self.status().config, self.log_text());
+        assert!(taken, "the change was not taken: {:?}", self.status().config);
         self.wait_ready();
     }
 
@@ -239,15 +239,14 @@ zero_copy = "auto"
     #[track_caller]
     pub fn cli(&self, line: &str) -> String {
         let output = self.try_cli(line);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "podwire {line}: {stderr}\n{}", self.log_text());
+        assert!(output.status.success(), "podwire {line}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// `podwire status`.
     #[track_caller]
     pub fn status(&self) -> Status {
-        self.try_status().unwrap_or_else(|e| panic!("status of {}: {e}\n{}", self.host.name(), self.log_text()))
+        self.try_status().unwrap_or_else(|e| panic!("status of {}: {e}", self.host.name()))
     }
 
     fn try_status(&self) -> Result<Status, String> {

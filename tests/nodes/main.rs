@@ -3,6 +3,18 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+/// Two tests of each check: with the data plane, and by the kernel path alone.
+macro_rules! in_both_modes {
+    ($($check:ident),+ $(,)?) => {
+        mod in_mode_adaptive {
+            $(#[test] fn $check() { super::$check(super::Options::ADAPTIVE); })+
+        }
+        mod in_mode_kernel {
+            $(#[test] fn $check() { super::$check(super::Options::KERNEL); })+
+        }
+    };
+}
+
 mod failover;
 mod hostile;
 mod path;

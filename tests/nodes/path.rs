@@ -5,6 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::cluster;
 use super::harness::{Options, Pod, PodwireNode, Wire, pings, traceroute, udp_echo};
 
+in_both_modes! {
+    traceroute_names_each_node_once,
+    each_node_on_the_way_takes_one_from_the_time_to_live,
+    pods_learn_the_path_mtu_from_the_gateway,
+    oversize_packets_that_may_be_fragmented_arrive,
+}
+
 /// The address of node `index` (its VXLAN device, or with `host` 1 the bridge of a kernel node) in `family`'s family.
 fn gateway(index: u8, host: u8, family: IpAddr) -> IpAddr {
     match family {
@@ -13,40 +20,33 @@ fn gateway(index: u8, host: u8, family: IpAddr) -> IpAddr {
     }
 }
 
-#[test]
-fn traceroute_names_each_node_once() {
-    for options in [Options::ADAPTIVE, Options::KERNEL] {
-        let Some(cluster) = cluster(Wire::default(), options) else { return };
-        let (a, b, c) = (&cluster.a.pods, &cluster.b.pods[0], &cluster.c.pods[0]);
-        let cases = [
-            (&a[0], b, vec![(1, 0), (2, 0)]),
-            (&a[0], c, vec![(1, 0), (3, 0)]),
-            (c, &a[0], vec![(3, 1), (1, 0)]),
-            (&a[0], &a[1], vec![(1, 0)]),
-        ];
-        for (from, to, nodes) in cases {
-            for destination in to.addresses() {
-                let routers = nodes.iter().map(|&(index, host)| gateway(index, host, destination));
-                let expected: Vec<_> = routers.chain([destination]).map(Some).collect();
-                let what = format!("{} -> {} in mode {}", from.name, to.name, options.mode);
-                assert_eq!(traceroute(from, destination), expected, "{what}");
-            }
+fn traceroute_names_each_node_once(options: Options) {
+    let Some(cluster) = cluster(Wire::default(), options) else { return };
+    let (a, b, c) = (&cluster.a.pods, &cluster.b.pods[0], &cluster.c.pods[0]);
+    let cases = [
+        (&a[0], b, vec![(1, 0), (2, 0)]),
+        (&a[0], c, vec![(1, 0), (3, 0)]),
+        (c, &a[0], vec![(3, 1), (1, 0)]),
+        (&a[0], &a[1], vec![(1, 0)]),
+    ];
+    for (from, to, nodes) in cases {
+        for destination in to.addresses() {
+            let routers = nodes.iter().map(|&(index, host)| gateway(index, host, destination));
+            let expected: Vec<_> = routers.chain([destination]).map(Some).collect();
+            assert_eq!(traceroute(from, destination), expected, "{} -> {}", from.name, to.name);
         }
     }
 }
 
-#[test]
-fn each_node_on_the_way_takes_one_from_the_time_to_live() {
-    for options in [Options::ADAPTIVE, Options::KERNEL] {
-        let Some(cluster) = cluster(Wire::default(), options) else { return };
-        let (a, b) = (&cluster.a.pods, &cluster.b.pods[0]);
-        for (from, to, nodes) in [(&a[0], b, 2), (&a[0], &a[1], 1)] {
-            for destination in to.addresses() {
-                let printed = from.netns.run(&format!("ping -n -c 1 -W 2 {destination}"));
-                assert!(printed.contains(&format!("ttl={}", 64 - nodes)), "mode {}: {printed}", options.mode);
-                assert!(pings(from, destination, &format!("-t {}", nodes + 1)), "enough for {destination}");
-                assert!(!pings(from, destination, &format!("-t {nodes}")), "one too few for {destination}");
-            }
+fn each_node_on_the_way_takes_one_from_the_time_to_live(options: Options) {
+    let Some(cluster) = cluster(Wire::default(), options) else { return };
+    let (a, b) = (&cluster.a.pods, &cluster.b.pods[0]);
+    for (from, to, nodes) in [(&a[0], b, 2), (&a[0], &a[1], 1)] {
+        for destination in to.addresses() {
+            let printed = from.netns.run(&format!("ping -n -c 1 -W 2 {destination}"));
+            assert!(printed.contains(&format!("ttl={}", 64 - nodes)), "{printed}");
+            assert!(pings(from, destination, &format!("-t {}", nodes + 1)), "enough for {destination}");
+            assert!(!pings(from, destination, &format!("-t {nodes}")), "one too few for {destination}");
         }
     }
 }
@@ -60,31 +60,25 @@ fn widen(node: &PodwireNode, pod: &Pod) {
     pod.netns.run("ip link set eth0 mtu 1500");
 }
 
-#[test]
-fn pods_learn_the_path_mtu_from_the_gateway() {
-    for options in [Options::ADAPTIVE, Options::KERNEL] {
-        let Some(cluster) = cluster(Wire::default(), options) else { return };
-        let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
-        widen(&cluster.a, from);
-        let too_long = [(IpAddr::from(to.v4), 1472, "Frag needed"), (to.v6.into(), 1452, "Packet too big")];
-        for (destination, size, answer) in too_long {
-            let output = from.netns.output(&format!("ping -n -c 1 -W 2 -M do -s {size} {destination}"));
-            let printed = String::from_utf8_lossy(&output.stdout);
-            assert!(printed.contains(answer) && printed.contains("1450"), "mode {}: {printed}", options.mode);
-            assert!(printed.contains(&gateway(1, 0, destination).to_string()), "the gateway answers: {printed}");
-            assert!(pings(from, destination, &format!("-M do -s {}", size - 50)), "what fits passes");
-        }
+fn pods_learn_the_path_mtu_from_the_gateway(options: Options) {
+    let Some(cluster) = cluster(Wire::default(), options) else { return };
+    let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
+    widen(&cluster.a, from);
+    let too_long = [(IpAddr::from(to.v4), 1472, "Frag needed"), (to.v6.into(), 1452, "Packet too big")];
+    for (destination, size, answer) in too_long {
+        let output = from.netns.output(&format!("ping -n -c 1 -W 2 -M do -s {size} {destination}"));
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(printed.contains(answer) && printed.contains("1450"), "{printed}");
+        assert!(printed.contains(&gateway(1, 0, destination).to_string()), "the gateway answers: {printed}");
+        assert!(pings(from, destination, &format!("-M do -s {}", size - 50)), "what fits passes");
     }
 }
 
-#[test]
-fn oversize_packets_that_may_be_fragmented_arrive() {
-    for options in [Options::ADAPTIVE, Options::KERNEL] {
-        let Some(cluster) = cluster(Wire::default(), options) else { return };
-        let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
-        widen(&cluster.a, from);
-        assert!(pings(from, to.v4.into(), "-M dont -s 1472"), "mode {}", options.mode);
-        assert!(pings(from, to.v4.into(), "-M dont -s 4000"), "mode {}", options.mode);
-        udp_echo(to, from, from.v4.into(), &[3000]).expect("the way back");
-    }
+fn oversize_packets_that_may_be_fragmented_arrive(options: Options) {
+    let Some(cluster) = cluster(Wire::default(), options) else { return };
+    let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
+    widen(&cluster.a, from);
+    assert!(pings(from, to.v4.into(), "-M dont -s 1472"));
+    assert!(pings(from, to.v4.into(), "-M dont -s 4000"));
+    udp_echo(to, from, from.v4.into(), &[3000]).expect("the way back");
 }
