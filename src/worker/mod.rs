@@ -107,7 +107,7 @@ impl Worker<Uplink, Hub> {
     /// Runs until it is told to stop, and returns what it owned.
     #[must_use = "the worker owns packet memory"]
     pub fn run(mut self, around: &Surroundings) -> Self {
-        core_affinity::set_for_current(around.core);
+        settle_on(around.core);
         let mut pace = Pace::new(now_ns());
         around.heartbeat.wake(pace.now_ns);
         loop {
@@ -189,6 +189,15 @@ impl Worker<Uplink, Hub> {
         }
         board.dead.store(self.wire.is_dead(), Ordering::Relaxed);
     }
+}
+
+/// Pins the calling thread and puts it before others on its core: a worker that waits for its core is taken for hung.
+/// Without the privilege it runs as any thread.
+fn settle_on(core: core_affinity::CoreId) {
+    const FIRST: i32 = -20;
+    core_affinity::set_for_current(core);
+    // On Linux a priority is a thread's.
+    let _unprivileged = rustix::process::setpriority_process(None, FIRST);
 }
 
 /// When what is due, in nanoseconds of the monotonic clock.
