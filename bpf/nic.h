@@ -19,19 +19,21 @@ struct vxlan {
 	__be32 vni;		/* upper 24 bits; the rest is reserved */
 };
 
-/* Whether the outer packet is whole, plain UDP to our address. Anything sent to
- * another address is the node's own business: it is not looked at further.
- */
-static __always_inline enum verdict outer_ip(const struct packet *outer,
-					     __u32 room,
-					     const struct config *cfg)
+static __always_inline bool to_vtep(const struct packet *outer, __be16 proto,
+				    const struct config *cfg)
 {
-	enum verdict verdict;
+	if (proto != cfg->underlay)
+		return false;
+	return outer->is6 ? same6(&outer->ip6->daddr, cfg->vtep) :
+			    outer->ip4->daddr == cfg->vtep[0];
+}
 
-	if (outer->is6 ? !same6(&outer->ip6->daddr, cfg->vtep) :
-			 outer->ip4->daddr != cfg->vtep[0])
-		return VERDICT_NOT_VXLAN;
-	verdict = plain_ip(outer, room);
+/* Whether the outer packet is whole, plain UDP. */
+static __always_inline enum verdict outer_ip(const struct packet *outer,
+					     __u32 room)
+{
+	enum verdict verdict = plain_ip(outer, room);
+
 	switch (verdict) {
 	case VERDICT_OPTIONS:
 		return VERDICT_OUTER_OPTIONS;
@@ -48,7 +50,7 @@ static __always_inline enum verdict outer_ip(const struct packet *outer,
 	}
 }
 
-/* RFC 7348 section 4.1 wants reserved bits ignored; the kernel's VXLAN device
+/* RFC 7348 section 5 wants reserved bits ignored; the kernel's VXLAN device
  * drops frames that have one set (drivers/net/vxlan/vxlan_core.c, vxlan_rcv),
  * so these are left for it to judge.
  */
@@ -149,12 +151,13 @@ static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
 	verdict = find_ip(eth + 1, end, eth->h_proto, &outer);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	if (eth->h_proto != cfg->underlay)
+	/* the node's own traffic is not looked at further */
+	if (!to_vtep(&outer, eth->h_proto, cfg))
 		return VERDICT_NOT_VXLAN;
 	/* a worker takes frames of one piece only */
 	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
 		return VERDICT_MULTI_BUFFER;
-	verdict = outer_ip(&outer, end - (void *)(eth + 1), cfg);
+	verdict = outer_ip(&outer, end - (void *)(eth + 1));
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	verdict = outer_udp(data, end, &outer, cfg);

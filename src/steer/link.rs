@@ -1,5 +1,9 @@
 //! Attaching a program to a device by a BPF link: it goes when its file descriptor is closed, also by a crash,
 //! and it never replaces a program that is there.
+//!
+//! Invariants, cited by the SAFETY comments:
+//! 1. `bpf_link_create` reads its options during the call only, as many bytes of them as their `sz` says.
+//! 2. What it returns, unless negative, is a new descriptor that belongs to the caller.
 #![allow(unsafe_code, reason = "libbpf-rs has no call that makes an XDP link of a given mode, or a tcx link")]
 
 use std::io;
@@ -30,11 +34,11 @@ pub(super) fn attach(program: BorrowedFd<'_>, ifindex: IfIndex, hook: Hook) -> i
         ..Default::default()
     };
     let ifindex = libc::c_int::try_from(ifindex.0).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
-    // SAFETY: `options` lives through the call and is of the size that it states; the call keeps no pointer.
+    // SAFETY: invariant 1; `options` lives through the call and states its own size.
     let link = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, kind, &raw const options) };
     if link < 0 {
         return Err(io::Error::from_raw_os_error(-link));
     }
-    // SAFETY: the call made this descriptor for us and nobody else has it.
+    // SAFETY: invariant 2.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }

@@ -2,7 +2,7 @@
 //!
 //! Control owns a [`Steer`]; it hands each worker its [`Heartbeat`] and the [`Credits`]. Everything is undone when
 //! the `Steer` is dropped or the process ends: programs are attached by BPF links, nothing is pinned. Types of
-//! libbpf do not leave this module.
+//! libbpf do not leave this module. An interface index is one of the calling thread's network namespace.
 //!
 //! ```text
 //!   wire ─▶ nic_steer ─┬─ claimed ─▶ xsks[queue] ─▶ worker       pod ─▶ pod_steer ─┬─ claimed ─▶ hub ─▶ worker

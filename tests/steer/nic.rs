@@ -164,6 +164,8 @@ fn passes_frames_larger_than_a_worker_takes_and_frames_in_pieces() {
     assert_eq!(rig.nic(&sized(2048)), Verdict::Claimed);
     assert_eq!(rig.nic(&sized(2049)), Verdict::TooBig);
     assert_eq!(rig.nic(&sized(9000)), Verdict::MultiBuffer);
+    let not_ours = udp([PEER_MAC; 2], [PEER[V4], NO_POD[V4]], [1, 8472], &[0; 9000]);
+    assert_eq!(rig.nic(&not_ours), Verdict::NotVxlan, "another's pieces are not counted as ours");
 }
 
 #[test]
