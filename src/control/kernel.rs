@@ -1,11 +1,46 @@
-//! The kernel path.
-use super::plan::Change;
-use super::underlay::{Hop, NoHop};
-use super::wiring::{Attach, Pod, WiringError};
-use crate::config::Config;
+//! The kernel path: everything the kernel needs to carry the pods' packets alone.
+//!
+//! ```text
+//!   pod eth0 ── pwN ──▶ routes ──▶ VXLAN device ──▶ neighbour, FDB ──▶ uplink
+//! ```
+//!
+//! Laid out as Flannel does: per peer and family a route to the peer's range through its first
+//! address, a permanent neighbour for that address with the peer's VTEP MAC, and one forwarding
+//! entry from that MAC to the peer's VTEP. [`Kernel::reconcile`] lists, compares and changes only
+//! what differs; it can be called at any time and as often as one likes.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+
+use super::netlink::{Link, LinkKind, LinkSettings, Netlink, NetlinkError, RouteKind, Veth, VethEnd, Vxlan};
+use super::plan::{self, Action, Change, DevicePlan, Object, PROTOCOL, VxlanDevice};
+use super::sysctl::{self, SysctlError};
+use super::underlay::{self, Hop, NoHop};
+use super::wiring::{self, Pod};
+use crate::config::{Config, derive_vtep_mac};
 use crate::ids::IfIndex;
 use crate::wire::Mac;
-use std::net::IpAddr;
+
+/// Marks our VXLAN device (`IFLA_IFALIAS`), so that it is found again under another name.
+const ALIAS: &str = "podwire";
+
+/// The hub's ends: frames from pods arrive at the near one.
+const HUB: (&str, &str) = ("pwhub0", "pwhub1");
+
+/// The largest MTU of a veth (`ETH_MAX_MTU`): super-packets pass whole.
+const HUB_MTU: u32 = 65_535;
+
+/// Outer Ethernet is not counted: inner Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40.
+const OVERHEAD_V4: u32 = 50;
+const OVERHEAD_V6: u32 = 70;
+
+/// The least MTU of a link that carries IPv6 (RFC 8200 section 5), asked of IPv4 too: below it
+/// something is wrong.
+const MTU_MIN: u32 = 1280;
+
+/// Routes learnt from router advertisements (`RTPROT_RA`).
+const PROTOCOL_RA: u8 = 9;
 
 /// The device that carries the outer frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,52 +74,341 @@ pub struct Reconciled {
     pub vtep: Vtep,
     /// What was changed, each printable for the log. Empty when all was in place.
     pub changes: Vec<Change>,
-    /// What could not be changed; the rest was.
+    /// What could not be changed, and why; the rest was.
     pub failures: Vec<String>,
 }
 
+/// Why the kernel path cannot be set up at all.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct KernelError(String);
+pub enum KernelError {
+    #[error("there is no device {0}; set node.uplink to the device that reaches the other nodes")]
+    NoUplink(String),
+    #[error("{0} is not an Ethernet device; VXLAN frames of the data plane need one")]
+    NotEthernet(String),
+    #[error("{0} has no usable address of the peers' family; give it one or set node.underlay")]
+    NoAddress(String),
+    #[error("our own VTEP {what} is that of peer {peer} too; set it right in one of the files")]
+    SameAsPeer { what: String, peer: String },
+    #[error("the MTU {mtu} of {uplink} leaves pods less than {MTU_MIN} bytes")]
+    SmallMtu { uplink: String, mtu: u32 },
+    #[error("{0} exists and is no VXLAN device; choose another vxlan.device")]
+    ForeignDevice(String),
+    #[error("{0} exists and is not one end of podwire's hub; remove or rename it")]
+    ForeignHub(String),
+    #[error("cannot {what}: {source}")]
+    Request { what: String, source: NetlinkError },
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    #[error("cannot read net/{key}: {source}")]
+    ReadSysctl { key: String, source: io::Error },
+}
 
+/// The kernel of one network namespace.
 #[derive(Debug)]
-pub struct Kernel;
+pub struct Kernel {
+    pub(super) netlink: Netlink,
+}
 
-#[allow(unused_variables, clippy::unused_self, clippy::needless_pass_by_value, reason = "interface first")]
 impl Kernel {
-    /// For the network namespace of the calling thread.
+    /// For the network namespace of the calling thread, which must make all later calls too:
+    /// sysctls are those of the caller's namespace.
     pub fn new() -> Result<Self, KernelError> {
-        unimplemented!()
+        let netlink = Netlink::open().map_err(request("open a netlink socket"))?;
+        Ok(Self { netlink })
     }
+
     /// Our end of the tunnel as it should be now. Changes nothing.
     pub fn vtep(&mut self, config: &Config) -> Result<Vtep, KernelError> {
-        unimplemented!()
+        let uplink = self.uplink(&config.node.uplink)?;
+        let wanted = |address: &&IpAddr| config.underlay_is_ipv6().is_none_or(|ipv6| address.is_ipv6() == ipv6);
+        let underlay = config.node.underlay.or_else(|| uplink.addresses.iter().find(wanted).copied());
+        let underlay = underlay.ok_or_else(|| KernelError::NoAddress(uplink.name.clone()))?;
+        let mac = config.node.vtep_mac.unwrap_or_else(|| derive_vtep_mac(underlay));
+        for peer in &config.peers {
+            let same = |what: String| KernelError::SameAsPeer { what, peer: peer.name.clone() };
+            if peer.underlay == underlay {
+                return Err(same(format!("address {underlay}")));
+            }
+            if peer.vtep_mac == mac {
+                return Err(same(format!("MAC {mac}")));
+            }
+        }
+        let overhead = if underlay.is_ipv6() { OVERHEAD_V6 } else { OVERHEAD_V4 };
+        let mtu = uplink.mtu.min(HUB_MTU).saturating_sub(overhead);
+        let mtu = u16::try_from(mtu).ok().filter(|mtu| u32::from(*mtu) >= MTU_MIN);
+        let mtu = mtu.ok_or_else(|| KernelError::SmallMtu { uplink: uplink.name.clone(), mtu: uplink.mtu })?;
+        let addresses = config.node.pod_cidrs.iter().map(ipnet::IpNet::network).collect();
+        Ok(Vtep { uplink, underlay, mac, mtu, addresses })
     }
-    /// Brings sysctls, VXLAN device, routes, neighbours, FDB and the pods' host side to what is desired.
+
+    /// Brings sysctls, VXLAN device, addresses, routes, neighbours, forwarding entries and the
+    /// host side of `pods` to what is desired. A change that fails is reported and does not stop
+    /// the others.
     pub fn reconcile(&mut self, config: &Config, pods: &[Pod]) -> Result<Reconciled, KernelError> {
-        unimplemented!()
+        let vtep = self.vtep(config)?;
+        let mut done = Reconciled { vtep, changes: Vec::new(), failures: Vec::new() };
+        self.forward(config, &mut done)?;
+        let device = self.ensure_device(config, &mut done)?;
+        let links = self.netlink.links().map_err(request("list devices"))?;
+        let links: HashMap<IfIndex, Link> = links.into_iter().map(|link| (link.index, link)).collect();
+        let present: Vec<Pod> = pods.iter().filter(|pod| self.ensure_pod(pod, &links, &mut done)).cloned().collect();
+
+        let observed = self.observe(device, &present).map_err(request("list routes and neighbours"))?;
+        let desired = plan::desired(config, &done.vtep, device, &present);
+        let name = |index| links.get(&index).map_or_else(|| format!("#{index}"), |link| link.name.clone());
+        for change in plan::plan(desired, observed, name) {
+            match self.apply(&change) {
+                Ok(()) => done.changes.push(change),
+                Err(error) => done.failures.push(format!("cannot {change}: {error}")),
+            }
+        }
+        Ok(done)
     }
-    /// The underlay next hop of each peer, in order. Peers not resolved are asked for; a notification follows.
+
+    /// The underlay next hop of each of `peers`, in order. Those not resolved are asked for; a
+    /// notification follows when the answer is there.
     pub fn next_hops(&mut self, uplink: &Uplink, peers: &[IpAddr]) -> Result<Vec<Result<Hop, NoHop>>, KernelError> {
-        unimplemented!()
+        underlay::resolve(&mut self.netlink, uplink, peers).map_err(request("resolve the peers"))
     }
-    /// The hub's ingress side `pwhub0`, made when missing.
+
+    /// The hub's near end, made when missing: a veth pair that carries nothing of the kernel's
+    /// own.
     pub fn ensure_hub(&mut self) -> Result<IfIndex, KernelError> {
-        unimplemented!()
+        let (near, far) = HUB;
+        if self.netlink.link(near).map_err(request(near))?.is_none() {
+            let end = |name: &str| VethEnd { name: name.to_owned(), mac: None };
+            let veth = Veth { near: end(near), far: end(far), far_netns: None, mtu: HUB_MTU };
+            self.netlink.add_veth(&veth).map_err(request("create the hub pwhub0/pwhub1"))?;
+        }
+        self.set_up_hub_end(far)?;
+        self.set_up_hub_end(near)
     }
+
+    /// Removes the hub; nothing to do is success.
     pub fn remove_hub(&mut self) -> Result<(), KernelError> {
-        unimplemented!()
+        match self.netlink.link(HUB.0).map_err(request(HUB.0))? {
+            Some(link) => delete_link(&mut self.netlink, link.index).map_err(request("delete the hub")),
+            None => Ok(()),
+        }
     }
-    /// Wires a pod, all or nothing. Call [`Kernel::reconcile`] before: routes need the VXLAN device's addresses.
-    pub fn attach(&mut self, vtep: &Vtep, request: &Attach) -> Result<Pod, WiringError> {
-        unimplemented!()
+
+    fn set_up_hub_end(&mut self, name: &str) -> Result<IfIndex, KernelError> {
+        sysctl::ensure(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+        let link = self.netlink.link(name).map_err(request(name))?;
+        let link = link.filter(|link| link.kind == LinkKind::Veth);
+        let link = link.ok_or_else(|| KernelError::ForeignHub(name.to_owned()))?;
+        if !link.up || link.mtu != HUB_MTU {
+            let settings = LinkSettings { up: Some(true), mtu: Some(HUB_MTU), mac: None };
+            self.netlink.set_link(link.index, settings).map_err(request("set up the hub"))?;
+        }
+        Ok(link.index)
     }
-    /// Takes the wiring away; nothing to do is success.
-    pub fn detach(&mut self, pod: &Pod) -> Result<(), WiringError> {
-        unimplemented!()
+
+    fn uplink(&mut self, name: &str) -> Result<Uplink, KernelError> {
+        let link = self.netlink.link(name).map_err(request(name))?;
+        let link = link.ok_or_else(|| KernelError::NoUplink(name.to_owned()))?;
+        let addresses = self.netlink.addresses(link.index).map_err(request("list addresses"))?;
+        Ok(Uplink {
+            index: link.index,
+            mac: link.mac.filter(|mac| mac.is_unicast()).ok_or_else(|| KernelError::NotEthernet(name.to_owned()))?,
+            name: link.name,
+            mtu: link.mtu,
+            addresses: addresses.into_iter().map(|address| address.address.addr()).collect(),
+            up: link.up,
+            rx_queues: link.rx_queues,
+        })
     }
-    /// Whether the wiring is as attach left it; the error says what is not.
-    pub fn verify(&mut self, vtep: &Vtep, pod: &Pod) -> Result<(), WiringError> {
-        unimplemented!()
+
+    /// Turns forwarding on, for the families that pods have.
+    fn forward(&mut self, config: &Config, done: &mut Reconciled) -> Result<(), KernelError> {
+        let has = |ipv6| config.node.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6() == ipv6);
+        let mut ensure = |key: &str, value: &str| {
+            let changed = sysctl::ensure(key, value)?;
+            done.changes.extend(changed.map(Change::Sysctl));
+            Ok::<_, KernelError>(())
+        };
+        if has(false) {
+            ensure("ipv4/ip_forward", "1")?;
+        }
+        if has(true) && read_sysctl("ipv6/conf/all/forwarding")?.as_deref() == Some("0") {
+            for name in self.devices_with_advertised_routes()? {
+                // A forwarding device ignores advertisements unless it is told to heed them
+                // (`Documentation/networking/ip-sysctl.rst`, accept_ra).
+                let key = format!("ipv6/conf/{name}/accept_ra");
+                if read_sysctl(&key)?.as_deref() == Some("1") {
+                    ensure(&key, "2")?;
+                }
+            }
+            ensure("ipv6/conf/all/forwarding", "1")?;
+        }
+        Ok(())
     }
+
+    fn devices_with_advertised_routes(&mut self) -> Result<Vec<String>, KernelError> {
+        let routes = self.netlink.routes(PROTOCOL_RA).map_err(request("list advertised routes"))?;
+        let links = self.netlink.links().map_err(request("list devices"))?;
+        let advertised = |link: &Link| {
+            routes.iter().any(|route| match route.kind {
+                RouteKind::Via { device, .. } => device == link.index,
+                RouteKind::Unreachable => false,
+            })
+        };
+        Ok(links.into_iter().filter(advertised).map(|link| link.name).collect())
+    }
+
+    /// Makes, corrects or re-creates the VXLAN device.
+    fn ensure_device(&mut self, config: &Config, done: &mut Reconciled) -> Result<IfIndex, KernelError> {
+        let desired = VxlanDevice {
+            name: config.vxlan.device.clone(),
+            mac: done.vtep.mac,
+            mtu: u32::from(done.vtep.mtu),
+            vxlan: Vxlan {
+                vni: config.vxlan.vni,
+                port: config.vxlan.port,
+                local: done.vtep.underlay,
+                uplink: done.vtep.uplink.index,
+                udp_checksum: config.vxlan.udp_checksum,
+            },
+        };
+        let name = &desired.name;
+        self.delete_strays(name, done)?;
+        let observed = self.netlink.link(name).map_err(request(name))?;
+        match (plan::plan_device(&desired, observed.as_ref()), observed) {
+            (DevicePlan::Keep(settings), Some(link)) => {
+                Self::vxlan_sysctls(name, done)?;
+                if settings != LinkSettings::default() {
+                    self.netlink.set_link(link.index, settings).map_err(request(name))?;
+                    done.changes.push(Change::SetDevice { name: name.clone(), settings });
+                }
+                return Ok(link.index);
+            }
+            (DevicePlan::Foreign, _) => return Err(KernelError::ForeignDevice(name.clone())),
+            (DevicePlan::Recreate, Some(link)) => {
+                self.netlink.delete_link(link.index).map_err(request(name))?;
+                done.changes.push(Change::DeleteDevice { name: name.clone() });
+            }
+            _ => {}
+        }
+        self.create_device(&desired, done)
+    }
+
+    /// Removes VXLAN devices of ours that go by another name: the configuration changed it.
+    fn delete_strays(&mut self, name: &str, done: &mut Reconciled) -> Result<(), KernelError> {
+        for link in self.netlink.links().map_err(request("list devices"))? {
+            if link.alias == ALIAS && link.name != name && matches!(link.kind, LinkKind::Vxlan(_)) {
+                self.netlink.delete_link(link.index).map_err(request(&link.name))?;
+                done.changes.push(Change::DeleteDevice { name: link.name });
+            }
+        }
+        Ok(())
+    }
+
+    fn create_device(&mut self, desired: &VxlanDevice, done: &mut Reconciled) -> Result<IfIndex, KernelError> {
+        let VxlanDevice { name, mac, mtu, vxlan } = desired;
+        let what = format!("create the VXLAN device {name}");
+        self.netlink.add_vxlan(name, ALIAS, *mac, *mtu, vxlan).map_err(request(&what))?;
+        done.changes.push(Change::CreateDevice { name: name.clone() });
+        Self::vxlan_sysctls(name, done)?;
+        let link = self.netlink.link(name).map_err(request(name))?;
+        let link = link.ok_or_else(|| KernelError::NoUplink(name.clone()))?;
+        let settings = LinkSettings { up: Some(true), ..LinkSettings::default() };
+        self.netlink.set_link(link.index, settings).map_err(request(name))?;
+        Ok(link.index)
+    }
+
+    /// No address but ours on the VXLAN device, and no strict reverse path filter: a peer's own
+    /// packets need not come from its pod range.
+    fn vxlan_sysctls(name: &str, done: &mut Reconciled) -> Result<(), KernelError> {
+        let strict = |key: &str| Ok::<_, KernelError>(read_sysctl(key)?.as_deref() == Some("1"));
+        let filter = format!("ipv4/conf/{name}/rp_filter");
+        let mut wanted = wiring::host_sysctls(name, done.vtep.addresses.iter().any(IpAddr::is_ipv6));
+        if strict(&filter)? || (strict("ipv4/conf/all/rp_filter")? && read_sysctl(&filter)?.as_deref() == Some("0")) {
+            wanted.push((filter, "2"));
+        }
+        for (key, value) in wanted {
+            done.changes.extend(sysctl::ensure(&key, value)?.map(Change::Sysctl));
+        }
+        Ok(())
+    }
+
+    /// Whether the pod's host end is there; corrects its state and MTU.
+    fn ensure_pod(&mut self, pod: &Pod, links: &HashMap<IfIndex, Link>, done: &mut Reconciled) -> bool {
+        let link = links.get(&pod.host_ifindex).filter(|link| link.name == pod.host_ifname);
+        let Some(link) = link else {
+            done.failures.push(format!("pod {}: its device {} is gone; detach it", pod.name, pod.host_ifname));
+            return false;
+        };
+        let mtu = u32::from(done.vtep.mtu);
+        let settings = LinkSettings {
+            up: (!link.up).then_some(true),
+            mtu: (link.mtu != mtu).then_some(mtu),
+            mac: (link.mac != Some(pod.host_mac)).then_some(pod.host_mac),
+        };
+        if settings == LinkSettings::default() {
+            return true;
+        }
+        let name = pod.host_ifname.clone();
+        match self.netlink.set_link(link.index, settings) {
+            Ok(()) => done.changes.push(Change::SetDevice { name, settings }),
+            Err(error) => done.failures.push(format!("cannot set {name}: {error}")),
+        }
+        if let Some(Err(error)) = settings.mtu.map(|mtu| wiring::set_pod_mtu(pod, mtu)) {
+            done.failures.push(error.to_string());
+        }
+        true
+    }
+
+    /// What is ours now.
+    fn observe(&mut self, device: IfIndex, pods: &[Pod]) -> Result<Vec<Object>, NetlinkError> {
+        let ours = |index| index == device || pods.iter().any(|pod| pod.host_ifindex == index);
+        let mut objects: Vec<Object> = self.netlink.addresses(device)?.into_iter().map(Object::Address).collect();
+        let neighbours = self.netlink.permanent_neighbours()?.into_iter();
+        objects.extend(neighbours.filter(|neighbour| ours(neighbour.index)).map(Object::Neighbour));
+        objects.extend(self.netlink.fdb(device)?.into_iter().map(Object::Fdb));
+        objects.extend(self.netlink.routes(PROTOCOL)?.into_iter().map(Object::Route));
+        Ok(objects)
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<(), NetlinkError> {
+        match change {
+            Change::Object { action, object, .. } => apply_object(&mut self.netlink, *action, object),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes one change. Deleting what is gone is success.
+pub(super) fn apply_object(netlink: &mut Netlink, action: Action, object: &Object) -> Result<(), NetlinkError> {
+    let result = match (action, object) {
+        (Action::Delete, Object::Address(address)) => netlink.delete_address(address),
+        (Action::Delete, Object::Neighbour(neighbour)) => netlink.delete_neighbour(neighbour),
+        (Action::Delete, Object::Fdb(entry)) => netlink.delete_fdb(entry),
+        (Action::Delete, Object::Route(route)) => netlink.delete_route(route, PROTOCOL),
+        (_, Object::Address(address)) => netlink.add_address(address),
+        (_, Object::Neighbour(neighbour)) => netlink.set_neighbour(neighbour),
+        (_, Object::Fdb(entry)) => netlink.set_fdb(entry),
+        (Action::Add, Object::Route(route)) => netlink.add_route(route, PROTOCOL),
+        (Action::Replace, Object::Route(route)) => netlink.replace_route(route, PROTOCOL),
+    };
+    match result {
+        Err(error) if action == Action::Delete && error.is_missing() => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes a device; it may be gone already.
+pub(super) fn delete_link(netlink: &mut Netlink, index: IfIndex) -> Result<(), NetlinkError> {
+    match netlink.delete_link(index) {
+        Err(error) if error.is_missing() => Ok(()),
+        result => result,
+    }
+}
+
+fn request(what: &str) -> impl FnOnce(NetlinkError) -> KernelError {
+    let what = what.to_owned();
+    move |source| KernelError::Request { what, source }
+}
+
+fn read_sysctl(key: &str) -> Result<Option<String>, KernelError> {
+    sysctl::read(key).map_err(|source| KernelError::ReadSysctl { key: key.to_owned(), source })
 }

@@ -1,9 +1,244 @@
-//! Plan.
-/// A change of kernel state; Display for the log.
+//! What to change in the kernel, decided without touching it: desired objects against observed
+//! ones, each known by its key.
+//!
+//! Only what is ours is ever observed (routes by [`PROTOCOL`], the rest by device), so a plan
+//! cannot name a foreign object. Nothing is flushed: what is right stays untouched.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::kernel::Vtep;
+use super::netlink::{Address, FdbEntry, Link, LinkKind, LinkSettings, Neighbour, Route, RouteKind, Vxlan};
+use super::sysctl;
+use super::wiring::Pod;
+use crate::config::Config;
+use crate::ids::IfIndex;
+use crate::wire::Mac;
+
+/// Marks our routes (`rtm_protocol`; 192 to 252 are free of the kernel's and of iproute2's names).
+pub const PROTOCOL: u8 = 240;
+
+/// A kernel object, in the order of making: a route needs its source address, and must not lead
+/// to a neighbour that is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change(String);
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+pub enum Object {
+    Address(Address),
+    Neighbour(Neighbour),
+    Fdb(FdbEntry),
+    Route(Route),
+}
+
+/// What there can be only one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Address(IfIndex, IpNet),
+    Neighbour(IfIndex, IpAddr),
+    Fdb(IfIndex, Mac),
+    Route(IpNet),
+}
+
+/// What to do with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Add,
+    Replace,
+    Delete,
+}
+
+/// One change of kernel state, printable for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Sysctl(sysctl::Changed),
+    /// The VXLAN device was made.
+    CreateDevice {
+        name: String,
+    },
+    /// A VXLAN device of ours was removed.
+    DeleteDevice {
+        name: String,
+    },
+    SetDevice {
+        name: String,
+        settings: LinkSettings,
+    },
+    Object {
+        action: Action,
+        object: Object,
+        /// The name of its device, for people.
+        device: String,
+    },
+}
+
+/// The VXLAN device as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanDevice {
+    pub name: String,
+    pub mac: Mac,
+    pub mtu: u32,
+    pub vxlan: Vxlan,
+}
+
+/// What the VXLAN device needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DevicePlan {
+    Create,
+    /// It has other parameters, which cannot change while it lives.
+    Recreate,
+    /// It stays, with these settings, if any.
+    Keep(LinkSettings),
+    /// The name belongs to something that is no VXLAN device.
+    Foreign,
+}
+
+/// What to do about the VXLAN device.
+pub fn plan_device(desired: &VxlanDevice, observed: Option<&Link>) -> DevicePlan {
+    let Some(link) = observed else { return DevicePlan::Create };
+    match &link.kind {
+        LinkKind::Vxlan(vxlan) if *vxlan == desired.vxlan => DevicePlan::Keep(LinkSettings {
+            up: (!link.up).then_some(true),
+            mtu: (link.mtu != desired.mtu).then_some(desired.mtu),
+            mac: (link.mac != Some(desired.mac)).then_some(desired.mac),
+        }),
+        LinkKind::Vxlan(_) | LinkKind::OtherVxlan => DevicePlan::Recreate,
+        LinkKind::Veth | LinkKind::Other => DevicePlan::Foreign,
     }
 }
+
+/// The changes that turn `observed` into `desired`: first what is added or replaced, in the order
+/// of making, then what is deleted, in reverse. `name` gives a device's name.
+pub fn plan(desired: Vec<Object>, observed: Vec<Object>, name: impl Fn(IfIndex) -> String) -> Vec<Change> {
+    let change = |action, object: Object| {
+        let device = object.device().map(&name).unwrap_or_default();
+        Change::Object { action, object, device }
+    };
+    let by_key = |objects: Vec<Object>| objects.into_iter().map(|object| (object.key(), object)).collect();
+    let desired: BTreeMap<Key, Object> = by_key(desired);
+    let mut observed: BTreeMap<Key, Object> = by_key(observed);
+    let mut changes = Vec::new();
+    for (key, object) in desired {
+        match observed.remove(&key) {
+            None => changes.push(change(Action::Add, object)),
+            Some(other) if other != object => changes.push(change(Action::Replace, object)),
+            Some(_) => {}
+        }
+    }
+    changes.extend(observed.into_values().rev().map(|object| change(Action::Delete, object)));
+    changes
+}
+
+/// All objects that `config` and `pods` ask for, on the VXLAN device `device` and on the pods'.
+pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> Vec<Object> {
+    let addresses = vtep.addresses.iter().map(|address| {
+        let address = IpNet::from(*address);
+        Object::Address(Address { index: device, address })
+    });
+    // Without it a packet for an address that no pod has would follow the default route.
+    let own = config
+        .node
+        .pod_cidrs
+        .iter()
+        .map(|cidr| Object::Route(Route { destination: *cidr, kind: RouteKind::Unreachable, source: None }));
+    let mut objects: Vec<Object> = addresses.chain(own).collect();
+    for peer in &config.peers {
+        objects.push(Object::Fdb(FdbEntry { index: device, mac: peer.vtep_mac, vtep: peer.underlay }));
+        for cidr in &peer.pod_cidrs {
+            let gateway = cidr.network();
+            objects.push(Object::Neighbour(Neighbour { index: device, address: gateway, mac: peer.vtep_mac }));
+            let kind = RouteKind::Via { device, gateway: Some(gateway) };
+            objects.push(Object::Route(Route { destination: *cidr, kind, source: None }));
+        }
+    }
+    objects.extend(pods.iter().flat_map(|pod| pod_objects(vtep, pod)));
+    objects
+}
+
+/// What a pod needs on the host.
+pub fn pod_objects(vtep: &Vtep, pod: &Pod) -> Vec<Object> {
+    let device = pod.host_ifindex;
+    let objects = |address: &IpAddr| {
+        let source = vtep.addresses.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6());
+        let kind = RouteKind::Via { device, gateway: None };
+        [
+            Object::Neighbour(Neighbour { index: device, address: *address, mac: pod.mac }),
+            Object::Route(Route { destination: IpNet::from(*address), kind, source }),
+        ]
+    };
+    pod.addresses.iter().flat_map(objects).collect()
+}
+
+impl Object {
+    fn key(&self) -> Key {
+        match self {
+            Self::Address(address) => Key::Address(address.index, address.address),
+            Self::Neighbour(neighbour) => Key::Neighbour(neighbour.index, neighbour.address),
+            Self::Fdb(entry) => Key::Fdb(entry.index, entry.mac),
+            Self::Route(route) => Key::Route(route.destination),
+        }
+    }
+
+    fn device(&self) -> Option<IfIndex> {
+        match self {
+            Self::Address(Address { index, .. })
+            | Self::Neighbour(Neighbour { index, .. })
+            | Self::Fdb(FdbEntry { index, .. }) => Some(*index),
+            Self::Route(Route { kind: RouteKind::Via { device, .. }, .. }) => Some(*device),
+            Self::Route(Route { kind: RouteKind::Unreachable, .. }) => None,
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(Address { address, .. }) => write!(f, "address {address}"),
+            Self::Neighbour(Neighbour { address, mac, .. }) => write!(f, "neighbour {address} lladdr {mac}"),
+            Self::Fdb(FdbEntry { mac, vtep, .. }) => write!(f, "fdb {mac} dst {vtep}"),
+            Self::Route(route) => match route.kind {
+                RouteKind::Unreachable => write!(f, "route unreachable {}", route.destination),
+                RouteKind::Via { gateway: Some(gateway), .. } => {
+                    write!(f, "route {} via {gateway}", route.destination)
+                }
+                RouteKind::Via { gateway: None, .. } => write!(f, "route {}", route.destination),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sysctl(changed) => changed.fmt(f),
+            Self::CreateDevice { name } => write!(f, "create device {name}"),
+            Self::DeleteDevice { name } => write!(f, "delete device {name}"),
+            Self::SetDevice { name, settings } => {
+                write!(f, "set device {name}")?;
+                if let Some(mac) = settings.mac {
+                    write!(f, " address {mac}")?;
+                }
+                if let Some(mtu) = settings.mtu {
+                    write!(f, " mtu {mtu}")?;
+                }
+                match settings.up {
+                    Some(true) => f.write_str(" up"),
+                    Some(false) => f.write_str(" down"),
+                    None => Ok(()),
+                }
+            }
+            Self::Object { action, object, device } => {
+                let verb = match action {
+                    Action::Add => "add",
+                    Action::Replace => "replace",
+                    Action::Delete => "delete",
+                };
+                write!(f, "{verb} {object}")?;
+                if device.is_empty() { Ok(()) } else { write!(f, " dev {device}") }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

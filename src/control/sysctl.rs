@@ -1,1 +1,68 @@
-//! Settings under `/proc/sys/net`.
+//! Settings under `/proc/sys/net`, of the network namespace of the calling thread
+//! (`proc_sys_net` looks at the current task).
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// A setting that was changed, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Such as `ipv4/ip_forward`.
+    pub key: String,
+    pub from: String,
+    pub to: String,
+}
+
+/// A setting that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set net/{key} to {value}: {source}")]
+pub struct SysctlError {
+    key: String,
+    value: String,
+    source: io::Error,
+}
+
+/// The value of `net/KEY`; `None` when the kernel has no such setting.
+pub fn read(key: &str) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(path(key)) {
+        Ok(value) => Ok(Some(value.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes `net/KEY` unless it has the value already or the kernel has no such setting.
+pub fn ensure(key: &str, value: &str) -> Result<Option<Changed>, SysctlError> {
+    let error = |source| SysctlError { key: key.to_owned(), value: value.to_owned(), source };
+    match read(key).map_err(error)? {
+        Some(from) if from != value => {
+            std::fs::write(path(key), value).map_err(error)?;
+            Ok(Some(Changed { key: key.to_owned(), from, to: value.to_owned() }))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn path(key: &str) -> PathBuf {
+    PathBuf::from("/proc/sys/net").join(key)
+}
+
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "set net/{} from {} to {}", self.key, self.from, self.to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_what_is_right_and_what_does_not_exist() {
+        let key = "ipv4/ip_forward";
+        let now = read(key).unwrap().unwrap();
+        assert_eq!(ensure(key, &now).unwrap(), None);
+        assert_eq!(ensure("ipv4/conf/no-such-device/rp_filter", "0").unwrap(), None);
+    }
+}

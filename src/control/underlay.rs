@@ -1,6 +1,16 @@
-//! The way to a peer over the underlay.
-use crate::wire::Mac;
+//! The way to each peer over the underlay: next hop and its link-layer address, which the data
+//! plane writes into outer frames.
+//!
+//! The kernel decides both; here they are only read, and what is not resolved yet is asked for.
+//! The answer arrives as a notification of the neighbour table.
+
+use std::collections::HashMap;
 use std::net::IpAddr;
+
+use super::kernel::Uplink;
+use super::netlink::{KnownNeighbour, Netlink, NetlinkError};
+use crate::ids::IfIndex;
+use crate::wire::Mac;
 
 /// The next hop towards a peer, by the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +20,7 @@ pub struct Hop {
     pub dst_mac: Mac,
 }
 
-/// Why a peer cannot be reached by the data plane now; the kernel path carries it.
+/// Why the data plane cannot reach a peer now; the kernel path carries its packets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoHop {
     #[error("there is no route to it")]
@@ -19,4 +29,39 @@ pub enum NoHop {
     OtherDevice(String),
     #[error("the link-layer address of {0} is not resolved")]
     Unresolved(IpAddr),
+}
+
+/// The next hop of each of `peers`, in order. Costs one dump and a request a peer.
+pub(super) fn resolve(
+    netlink: &mut Netlink,
+    uplink: &Uplink,
+    peers: &[IpAddr],
+) -> Result<Vec<Result<Hop, NoHop>>, NetlinkError> {
+    let known = netlink.known_neighbours(uplink.index)?;
+    let mut known: HashMap<IpAddr, KnownNeighbour> = known.into_iter().map(|entry| (entry.address, entry)).collect();
+    peers.iter().map(|peer| resolve_one(netlink, uplink, *peer, &mut known)).collect()
+}
+
+fn resolve_one(
+    netlink: &mut Netlink,
+    uplink: &Uplink,
+    peer: IpAddr,
+    known: &mut HashMap<IpAddr, KnownNeighbour>,
+) -> Result<Result<Hop, NoHop>, NetlinkError> {
+    let Some(route) = netlink.lookup(peer)? else { return Ok(Err(NoHop::NoRoute)) };
+    if route.device != uplink.index {
+        return Ok(Err(NoHop::OtherDevice(device_name(netlink, route.device)?)));
+    }
+    let via = route.gateway.unwrap_or(peer);
+    let entry = known.entry(via).or_insert(KnownNeighbour { address: via, mac: None, kept: false });
+    if !entry.kept {
+        netlink.resolve_neighbour(uplink.index, via)?;
+        entry.kept = true;
+    }
+    Ok(entry.mac.map(|dst_mac| Hop { via, dst_mac }).ok_or(NoHop::Unresolved(via)))
+}
+
+fn device_name(netlink: &mut Netlink, index: IfIndex) -> Result<String, NetlinkError> {
+    let link = netlink.links()?.into_iter().find(|link| link.index == index);
+    Ok(link.map_or_else(|| format!("device {index}"), |link| link.name))
 }

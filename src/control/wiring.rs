@@ -1,9 +1,40 @@
-//! Pods' veth pairs.
+//! A pod's veth pair, from its namespace to the host's routes.
+//!
+//! ```text
+//!   pod namespace                              │ host
+//!   eth0  ADDR/32, ADDR/128      ──────────────┼── pwID  MAC GATEWAY_MAC, no address
+//!         default via 169.254.1.1, fe80::1     │   ADDR/32 dev pwID, neighbour ADDR = pod's MAC
+//!         both = GATEWAY_MAC, permanent        │
+//! ```
+//!
+//! No address is ever resolved between the two: neither ARP nor neighbour discovery is needed,
+//! and the first packet passes.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::kernel::{Kernel, Vtep, apply_object, delete_link};
+use super::netlink::{
+    Address, Link, LinkKind, LinkSettings, Neighbour, Netlink, NetlinkError, Route, RouteKind, Veth, VethEnd,
+};
+use super::netns::Netns;
+use super::plan::{self, Action, Object, PROTOCOL};
+use super::sysctl::{self, SysctlError};
+use crate::config::derive_vtep_mac;
 use crate::ids::{IfIndex, PodId};
 use crate::wire::Mac;
-use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
-use std::path::PathBuf;
+
+/// The pods' gateways: link-local, the same for all, owned by no device.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// The MAC of every host end, which pods know as their gateway's.
+pub const GATEWAY_MAC: Mac = Mac([0x0a, 0x58, 169, 254, 1, 1]);
 
 /// A pod to wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,5 +64,294 @@ pub struct Pod {
 
 /// Why a pod is not wired as it should be.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct WiringError(String);
+pub enum WiringError {
+    #[error("pod {pod}: cannot enter its network namespace {}: {source}", path.display())]
+    Netns { pod: String, path: PathBuf, source: io::Error },
+    #[error("pod {pod}: {} is the network namespace of the node itself", path.display())]
+    HostNetns { pod: String, path: PathBuf },
+    #[error("pod {pod}: the node has no pod range of the family of {address}")]
+    Family { pod: String, address: IpAddr },
+    #[error("pod {pod}: {device} exists and is not of podwire's making; remove or rename it")]
+    Taken { pod: String, device: String },
+    #[error("pod {pod}: cannot {what}: {source}")]
+    Request { pod: String, what: String, source: NetlinkError },
+    #[error("pod {pod}: {source}")]
+    Sysctl { pod: String, source: SysctlError },
+    /// [`Kernel::verify`] found something that is not as attach left it.
+    #[error("pod {pod}: {what}")]
+    Broken { pod: String, what: String },
+}
+
+impl Kernel {
+    /// Wires a pod, all or nothing: after an error nothing of it is left. Needs the VXLAN device,
+    /// whose addresses its routes name: call [`Kernel::reconcile`] before.
+    pub fn attach(&mut self, vtep: &Vtep, request: &Attach) -> Result<Pod, WiringError> {
+        let netns = enterable(&request.name, &request.netns)?;
+        let mut pod = Pod::new(request);
+        if let Some(address) = pod.addresses.iter().find(|address| source_of(vtep, address).is_none()) {
+            return Err(WiringError::Family { pod: pod.name, address: *address });
+        }
+        self.remove_leftover(&pod)?;
+        let end = |name: &str, mac| VethEnd { name: name.to_owned(), mac: Some(mac) };
+        let veth = Veth {
+            near: end(&pod.host_ifname, pod.host_mac),
+            far: end(&pod.ifname, pod.mac),
+            far_netns: Some(netns.as_raw_fd()),
+            mtu: u32::from(vtep.mtu),
+        };
+        let what = format!("create {} with {} in {}", pod.host_ifname, pod.ifname, pod.netns.display());
+        self.netlink.add_veth(&veth).map_err(pod.request(what))?;
+        match self.finish(vtep, &netns, &mut pod) {
+            Ok(()) => Ok(pod),
+            Err(error) => {
+                // The first error is the one to tell; a leftover is removed by the next attach.
+                let _ = self.detach(&pod);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the wiring away, both ends; nothing to do is success, also when the pod's namespace
+    /// is gone. Routes and neighbours go with the device.
+    pub fn detach(&mut self, pod: &Pod) -> Result<(), WiringError> {
+        match self.host_end(pod)? {
+            Some(link) if is_ours(&link) => {
+                let what = format!("delete {}", pod.host_ifname);
+                delete_link(&mut self.netlink, link.index).map_err(pod.request(what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the wiring is as attach left it, on both sides. Changes nothing.
+    pub fn verify(&mut self, vtep: &Vtep, pod: &Pod) -> Result<(), WiringError> {
+        let link = self.host_end(pod)?.filter(|link| link.index == pod.host_ifindex);
+        let link = link.ok_or_else(|| pod.broken(format!("its device {} is gone", pod.host_ifname)))?;
+        check_link(pod, &link, pod.host_mac, vtep.mtu)?;
+        let read = |source| pod.request("list routes and neighbours".to_owned())(source);
+        let mut observed: Vec<Object> =
+            self.netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour).collect();
+        observed.extend(self.netlink.routes(PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
+        if let Some(missing) = plan::pod_objects(vtep, pod).iter().find(|object| !observed.contains(object)) {
+            return Err(pod.broken(format!("the node lacks {missing} dev {}", pod.host_ifname)));
+        }
+        let netns = enterable(&pod.name, &pod.netns)?;
+        pod.within(&netns, || verify_inside(pod, vtep.mtu))
+    }
+
+    /// The rest of attach, once the pair exists.
+    fn finish(&mut self, vtep: &Vtep, netns: &Netns, pod: &mut Pod) -> Result<(), WiringError> {
+        let link = self.host_end(pod)?.ok_or_else(|| pod.broken(format!("{} vanished", pod.host_ifname)))?;
+        pod.host_ifindex = link.index;
+        for (key, value) in host_sysctls(&pod.host_ifname, pod.has_ipv6()) {
+            sysctl::ensure(&key, value).map_err(pod.sysctl())?;
+        }
+        let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
+        self.netlink.set_link(link.index, up).map_err(pod.request(format!("set {} up", pod.host_ifname)))?;
+        pod.within(netns, || set_up_inside(pod))?;
+        for object in plan::pod_objects(vtep, pod) {
+            let what = format!("add {object} dev {}", pod.host_ifname);
+            apply_object(&mut self.netlink, Action::Add, &object).map_err(pod.request(what))?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for a pair of the name: what an interrupted attach left is removed, anything
+    /// else is an error.
+    fn remove_leftover(&mut self, pod: &Pod) -> Result<(), WiringError> {
+        match self.host_end(pod)? {
+            Some(link) if !is_ours(&link) => {
+                Err(WiringError::Taken { pod: pod.name.clone(), device: pod.host_ifname.clone() })
+            }
+            Some(_) => self.detach(pod),
+            None => Ok(()),
+        }
+    }
+
+    fn host_end(&mut self, pod: &Pod) -> Result<Option<Link>, WiringError> {
+        self.netlink.link(&pod.host_ifname).map_err(pod.request(format!("look for {}", pod.host_ifname)))
+    }
+}
+
+impl Pod {
+    /// As it will be; the kernel gives the index.
+    fn new(request: &Attach) -> Self {
+        Self {
+            id: request.id,
+            name: request.name.clone(),
+            netns: request.netns.clone(),
+            ifname: request.ifname.clone(),
+            host_ifname: format!("pw{}", request.id),
+            host_ifindex: IfIndex(0),
+            mac: pod_mac(&request.addresses),
+            host_mac: GATEWAY_MAC,
+            addresses: request.addresses.clone(),
+        }
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.addresses.iter().any(IpAddr::is_ipv6)
+    }
+
+    fn request(&self, what: String) -> impl FnOnce(NetlinkError) -> WiringError + use<> {
+        let pod = self.name.clone();
+        move |source| WiringError::Request { pod, what, source }
+    }
+
+    fn sysctl(&self) -> impl FnOnce(SysctlError) -> WiringError + use<> {
+        let pod = self.name.clone();
+        move |source| WiringError::Sysctl { pod, source }
+    }
+
+    fn broken(&self, what: String) -> WiringError {
+        WiringError::Broken { pod: self.name.clone(), what }
+    }
+
+    /// Runs `work` in the pod's namespace.
+    fn within<T: Send>(
+        &self,
+        netns: &Netns,
+        work: impl FnOnce() -> Result<T, WiringError> + Send,
+    ) -> Result<T, WiringError> {
+        let error = |source| WiringError::Netns { pod: self.name.clone(), path: self.netns.clone(), source };
+        netns.within(work).map_err(error)?
+    }
+}
+
+/// What a host-side device of ours needs before it is set up: no addresses but those we give it.
+pub(super) fn host_sysctls(device: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    let key = |name: &str| format!("ipv6/conf/{device}/{name}");
+    let mut sysctls = vec![(key("accept_ra"), "0"), (key("addr_gen_mode"), "1")];
+    if ipv6 {
+        sysctls.push((key("disable_ipv6"), "0"));
+    }
+    sysctls
+}
+
+/// Gives the pod's end the node's current MTU.
+pub(super) fn set_pod_mtu(pod: &Pod, mtu: u32) -> Result<(), WiringError> {
+    let netns = enterable(&pod.name, &pod.netns)?;
+    pod.within(&netns, || {
+        let mut netlink = Netlink::open().map_err(pod.request("open a netlink socket".to_owned()))?;
+        let link = inside_end(&mut netlink, pod)?;
+        let settings = LinkSettings { mtu: Some(mtu), ..LinkSettings::default() };
+        netlink.set_link(link.index, settings).map_err(pod.request(format!("set the MTU of {}", pod.ifname)))
+    })
+}
+
+/// Opens a pod's namespace, which must not be our own.
+fn enterable(pod: &str, path: &Path) -> Result<Netns, WiringError> {
+    let error = |source| WiringError::Netns { pod: pod.to_owned(), path: path.to_owned(), source };
+    let netns = Netns::open(path).map_err(error)?;
+    if Netns::current().and_then(|current| current.is(&netns)).map_err(error)? {
+        return Err(WiringError::HostNetns { pod: pod.to_owned(), path: path.to_owned() });
+    }
+    Ok(netns)
+}
+
+/// Configures the pod's end; runs in the pod's namespace.
+fn set_up_inside(pod: &Pod) -> Result<(), WiringError> {
+    let mut netlink = Netlink::open().map_err(pod.request("open a netlink socket".to_owned()))?;
+    let link = inside_end(&mut netlink, pod)?;
+    let key = |name: &str| format!("ipv6/conf/{}/{name}", pod.ifname);
+    let ipv6 = pod.has_ipv6().then(|| (key("disable_ipv6"), "0"));
+    for (key, value) in ipv6.into_iter().chain([(key("accept_ra"), "0"), (key("accept_dad"), "0")]) {
+        sysctl::ensure(&key, value).map_err(pod.sysctl())?;
+    }
+    let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
+    netlink.set_link(link.index, up).map_err(pod.request(format!("set {} up", pod.ifname)))?;
+    for object in inside_objects(pod, link.index) {
+        let what = format!("add {object} dev {}", pod.ifname);
+        apply_object(&mut netlink, Action::Add, &object).map_err(pod.request(what))?;
+    }
+    Ok(())
+}
+
+/// Checks the pod's end; runs in the pod's namespace.
+fn verify_inside(pod: &Pod, mtu: u16) -> Result<(), WiringError> {
+    let mut netlink = Netlink::open().map_err(pod.request("open a netlink socket".to_owned()))?;
+    let link = inside_end(&mut netlink, pod)?;
+    check_link(pod, &link, pod.mac, mtu)?;
+    let read = |source| pod.request(format!("list what {} has", pod.ifname))(source);
+    let mut observed: Vec<Object> =
+        netlink.addresses(link.index).map_err(read)?.into_iter().map(Object::Address).collect();
+    observed.extend(netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour));
+    observed.extend(netlink.routes(PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
+    match inside_objects(pod, link.index).iter().find(|object| !observed.contains(object)) {
+        Some(missing) => Err(pod.broken(format!("it lacks {missing} dev {}", pod.ifname))),
+        None => Ok(()),
+    }
+}
+
+fn inside_end(netlink: &mut Netlink, pod: &Pod) -> Result<Link, WiringError> {
+    let link = netlink.link(&pod.ifname).map_err(pod.request(format!("look for {}", pod.ifname)))?;
+    link.ok_or_else(|| pod.broken(format!("there is no {} in its network namespace", pod.ifname)))
+}
+
+/// What the pod's end has: addresses, then gateways, then default routes through them.
+fn inside_objects(pod: &Pod, index: IfIndex) -> Vec<Object> {
+    let objects = |address: &IpAddr| {
+        let (gateway, any): (IpAddr, IpAddr) = match address {
+            IpAddr::V4(_) => (GATEWAY_V4.into(), Ipv4Addr::UNSPECIFIED.into()),
+            IpAddr::V6(_) => (GATEWAY_V6.into(), Ipv6Addr::UNSPECIFIED.into()),
+        };
+        let destination = IpNet::new_assert(any, 0);
+        let kind = RouteKind::Via { device: index, gateway: Some(gateway) };
+        [
+            Object::Address(Address { index, address: IpNet::from(*address) }),
+            Object::Neighbour(Neighbour { index, address: gateway, mac: pod.host_mac }),
+            Object::Route(Route { destination, kind, source: None }),
+        ]
+    };
+    pod.addresses.iter().flat_map(objects).collect()
+}
+
+fn check_link(pod: &Pod, link: &Link, mac: Mac, mtu: u16) -> Result<(), WiringError> {
+    let fault = if !link.up {
+        "is down".to_owned()
+    } else if link.mac != Some(mac) {
+        format!("has not the MAC {mac}")
+    } else if link.mtu != u32::from(mtu) {
+        format!("has the MTU {} instead of {mtu}", link.mtu)
+    } else {
+        return Ok(());
+    };
+    Err(pod.broken(format!("{} {fault}", link.name)))
+}
+
+/// The node's address that packets of its own to `address` come from.
+fn source_of(vtep: &Vtep, address: &IpAddr) -> Option<IpAddr> {
+    vtep.addresses.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6())
+}
+
+/// Whether `link` is a host end that attach made.
+fn is_ours(link: &Link) -> bool {
+    link.kind == LinkKind::Veth && link.mac == Some(GATEWAY_MAC)
+}
+
+/// A pod's MAC, the same for the same address: `0a:58` and the IPv4 address, as the CNI bridge
+/// plugin does; without one, a hash of the IPv6 address.
+fn pod_mac(addresses: &[IpAddr]) -> Mac {
+    let v4 = addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(address.octets()),
+        IpAddr::V6(_) => None,
+    });
+    match (v4, addresses.first()) {
+        (Some([a, b, c, d]), _) => Mac([0x0a, 0x58, a, b, c, d]),
+        (None, first) => derive_vtep_mac(first.copied().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macs_follow_the_address_and_are_unicast() {
+        let mac = |text: &[&str]| pod_mac(&text.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<_>>());
+        assert_eq!(mac(&["fd00::5", "10.244.1.5"]).to_string(), "0a:58:0a:f4:01:05");
+        assert_eq!(mac(&["fd00::5"]), mac(&["fd00::5"]));
+        assert_ne!(mac(&["fd00::5"]), mac(&["fd00::6"]));
+        assert!(mac(&["fd00::5"]).is_unicast() && GATEWAY_MAC.is_unicast());
+    }
+}

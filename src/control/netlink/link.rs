@@ -1,0 +1,238 @@
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+
+use super::{Netlink, NetlinkError};
+use crate::ids::IfIndex;
+use crate::wire::{Mac, Vni};
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: IfIndex,
+    pub name: String,
+    pub alias: String,
+    /// `None` when it is not Ethernet.
+    pub mac: Option<Mac>,
+    pub mtu: u32,
+    /// Whether it is set up, not whether it has a carrier.
+    pub up: bool,
+    pub rx_queues: u32,
+    pub kind: LinkKind,
+}
+
+/// The kinds of device that podwire makes, and all others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Vxlan(Vxlan),
+    /// A VXLAN device of another shape: learning, with a default destination, or the like.
+    OtherVxlan,
+    Veth,
+    Other,
+}
+
+/// A VXLAN device for unicast peers, without learning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    pub vni: Vni,
+    pub port: u16,
+    pub local: IpAddr,
+    /// The device that carries the outer frames.
+    pub uplink: IfIndex,
+    /// Whether outer UDP checksums are sent over IPv4.
+    pub udp_checksum: bool,
+}
+
+/// A veth pair to make.
+#[derive(Clone, Debug)]
+pub struct Veth {
+    pub near: VethEnd,
+    pub far: VethEnd,
+    /// The network namespace of the far end; ours when `None`. Must stay open for the call.
+    pub far_netns: Option<RawFd>,
+    pub mtu: u32,
+}
+
+/// One end of a veth pair.
+#[derive(Clone, Debug)]
+pub struct VethEnd {
+    pub name: String,
+    /// Random when `None`.
+    pub mac: Option<Mac>,
+}
+
+/// Settings of a device; `None` leaves one as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkSettings {
+    pub up: Option<bool>,
+    pub mtu: Option<u32>,
+    pub mac: Option<Mac>,
+}
+
+impl Netlink {
+    /// All devices.
+    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let objects = self.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(objects.into_iter().filter_map(read).collect())
+    }
+
+    /// The device called `name`.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.query(RouteNetlinkMessage::GetLink(message)) {
+            Ok(object) => Ok(object.and_then(read)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a VXLAN device, down, with `alias` to know it by.
+    pub fn add_vxlan(
+        &mut self,
+        name: &str,
+        alias: &str,
+        mac: Mac,
+        mtu: u32,
+        vxlan: &Vxlan,
+    ) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::IfAlias(alias.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(vxlan.attributes())),
+            ]),
+        ];
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Makes a veth pair, both ends down.
+    pub fn add_veth(&mut self, veth: &Veth) -> Result<(), NetlinkError> {
+        let end = |end: &VethEnd| {
+            let mut message = LinkMessage::default();
+            message.attributes = vec![LinkAttribute::IfName(end.name.clone()), LinkAttribute::Mtu(veth.mtu)];
+            message.attributes.extend(end.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+            message
+        };
+        let mut far = end(&veth.far);
+        far.attributes.extend(veth.far_netns.map(LinkAttribute::NetNsFd));
+        let mut near = end(&veth.near);
+        near.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+        ]));
+        self.change(RouteNetlinkMessage::NewLink(near), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Applies `settings` to a device.
+    pub fn set_link(&mut self, index: IfIndex, settings: LinkSettings) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index.0;
+        if let Some(up) = settings.up {
+            message.header.change_mask = LinkFlags::Up;
+            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        }
+        message.attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
+        message.attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Removes a device, for a veth its other end too.
+    pub fn delete_link(&mut self, index: IfIndex) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index.0;
+        self.change(RouteNetlinkMessage::DelLink(message), 0)
+    }
+}
+
+impl Vxlan {
+    fn attributes(&self) -> Vec<InfoVxlan> {
+        vec![
+            InfoVxlan::Id(self.vni.get()),
+            InfoVxlan::Link(self.uplink.0),
+            match self.local {
+                IpAddr::V4(local) => InfoVxlan::Local(local),
+                IpAddr::V6(local) => InfoVxlan::Local6(local),
+            },
+            InfoVxlan::Port(self.port),
+            InfoVxlan::Learning(false),
+            InfoVxlan::UDPCsum(self.udp_checksum),
+            InfoVxlan::UDPZeroCsumTX(false),
+            InfoVxlan::UDPZeroCsumRX(false),
+        ]
+    }
+
+    /// `None` when the device is not of the shape that podwire makes: it learns, has a default
+    /// destination, or lacks what ours has.
+    fn from_attributes(attributes: &[InfoVxlan]) -> Option<Self> {
+        let (mut vni, mut port, mut local, mut uplink, mut udp_checksum) = (None, None, None, None, true);
+        for attribute in attributes {
+            match attribute {
+                InfoVxlan::Id(id) => vni = Vni::new(*id),
+                InfoVxlan::Port(number) => port = Some(*number),
+                InfoVxlan::Local(address) => local = Some(IpAddr::V4(*address)),
+                InfoVxlan::Local6(address) => local = Some(IpAddr::V6(*address)),
+                InfoVxlan::Link(index) => uplink = Some(IfIndex(*index)),
+                InfoVxlan::UDPCsum(on) => udp_checksum = *on,
+                InfoVxlan::Learning(true)
+                | InfoVxlan::CollectMetadata(true)
+                | InfoVxlan::UDPZeroCsumTX(true)
+                | InfoVxlan::Gbp
+                | InfoVxlan::Gpe
+                | InfoVxlan::Group(_)
+                | InfoVxlan::Group6(_) => return None,
+                _ => {}
+            }
+        }
+        Some(Self { vni: vni?, port: port?, local: local?, uplink: uplink?, udp_checksum })
+    }
+}
+
+fn read(object: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = object else { return None };
+    let mut link = Link {
+        index: IfIndex(message.header.index),
+        name: String::new(),
+        alias: String::new(),
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        rx_queues: 1,
+        kind: LinkKind::Other,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn kind(infos: &[LinkInfo]) -> LinkKind {
+    let vxlan = |info: &LinkInfo| match info {
+        LinkInfo::Data(InfoData::Vxlan(attributes)) => Vxlan::from_attributes(attributes),
+        _ => None,
+    };
+    if infos.contains(&LinkInfo::Kind(InfoKind::Veth)) {
+        LinkKind::Veth
+    } else if infos.contains(&LinkInfo::Kind(InfoKind::Vxlan)) {
+        infos.iter().find_map(vxlan).map_or(LinkKind::OtherVxlan, LinkKind::Vxlan)
+    } else {
+        LinkKind::Other
+    }
+}

@@ -1,0 +1,170 @@
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteType;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{Netlink, NetlinkError, family};
+use crate::ids::IfIndex;
+use crate::wire::Mac;
+
+/// The link-layer address of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Neighbour {
+    pub index: IfIndex,
+    pub address: IpAddr,
+    pub mac: Mac,
+}
+
+/// A neighbour as the kernel learnt it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownNeighbour {
+    pub address: IpAddr,
+    /// `None` while it is not resolved.
+    pub mac: Option<Mac>,
+    /// Whether the kernel keeps it resolved by itself: permanent, or managed (`NTF_MANAGED`).
+    pub kept: bool,
+}
+
+/// The VTEP behind which a VXLAN device finds a MAC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FdbEntry {
+    pub index: IfIndex,
+    pub mac: Mac,
+    pub vtep: IpAddr,
+}
+
+impl Netlink {
+    /// The permanent neighbours of all devices.
+    pub fn permanent_neighbours(&mut self) -> Result<Vec<Neighbour>, NetlinkError> {
+        let objects = self.dump(&RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
+        let permanent = |message: &&NeighbourMessage| message.header.state == NeighbourState::Permanent;
+        let neighbour = |message: &NeighbourMessage| {
+            let index = IfIndex(message.header.ifindex);
+            Some(Neighbour { index, address: address(message)?, mac: mac(message)? })
+        };
+        Ok(objects.iter().filter_map(inner).filter(permanent).filter_map(neighbour).collect())
+    }
+
+    /// All that the kernel knows of the neighbours of a device.
+    pub fn known_neighbours(&mut self, index: IfIndex) -> Result<Vec<KnownNeighbour>, NetlinkError> {
+        let mut request = NeighbourMessage::default();
+        request.attributes.push(NeighbourAttribute::IfIndex(index.0));
+        let objects = self.dump(&RouteNetlinkMessage::GetNeighbour(request))?;
+        let of_device = |message: &&NeighbourMessage| message.header.ifindex == index.0;
+        Ok(objects.iter().filter_map(inner).filter(of_device).filter_map(known).collect())
+    }
+
+    /// Makes a neighbour permanent, in place of what was known of it.
+    pub fn set_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
+        let mut message = message(neighbour.index, neighbour.address);
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec()));
+        self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Forgets a neighbour.
+    pub fn delete_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::DelNeighbour(message(neighbour.index, neighbour.address)), 0)
+    }
+
+    /// Has the kernel resolve a neighbour now and keep it resolved (`NTF_MANAGED`, since Linux
+    /// 5.16; older kernels resolve it this once). Not for permanent neighbours: it would demote
+    /// them.
+    pub fn resolve_neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<(), NetlinkError> {
+        let mut message = message(index, address);
+        message.header.flags = NeighbourFlags::Use;
+        message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+        self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// The forwarding entries of a VXLAN device.
+    pub fn fdb(&mut self, index: IfIndex) -> Result<Vec<FdbEntry>, NetlinkError> {
+        let mut request = NeighbourMessage::default();
+        request.header.family = AddressFamily::Bridge;
+        request.attributes.push(NeighbourAttribute::IfIndex(index.0));
+        let objects = self.dump(&RouteNetlinkMessage::GetNeighbour(request))?;
+        let entry = |message: &NeighbourMessage| {
+            Some(FdbEntry { index: IfIndex(message.header.ifindex), mac: mac(message)?, vtep: address(message)? })
+        };
+        Ok(objects.iter().filter_map(inner).filter_map(entry).filter(|entry| entry.index == index).collect())
+    }
+
+    /// Makes `entry` the only one for its MAC.
+    pub fn set_fdb(&mut self, entry: &FdbEntry) -> Result<(), NetlinkError> {
+        let message = fdb_message(entry);
+        self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes a forwarding entry.
+    pub fn delete_fdb(&mut self, entry: &FdbEntry) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::DelNeighbour(fdb_message(entry)), 0)
+    }
+}
+
+fn message(index: IfIndex, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address.is_ipv6());
+    message.header.ifindex = index.0;
+    message.header.kind = RouteType::Unspec;
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
+    message
+}
+
+fn fdb_message(entry: &FdbEntry) -> NeighbourMessage {
+    let mut message = message(entry.index, entry.vtep);
+    message.header.family = AddressFamily::Bridge;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()));
+    message
+}
+
+fn inner(object: &RouteNetlinkMessage) -> Option<&NeighbourMessage> {
+    match object {
+        RouteNetlinkMessage::NewNeighbour(message) => Some(message),
+        _ => None,
+    }
+}
+
+fn known(message: &NeighbourMessage) -> Option<KnownNeighbour> {
+    let state = message.header.state;
+    let resolved = matches!(
+        state,
+        NeighbourState::Permanent
+            | NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+    );
+    let managed = message.attributes.iter().any(|attribute| {
+        matches!(attribute, NeighbourAttribute::ExtFlags(flags) if flags.contains(NeighbourExtFlags::Managed))
+    });
+    Some(KnownNeighbour {
+        address: address(message)?,
+        mac: mac(message).filter(|_| resolved),
+        kept: managed || state == NeighbourState::Permanent,
+    })
+}
+
+fn mac(message: &NeighbourMessage) -> Option<Mac> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
+        _ => None,
+    })
+}
+
+fn address(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => <[u8; 4]>::try_from(bytes.as_slice())
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+            .ok(),
+        _ => None,
+    })
+}

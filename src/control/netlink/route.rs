@@ -1,0 +1,169 @@
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
+};
+
+use super::{Netlink, NetlinkError, family};
+use crate::ids::IfIndex;
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    pub destination: IpNet,
+    pub kind: RouteKind,
+    /// The source address for packets of this node.
+    pub source: Option<IpAddr>,
+}
+
+/// What a route does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteKind {
+    /// Sends by `device`, through `gateway` where there is one, which needs no route of its own
+    /// (`onlink`).
+    Via { device: IfIndex, gateway: Option<IpAddr> },
+    /// Answers "unreachable".
+    Unreachable,
+}
+
+/// How the kernel would send to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    pub device: IfIndex,
+    pub gateway: Option<IpAddr>,
+}
+
+impl Netlink {
+    /// The routes of the main table, of both families, that carry `protocol`.
+    pub fn routes(&mut self, protocol: u8) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = Vec::new();
+        for is_ipv6 in [false, true] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family(is_ipv6);
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.protocol = RouteProtocol::from(protocol);
+            let objects = self.dump(&RouteNetlinkMessage::GetRoute(message));
+            // ENOENT: no route was ever put into the main table.
+            let objects = match objects {
+                Err(error) if error.errno() == Some(libc::ENOENT) => Vec::new(),
+                objects => objects?,
+            };
+            routes.extend(objects.iter().filter_map(|object| read(object, protocol, is_ipv6)));
+        }
+        Ok(routes)
+    }
+
+    /// Adds a route; an error (`EEXIST`) when the table has one for the destination.
+    pub fn add_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::NewRoute(message(route, protocol)), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Puts a route in the place of the one for the same destination.
+    pub fn replace_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::NewRoute(message(route, protocol)), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes a route that carries `protocol`.
+    pub fn delete_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+        let mut message = message(route, protocol);
+        message.header.scope = RouteScope::NoWhere;
+        self.change(RouteNetlinkMessage::DelRoute(message), 0)
+    }
+
+    /// How a packet to `destination` would leave; `None` when there is no way.
+    pub fn lookup(&mut self, destination: IpAddr) -> Result<Option<Lookup>, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(destination.is_ipv6());
+        message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+        match self.query(RouteNetlinkMessage::GetRoute(message)) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) if route.header.kind == RouteType::Unicast => {
+                Ok(device(&route).map(|device| Lookup { device, gateway: gateway(&route) }))
+            }
+            Ok(_) | Err(NetlinkError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn message(route: &Route, protocol: u8) -> RouteMessage {
+    let destination = route.destination;
+    let is_ipv6 = destination.addr().is_ipv6();
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(is_ipv6);
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::from(protocol);
+    if destination.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(destination.network().into()));
+    }
+    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    match route.kind {
+        RouteKind::Unreachable => message.header.kind = RouteType::Unreachable,
+        RouteKind::Via { device, gateway } => {
+            message.header.kind = RouteType::Unicast;
+            message.attributes.push(RouteAttribute::Oif(device.0));
+            if let Some(gateway) = gateway {
+                message.header.flags = RouteFlags::Onlink;
+                message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+            } else if !is_ipv6 {
+                message.header.scope = RouteScope::Link;
+            }
+        }
+    }
+    message
+}
+
+fn read(object: &RouteNetlinkMessage, protocol: u8, is_ipv6: bool) -> Option<Route> {
+    let RouteNetlinkMessage::NewRoute(message) = object else { return None };
+    let header = &message.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN || u8::from(header.protocol) != protocol {
+        return None;
+    }
+    let any: IpAddr = if is_ipv6 { [0; 16].into() } else { [0; 4].into() };
+    let destination = find(message, |attribute| match attribute {
+        RouteAttribute::Destination(destination) => address(destination),
+        _ => None,
+    });
+    let kind = match header.kind {
+        RouteType::Unicast => RouteKind::Via { device: device(message)?, gateway: gateway(message) },
+        RouteType::Unreachable => RouteKind::Unreachable,
+        _ => return None,
+    };
+    let source = find(message, |attribute| match attribute {
+        RouteAttribute::PrefSource(source) => address(source),
+        _ => None,
+    });
+    let destination = IpNet::new(destination.unwrap_or(any), header.destination_prefix_length).ok()?;
+    Some(Route { destination, kind, source })
+}
+
+fn device(message: &RouteMessage) -> Option<IfIndex> {
+    find(message, |attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(IfIndex(*index)),
+        _ => None,
+    })
+}
+
+fn gateway(message: &RouteMessage) -> Option<IpAddr> {
+    find(message, |attribute| match attribute {
+        RouteAttribute::Gateway(gateway) => address(gateway),
+        RouteAttribute::Via(RouteVia::Inet6(gateway)) => Some(IpAddr::V6(*gateway)),
+        _ => None,
+    })
+}
+
+fn find<T>(message: &RouteMessage, pick: impl FnMut(&RouteAttribute) -> Option<T>) -> Option<T> {
+    message.attributes.iter().find_map(pick)
+}
+
+fn address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}

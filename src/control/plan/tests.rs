@@ -1,0 +1,169 @@
+use super::*;
+use crate::control::kernel::Uplink;
+use crate::ids::PodId;
+
+const DEVICE: IfIndex = IfIndex(7);
+
+const CONFIG: &str = r#"
+[node]
+name = "a"
+uplink = "eth0"
+pod_cidrs = ["10.244.1.0/24", "fd00:244:1::/64"]
+[cluster]
+pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]
+[dataplane]
+mode = "kernel"
+[[peers]]
+name = "b"
+underlay = "192.168.1.3"
+pod_cidrs = ["10.244.2.0/24", "fd00:244:2::/64"]
+[[peers]]
+name = "c"
+underlay = "192.168.1.4"
+pod_cidrs = ["10.244.3.0/24"]
+"#;
+
+fn vtep() -> Vtep {
+    let uplink = Uplink {
+        index: IfIndex(2),
+        name: "eth0".into(),
+        mac: Mac([2; 6]),
+        mtu: 1500,
+        addresses: Vec::new(),
+        up: true,
+        rx_queues: 1,
+    };
+    let addresses = vec!["10.244.1.0".parse().unwrap(), "fd00:244:1::".parse().unwrap()];
+    Vtep { uplink, underlay: "192.168.1.2".parse().unwrap(), mac: Mac([2; 6]), mtu: 1450, addresses }
+}
+
+fn pod() -> Pod {
+    Pod {
+        id: PodId::new(9).unwrap(),
+        name: "web".into(),
+        netns: "/run/netns/web".into(),
+        ifname: "eth0".into(),
+        host_ifname: "pw9".into(),
+        host_ifindex: IfIndex(9),
+        mac: Mac([6; 6]),
+        host_mac: Mac([10; 6]),
+        addresses: vec!["10.244.1.9".parse().unwrap(), "fd00:244:1::9".parse().unwrap()],
+    }
+}
+
+fn desired(config: &str) -> Vec<Object> {
+    super::desired(&Config::parse(config).unwrap(), &vtep(), DEVICE, &[pod()])
+}
+
+fn plan(desired: Vec<Object>, observed: Vec<Object>) -> Vec<String> {
+    super::plan(desired, observed, |index| format!("if{index}")).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn nothing_is_to_do_when_all_is_there_in_any_order() {
+    let mut observed = desired(CONFIG);
+    observed.reverse();
+    assert_eq!(plan(desired(CONFIG), observed), [] as [&str; 0]);
+}
+
+#[test]
+fn a_fresh_node_gets_everything_sources_and_neighbours_before_routes() {
+    assert_eq!(
+        plan(desired(CONFIG), Vec::new()),
+        [
+            "add address 10.244.1.0/32 dev if7",
+            "add address fd00:244:1::/128 dev if7",
+            "add neighbour 10.244.2.0 lladdr 02:70:c0:a8:01:03 dev if7",
+            "add neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:04 dev if7",
+            "add neighbour fd00:244:2:: lladdr 02:70:c0:a8:01:03 dev if7",
+            "add neighbour 10.244.1.9 lladdr 06:06:06:06:06:06 dev if9",
+            "add neighbour fd00:244:1::9 lladdr 06:06:06:06:06:06 dev if9",
+            "add fdb 02:70:c0:a8:01:03 dst 192.168.1.3 dev if7",
+            "add fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev if7",
+            "add route unreachable 10.244.1.0/24",
+            "add route 10.244.1.9/32 dev if9",
+            "add route 10.244.2.0/24 via 10.244.2.0 dev if7",
+            "add route 10.244.3.0/24 via 10.244.3.0 dev if7",
+            "add route unreachable fd00:244:1::/64",
+            "add route fd00:244:1::9/128 dev if9",
+            "add route fd00:244:2::/64 via fd00:244:2:: dev if7",
+        ]
+    );
+}
+
+#[test]
+fn a_change_of_one_peer_touches_only_its_objects() {
+    let moved = CONFIG.replace("192.168.1.4", "192.168.1.5");
+    assert_eq!(
+        plan(desired(&moved), desired(CONFIG)),
+        [
+            "replace neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:05 dev if7",
+            "add fdb 02:70:c0:a8:01:05 dst 192.168.1.5 dev if7",
+            "delete fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev if7",
+        ]
+    );
+    let renumbered = CONFIG.replace("10.244.3.0", "10.244.4.0");
+    assert_eq!(
+        plan(desired(&renumbered), desired(CONFIG)),
+        [
+            "add neighbour 10.244.4.0 lladdr 02:70:c0:a8:01:04 dev if7",
+            "add route 10.244.4.0/24 via 10.244.4.0 dev if7",
+            "delete route 10.244.3.0/24 via 10.244.3.0 dev if7",
+            "delete neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:04 dev if7",
+        ]
+    );
+}
+
+#[test]
+fn a_route_that_leads_elsewhere_is_replaced_and_a_stale_one_deleted() {
+    let route = |destination: &str, device| {
+        let kind = RouteKind::Via { device, gateway: None };
+        Object::Route(Route { destination: destination.parse().unwrap(), kind, source: None })
+    };
+    let mut observed = desired(CONFIG);
+    observed.retain(
+        |object| !matches!(object, Object::Route(route) if route.destination == "10.244.2.0/24".parse().unwrap()),
+    );
+    observed.extend([route("10.244.2.0/24", IfIndex(3)), route("10.244.99.0/24", IfIndex(3))]);
+    assert_eq!(
+        plan(desired(CONFIG), observed),
+        ["replace route 10.244.2.0/24 via 10.244.2.0 dev if7", "delete route 10.244.99.0/24 dev if3"]
+    );
+}
+
+#[test]
+fn a_device_is_kept_corrected_recreated_or_refused() {
+    let vxlan = Vxlan {
+        vni: crate::wire::Vni::new(1).unwrap(),
+        port: 8472,
+        local: "192.168.1.2".parse().unwrap(),
+        uplink: IfIndex(2),
+        udp_checksum: false,
+    };
+    let desired = VxlanDevice { name: "podwire.1".into(), mac: Mac([2; 6]), mtu: 1450, vxlan };
+    let link = |kind, mtu, up| Link {
+        index: DEVICE,
+        name: "podwire.1".into(),
+        alias: String::new(),
+        mac: Some(Mac([2; 6])),
+        mtu,
+        up,
+        rx_queues: 1,
+        kind,
+    };
+    let keep = |mtu, up| DevicePlan::Keep(LinkSettings { up, mtu, mac: None });
+    assert_eq!(plan_device(&desired, None), DevicePlan::Create);
+    assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(vxlan), 1450, true))), keep(None, None));
+    assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(vxlan), 9000, false))), keep(Some(1450), Some(true)));
+    for other in [
+        Vxlan { vni: crate::wire::Vni::new(2).unwrap(), ..vxlan },
+        Vxlan { port: 4789, ..vxlan },
+        Vxlan { local: "192.168.1.9".parse().unwrap(), ..vxlan },
+        Vxlan { uplink: IfIndex(3), ..vxlan },
+        Vxlan { udp_checksum: true, ..vxlan },
+    ] {
+        assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(other), 1450, true))), DevicePlan::Recreate);
+    }
+    assert_eq!(plan_device(&desired, Some(&link(LinkKind::OtherVxlan, 1450, true))), DevicePlan::Recreate);
+    assert_eq!(plan_device(&desired, Some(&link(LinkKind::Other, 1450, true))), DevicePlan::Foreign);
+}
