@@ -22,9 +22,6 @@ use crate::config::{Config, derive_vtep_mac};
 use crate::ids::IfIndex;
 use crate::wire::Mac;
 
-/// Marks our VXLAN device (`IFLA_IFALIAS`), so that it is found again under another name.
-const ALIAS: &str = "podwire";
-
 /// The hub's ends: frames from pods arrive at the near one.
 const HUB: (&str, &str) = ("pwhub0", "pwhub1");
 
@@ -198,7 +195,7 @@ impl Kernel {
         let link = link.filter(|link| link.kind == LinkKind::Veth);
         let link = link.ok_or_else(|| KernelError::ForeignHub(name.to_owned()))?;
         if !link.up || link.mtu != HUB_MTU {
-            let settings = LinkSettings { up: Some(true), mtu: Some(HUB_MTU), mac: None };
+            let settings = LinkSettings { up: Some(true), mtu: Some(HUB_MTU), ..LinkSettings::default() };
             self.netlink.set_link(link.index, settings).map_err(request("set up the hub"))?;
         }
         Ok(link.index)
@@ -295,7 +292,7 @@ impl Kernel {
     /// Removes VXLAN devices of ours that go by another name: the configuration changed it.
     fn delete_strays(&mut self, name: &str, done: &mut Reconciled) -> Result<(), KernelError> {
         for link in self.netlink.links().map_err(request("list devices"))? {
-            if link.alias == ALIAS && link.name != name && matches!(link.kind, LinkKind::Vxlan(_)) {
+            if link.alias == plan::ALIAS && link.name != name && matches!(link.kind, LinkKind::Vxlan(_)) {
                 self.netlink.delete_link(link.index).map_err(request(&link.name))?;
                 done.changes.push(Change::DeleteDevice { name: link.name });
             }
@@ -306,12 +303,12 @@ impl Kernel {
     fn create_device(&mut self, desired: &VxlanDevice, done: &mut Reconciled) -> Result<IfIndex, KernelError> {
         let VxlanDevice { name, mac, mtu, vxlan } = desired;
         let what = format!("create the VXLAN device {name}");
-        self.netlink.add_vxlan(name, ALIAS, *mac, *mtu, vxlan).map_err(request(&what))?;
+        self.netlink.add_vxlan(name, *mac, *mtu, vxlan).map_err(request(&what))?;
         done.changes.push(Change::CreateDevice { name: name.clone() });
         Self::vxlan_sysctls(name, done)?;
         let link = self.netlink.link(name).map_err(request(name))?;
         let link = link.ok_or_else(|| KernelError::NoUplink(name.clone()))?;
-        let settings = LinkSettings { up: Some(true), ..LinkSettings::default() };
+        let settings = LinkSettings { up: Some(true), alias: Some(plan::ALIAS), ..LinkSettings::default() };
         self.netlink.set_link(link.index, settings).map_err(request(name))?;
         Ok(link.index)
     }
@@ -343,6 +340,7 @@ impl Kernel {
             up: (!link.up).then_some(true),
             mtu: (link.mtu != mtu).then_some(mtu),
             mac: (link.mac != Some(pod.host_mac)).then_some(pod.host_mac),
+            alias: None,
         };
         if settings == LinkSettings::default() {
             return true;
@@ -383,7 +381,7 @@ pub(super) fn apply_object(netlink: &mut Netlink, action: Action, object: &Objec
         (Action::Delete, Object::Address(address)) => netlink.delete_address(address),
         (Action::Delete, Object::Neighbour(neighbour)) => netlink.delete_neighbour(neighbour),
         (Action::Delete, Object::Fdb(entry)) => netlink.delete_fdb(entry),
-        (Action::Delete, Object::Route(route)) => netlink.delete_route(route, PROTOCOL),
+        (Action::Delete, Object::Route(route)) => netlink.delete_route(route.destination, PROTOCOL),
         (_, Object::Address(address)) => netlink.add_address(address),
         (_, Object::Neighbour(neighbour)) => netlink.set_neighbour(neighbour),
         (_, Object::Fdb(entry)) => netlink.set_fdb(entry),

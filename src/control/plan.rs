@@ -21,6 +21,9 @@ use crate::wire::Mac;
 /// Marks our routes (`rtm_protocol`; 192 to 252 are free of the kernel's and of iproute2's names).
 pub const PROTOCOL: u8 = 240;
 
+/// Marks our VXLAN device (`IFLA_IFALIAS`), so that it is found again under another name.
+pub const ALIAS: &str = "podwire";
+
 /// A kernel object, in the order of making: a route needs its source address, and must not lead
 /// to a neighbour that is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +104,7 @@ pub fn plan_device(desired: &VxlanDevice, observed: Option<&Link>) -> DevicePlan
             up: (!link.up).then_some(true),
             mtu: (link.mtu != desired.mtu).then_some(desired.mtu),
             mac: (link.mac != Some(desired.mac)).then_some(desired.mac),
+            alias: (link.alias != ALIAS).then_some(ALIAS),
         }),
         LinkKind::Vxlan(_) | LinkKind::OtherVxlan => DevicePlan::Recreate,
         LinkKind::Veth | LinkKind::Other => DevicePlan::Foreign,
@@ -220,6 +224,9 @@ impl fmt::Display for Change {
                 }
                 if let Some(mtu) = settings.mtu {
                     write!(f, " mtu {mtu}")?;
+                }
+                if let Some(alias) = settings.alias {
+                    write!(f, " alias {alias}")?;
                 }
                 match settings.up {
                     Some(true) => f.write_str(" up"),

@@ -14,6 +14,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -35,6 +37,11 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The MAC of every host end, which pods know as their gateway's.
 pub const GATEWAY_MAC: Mac = Mac([0x0a, 0x58, 169, 254, 1, 1]);
+
+/// How long a new pair may take to run, which is a matter of a millisecond on an idle machine,
+const CARRIER_WAIT: Duration = Duration::from_secs(2);
+/// and how often to look.
+const CARRIER_POLL: Duration = Duration::from_micros(200);
 
 /// A pod to wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,9 +156,23 @@ impl Kernel {
         let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
         self.netlink.set_link(link.index, up).map_err(pod.request(format!("set {} up", pod.host_ifname)))?;
         pod.within(netns, || set_up_inside(pod))?;
+        self.wait_until_running(pod)?;
         for object in plan::pod_objects(vtep, pod) {
             let what = format!("add {object} dev {}", pod.host_ifname);
             apply_object(&mut self.netlink, Action::Add, &object).map_err(pod.request(what))?;
+        }
+        Ok(())
+    }
+
+    /// The end that was set up first got its carrier later, and until the kernel's link watch has
+    /// seen that, it drops what it is given (`dev_activate` in `net/sched/sch_generic.c`).
+    fn wait_until_running(&mut self, pod: &Pod) -> Result<(), WiringError> {
+        let start = Instant::now();
+        while !self.host_end(pod)?.is_some_and(|link| link.running) {
+            if start.elapsed() > CARRIER_WAIT {
+                return Err(pod.broken(format!("{} gets no carrier", pod.host_ifname)));
+            }
+            thread::sleep(CARRIER_POLL);
         }
         Ok(())
     }

@@ -63,6 +63,10 @@ impl Lab {
         self.ip(name, "link set lo up");
     }
 
+    pub fn remove(&self, name: &str) {
+        succeed(Command::new("ip").args(["netns", "del", &self.netns(name)]));
+    }
+
     /// `ip ARGUMENTS` inside a namespace; must succeed.
     pub fn ip(&self, name: &str, arguments: &str) -> String {
         self.run(name, &format!("ip {arguments}"))
@@ -156,7 +160,8 @@ impl Lab {
         text += "[cluster]\npod_cidrs = [\"10.244.0.0/16\", \"fd00:244::/32\"]\n[dataplane]\nmode = \"kernel\"\n";
         for (peer, mac) in peers {
             let vtep = self.underlay.address(*peer);
-            text += &format!("[[peers]]\nname = \"node-{peer}\"\nunderlay = \"{vtep}\"\n{}", ranges(*peer));
+            text += "[[peers]]\n";
+            text += &[format!("name = \"node-{peer}\"\nunderlay = \"{vtep}\"\n"), ranges(*peer)].concat();
             text += &mac.map(|mac| format!("vtep_mac = \"{mac}\"\n")).unwrap_or_default();
         }
         text

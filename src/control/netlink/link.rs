@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
 use super::{Netlink, NetlinkError};
@@ -22,6 +22,9 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up, not whether it has a carrier.
     pub up: bool,
+    /// Whether the kernel has seen its carrier (operational state "up", RFC 2863): it sends.
+    /// Devices without a carrier of their own never say so.
+    pub running: bool,
     pub rx_queues: u32,
     pub kind: LinkKind,
 }
@@ -72,6 +75,7 @@ pub struct LinkSettings {
     pub up: Option<bool>,
     pub mtu: Option<u32>,
     pub mac: Option<Mac>,
+    pub alias: Option<&'static str>,
 }
 
 impl Netlink {
@@ -92,19 +96,11 @@ impl Netlink {
         }
     }
 
-    /// Makes a VXLAN device, down, with `alias` to know it by.
-    pub fn add_vxlan(
-        &mut self,
-        name: &str,
-        alias: &str,
-        mac: Mac,
-        mtu: u32,
-        vxlan: &Vxlan,
-    ) -> Result<(), NetlinkError> {
+    /// Makes a VXLAN device, down.
+    pub fn add_vxlan(&mut self, name: &str, mac: Mac, mtu: u32, vxlan: &Vxlan) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::IfAlias(alias.to_owned()),
             LinkAttribute::Address(mac.0.to_vec()),
             LinkAttribute::Mtu(mtu),
             LinkAttribute::LinkInfo(vec![
@@ -143,6 +139,7 @@ impl Netlink {
         }
         message.attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
         message.attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        message.attributes.extend(settings.alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
 
@@ -206,6 +203,7 @@ fn read(object: RouteNetlinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        running: false,
         rx_queues: 1,
         kind: LinkKind::Other,
     };
@@ -215,6 +213,7 @@ fn read(object: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::OperState(state) => link.running = state == State::Up,
             LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
             LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
             _ => {}

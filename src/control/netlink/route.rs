@@ -61,14 +61,23 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewRoute(message(route, protocol)), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Puts a route in the place of the one for the same destination.
+    /// Puts a route in the place of the one for the same destination that carries `protocol`.
     pub fn replace_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        self.change(RouteNetlinkMessage::NewRoute(message(route, protocol)), NLM_F_CREATE | NLM_F_REPLACE)
+        let message = RouteNetlinkMessage::NewRoute(message(route, protocol));
+        match self.change(message, NLM_F_CREATE | NLM_F_REPLACE) {
+            // IPv6 refuses a gateway that the old route reaches by another device
+            // (`ip6_route_check_nh_onlink` in `net/ipv6/route.c`).
+            Err(error) if error.errno() == Some(libc::EINVAL) => {
+                self.delete_route(route.destination, protocol)?;
+                self.add_route(route, protocol)
+            }
+            result => result,
+        }
     }
 
-    /// Removes a route that carries `protocol`.
-    pub fn delete_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        let mut message = message(route, protocol);
+    /// Removes the route for `destination` that carries `protocol`, wherever it leads.
+    pub fn delete_route(&mut self, destination: IpNet, protocol: u8) -> Result<(), NetlinkError> {
+        let mut message = to(destination, protocol);
         message.header.scope = RouteScope::NoWhere;
         self.change(RouteNetlinkMessage::DelRoute(message), 0)
     }
@@ -89,17 +98,21 @@ impl Netlink {
     }
 }
 
-fn message(route: &Route, protocol: u8) -> RouteMessage {
-    let destination = route.destination;
-    let is_ipv6 = destination.addr().is_ipv6();
+/// The beginning of any message about the route for `destination`.
+fn to(destination: IpNet, protocol: u8) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = family(is_ipv6);
+    message.header.address_family = family(destination.addr().is_ipv6());
     message.header.destination_prefix_length = destination.prefix_len();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::from(protocol);
     if destination.prefix_len() > 0 {
         message.attributes.push(RouteAttribute::Destination(destination.network().into()));
     }
+    message
+}
+
+fn message(route: &Route, protocol: u8) -> RouteMessage {
+    let mut message = to(route.destination, protocol);
     message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
     match route.kind {
         RouteKind::Unreachable => message.header.kind = RouteType::Unreachable,
@@ -109,7 +122,7 @@ fn message(route: &Route, protocol: u8) -> RouteMessage {
             if let Some(gateway) = gateway {
                 message.header.flags = RouteFlags::Onlink;
                 message.attributes.push(RouteAttribute::Gateway(gateway.into()));
-            } else if !is_ipv6 {
+            } else if route.destination.addr().is_ipv4() {
                 message.header.scope = RouteScope::Link;
             }
         }

@@ -144,14 +144,15 @@ fn a_device_is_kept_corrected_recreated_or_refused() {
     let link = |kind, mtu, up| Link {
         index: DEVICE,
         name: "podwire.1".into(),
-        alias: String::new(),
+        alias: ALIAS.into(),
         mac: Some(Mac([2; 6])),
         mtu,
         up,
+        running: up,
         rx_queues: 1,
         kind,
     };
-    let keep = |mtu, up| DevicePlan::Keep(LinkSettings { up, mtu, mac: None });
+    let keep = |mtu, up| DevicePlan::Keep(LinkSettings { up, mtu, ..LinkSettings::default() });
     assert_eq!(plan_device(&desired, None), DevicePlan::Create);
     assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(vxlan), 1450, true))), keep(None, None));
     assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(vxlan), 9000, false))), keep(Some(1450), Some(true)));

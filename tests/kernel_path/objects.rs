@@ -1,0 +1,289 @@
+//! What reconciliation makes, restores, removes and leaves alone.
+
+use podwire::config::Config;
+use podwire::control::kernel::{KernelError, Reconciled};
+use podwire::control::netlink::{Monitor, News};
+use podwire::control::netns::Netns;
+use podwire::control::wiring::Pod;
+
+use crate::lab::{Lab, Underlay};
+
+/// Node `a` with two peers and a pod.
+struct One {
+    lab: Lab,
+    config: String,
+    pods: Vec<Pod>,
+}
+
+impl One {
+    fn new() -> Option<Self> {
+        let lab = Lab::new(Underlay::V4)?;
+        lab.node("a", 1);
+        let config = lab.config(1, &[(2, None), (3, None)]);
+        let vtep = lab.reconcile("a", &config, &[]).vtep;
+        let pods = vec![lab.pod("a", 1, 9, &vtep, "a-pod")];
+        Some(Self { lab, config, pods })
+    }
+
+    /// Reconciles and returns what was done, as text.
+    fn reconcile(&self, config: &str) -> Vec<String> {
+        let done = self.lab.reconcile("a", config, &self.pods);
+        done.changes.iter().map(ToString::to_string).collect()
+    }
+
+    fn outcome(&self, config: &str) -> Result<Reconciled, KernelError> {
+        let config = Config::parse(config).unwrap();
+        self.lab.kernel("a", |kernel| kernel.reconcile(&config, &self.pods))
+    }
+
+    /// All that is configured on the node, for comparison.
+    fn state(&self) -> String {
+        let show = ["address", "route show table all", "-6 route show table all", "neigh show nud permanent"];
+        let device = self.lab.run("a", "bridge fdb show dev podwire.1");
+        show.iter().map(|what| self.lab.ip("a", what)).collect::<String>() + &device
+    }
+}
+
+#[test]
+fn a_second_reconciliation_changes_nothing() {
+    let Some(one) = One::new() else { return };
+    let before = one.state();
+    assert_eq!(one.reconcile(&one.config), [] as [&str; 0]);
+    assert_eq!(one.state(), before);
+}
+
+#[test]
+fn says_which_settings_of_the_node_it_changed() {
+    let Some(lab) = Lab::new(Underlay::V4) else { return };
+    lab.node("a", 1);
+    lab.run("a", "sysctl -qw net.ipv4.conf.all.rp_filter=1");
+    lab.ip("a", "-6 route add default via fd00::1 dev eth0 onlink proto ra");
+    let done = lab.reconcile("a", &lab.config(1, &[(2, None)]), &[]);
+    let said: Vec<String> = done.changes.iter().map(ToString::to_string).collect();
+    for expected in [
+        "set net/ipv4/ip_forward from 0 to 1",
+        "set net/ipv6/conf/eth0/accept_ra from 1 to 2",
+        "set net/ipv6/conf/all/forwarding from 0 to 1",
+        "create device podwire.1",
+        "set net/ipv4/conf/podwire.1/rp_filter from 0 to 2",
+        "add route 10.244.2.0/24 via 10.244.2.0 dev podwire.1",
+    ] {
+        assert!(said.iter().any(|line| line == expected), "{expected} in {said:#?}");
+    }
+    let addresses = lab.ip("a", "-6 address show dev podwire.1");
+    assert!(!addresses.contains("fe80") && !addresses.contains("tentative"), "{addresses}");
+    assert!(lab.ip("a", "-6 route show default").contains("proto ra"));
+}
+
+#[test]
+fn restores_what_was_deleted_or_spoilt_and_nothing_else() {
+    let Some(one) = One::new() else { return };
+    let before = one.state();
+    let rows = [
+        ("ip route del 10.244.2.0/24", "add route 10.244.2.0/24 via 10.244.2.0 dev podwire.1"),
+        ("ip -6 route del fd00:244:2::/64", "add route fd00:244:2::/64 via fd00:244:2:: dev podwire.1"),
+        (
+            "ip route replace 10.244.3.0/24 dev eth0 proto 240",
+            "replace route 10.244.3.0/24 via 10.244.3.0 dev podwire.1",
+        ),
+        (
+            "ip -6 route replace fd00:244:3::/64 dev eth0 proto 240",
+            "replace route fd00:244:3::/64 via fd00:244:3:: dev podwire.1",
+        ),
+        ("ip route add 10.244.99.0/24 dev eth0 proto 240", "delete route 10.244.99.0/24 dev eth0"),
+        ("ip route del 10.244.1.9/32", "add route 10.244.1.9/32 dev pw9"),
+        ("ip route del unreachable 10.244.1.0/24", "add route unreachable 10.244.1.0/24"),
+        ("ip neigh del 10.244.2.0 dev podwire.1", "add neighbour 10.244.2.0 lladdr 02:70:c0:a8:01:03 dev podwire.1"),
+        (
+            "ip neigh replace 10.244.1.9 lladdr 02:00:00:00:00:01 dev pw9",
+            "replace neighbour 10.244.1.9 lladdr 0a:58:0a:f4:01:09 dev pw9",
+        ),
+        (
+            "ip neigh add 10.244.50.0 lladdr 02:00:00:00:00:01 dev podwire.1",
+            "delete neighbour 10.244.50.0 lladdr 02:00:00:00:00:01 dev podwire.1",
+        ),
+        (
+            "bridge fdb del 02:70:c0:a8:01:03 dev podwire.1 dst 192.168.1.3",
+            "add fdb 02:70:c0:a8:01:03 dst 192.168.1.3 dev podwire.1",
+        ),
+        (
+            "bridge fdb replace 02:70:c0:a8:01:03 dev podwire.1 dst 192.168.1.99",
+            "replace fdb 02:70:c0:a8:01:03 dst 192.168.1.3 dev podwire.1",
+        ),
+        (
+            "bridge fdb add 02:00:00:00:00:01 dev podwire.1 dst 192.168.1.99",
+            "delete fdb 02:00:00:00:00:01 dst 192.168.1.99 dev podwire.1",
+        ),
+        ("ip address add 10.244.1.200/32 dev podwire.1", "delete address 10.244.1.200/32 dev podwire.1"),
+        ("ip link set podwire.1 mtu 1400", "set device podwire.1 mtu 1450"),
+        ("ip link set pw9 mtu 1400", "set device pw9 mtu 1450"),
+    ];
+    for (spoil, expected) in rows {
+        one.lab.run("a", spoil);
+        assert_eq!(one.reconcile(&one.config), [expected], "{spoil}");
+    }
+    assert_eq!(one.state().lines().count(), before.lines().count());
+    assert_eq!(one.reconcile(&one.config), [] as [&str; 0]);
+}
+
+#[test]
+fn brings_a_device_that_is_down_gone_or_changed_back_with_all_it_carries() {
+    let Some(one) = One::new() else { return };
+    for (spoil, first) in [
+        ("ip link set podwire.1 down", "set device podwire.1 up"),
+        ("ip link del podwire.1", "create device podwire.1"),
+        ("ip link set pw9 down", "set device pw9 up"),
+        ("ip link set podwire.1 address 02:00:00:00:00:01", "set device podwire.1 address 02:70:c0:a8:01:02"),
+    ] {
+        one.lab.run("a", spoil);
+        let said = one.reconcile(&one.config);
+        assert_eq!(said.first().map(String::as_str), Some(first), "{said:#?}");
+        assert_eq!(one.reconcile(&one.config), [] as [&str; 0]);
+        one.lab.kernel("a", |kernel| {
+            let vtep = kernel.vtep(&Config::parse(&one.config).unwrap()).unwrap();
+            kernel.verify(&vtep, &one.pods[0]).unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_removed_peer_goes_and_foreign_objects_stay() {
+    let Some(one) = One::new() else { return };
+    let foreign = [
+        "ip route add 10.99.0.0/16 dev eth0 proto static",
+        "ip route add 10.244.77.0/24 dev eth0",
+        "ip neigh add 192.168.1.50 lladdr 02:00:00:00:00:50 dev eth0 nud permanent",
+        "ip address add 192.168.7.1/24 dev eth0",
+    ];
+    for command in foreign {
+        one.lab.run("a", command);
+    }
+    let said = one.reconcile(&one.lab.config(1, &[(2, None)]));
+    assert_eq!(
+        said,
+        [
+            "delete route fd00:244:3::/64 via fd00:244:3:: dev podwire.1",
+            "delete route 10.244.3.0/24 via 10.244.3.0 dev podwire.1",
+            "delete fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev podwire.1",
+            "delete neighbour fd00:244:3:: lladdr 02:70:c0:a8:01:04 dev podwire.1",
+            "delete neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:04 dev podwire.1",
+        ]
+    );
+    let state = one.state();
+    for left in ["10.99.0.0/16", "10.244.77.0/24", "192.168.1.50", "192.168.7.1/24"] {
+        assert!(state.contains(left), "{left} in {state}");
+    }
+}
+
+#[test]
+fn a_foreign_route_for_a_peers_range_is_named_not_replaced() {
+    let Some(lab) = Lab::new(Underlay::V4) else { return };
+    lab.node("a", 1);
+    lab.ip("a", "route add 10.244.2.0/24 via 192.168.1.3 proto static");
+    let config = Config::parse(&lab.config(1, &[(2, None), (3, None)])).unwrap();
+    let done = lab.kernel("a", |kernel| kernel.reconcile(&config, &[])).unwrap();
+    assert_eq!(done.failures.len(), 1, "{:?}", done.failures);
+    assert!(done.failures[0].starts_with("cannot add route 10.244.2.0/24 via 10.244.2.0 dev podwire.1: File exists"));
+    let routes = lab.ip("a", "route");
+    assert!(routes.contains("10.244.2.0/24 via 192.168.1.3") && routes.contains("10.244.3.0/24 via 10.244.3.0"));
+}
+
+#[test]
+fn the_device_is_recreated_for_new_parameters_renamed_and_otherwise_kept() {
+    let Some(one) = One::new() else { return };
+    let index = |name: &str| one.lab.ip("a", &format!("-o link show {name}")).split(':').next().map(str::to_owned);
+    let before = index("podwire.1");
+    let udp = one.config.clone() + "[vxlan]\nudp_checksum = true\n";
+    let said = one.reconcile(&udp);
+    assert_eq!(said[..2], ["delete device podwire.1", "create device podwire.1"]);
+    assert_ne!(index("podwire.1"), before);
+    assert!(one.lab.ip("a", "-d link show podwire.1").contains(" udpcsum "));
+
+    let said = one.reconcile(&(one.config.clone() + "[vxlan]\nvni = 5\nport = 4789\ndevice = \"tunnel0\"\n"));
+    assert_eq!(said[..2], ["delete device podwire.1", "create device tunnel0"]);
+    let shown = one.lab.ip("a", "-d link show tunnel0");
+    for detail in ["vxlan id 5", "dstport 4789", "local 192.168.1.2", "dev eth0", "nolearning", "mtu 1450", "noudpcsum"]
+    {
+        assert!(shown.contains(detail), "{detail} in {shown}");
+    }
+    assert!(one.lab.ip("a", "route").contains("10.244.2.0/24 via 10.244.2.0 dev tunnel0"));
+}
+
+#[test]
+fn refuses_what_cannot_be_and_says_why() {
+    let Some(one) = One::new() else { return };
+    let refused = |config: &str| one.outcome(config).unwrap_err().to_string();
+    one.lab.ip("a", "link add bridge7 type bridge");
+    assert!(refused(&(one.config.clone() + "[vxlan]\ndevice = \"bridge7\"\n")).contains("is no VXLAN device"));
+    assert!(refused(&one.config.replace("eth0", "eth9")).contains("there is no device eth9"));
+    assert!(refused(&one.config.replace("eth0", "lo")).contains("lo is not an Ethernet device"));
+    let same = one.config.replace("192.168.1.3", "192.168.1.2");
+    assert!(refused(&same).contains("address 192.168.1.2 is that of peer node-2 too"));
+    let family = one.config.replace("192.168.1.3", "fd00::3").replace("192.168.1.4", "fd00::4");
+    assert!(refused(&family).contains("has no usable address of the peers' family"));
+    one.lab.ip("a", "link set eth0 mtu 1300");
+    assert!(refused(&one.config).contains("the MTU 1300 of eth0 leaves pods less than"));
+}
+
+#[test]
+fn a_new_mtu_of_the_uplink_reaches_the_tunnel_and_both_ends_of_the_pods() {
+    let Some(one) = One::new() else { return };
+    one.lab.ip("a", "link set eth0 mtu 1400");
+    let said = one.reconcile(&one.config);
+    assert_eq!(said, ["set device podwire.1 mtu 1350", "set device pw9 mtu 1350"]);
+    assert!(one.lab.ip("a-pod", "link show eth0").contains("mtu 1350"));
+}
+
+#[test]
+fn a_pod_whose_device_is_gone_is_reported_and_the_rest_goes_on() {
+    let Some(one) = One::new() else { return };
+    one.lab.ip("a", "link del pw9");
+    one.lab.ip("a", "route del 10.244.2.0/24");
+    let done = one.outcome(&one.config).unwrap();
+    assert_eq!(done.failures, ["pod a-pod: its device pw9 is gone; detach it"]);
+    assert_eq!(done.changes.len(), 1);
+}
+
+#[test]
+fn the_hub_is_made_once_kept_quiet_and_removed() {
+    let Some(one) = One::new() else { return };
+    let hub = one.lab.kernel("a", |kernel| kernel.ensure_hub().unwrap());
+    assert_eq!(one.lab.kernel("a", |kernel| kernel.ensure_hub().unwrap()), hub);
+    for name in ["pwhub0", "pwhub1"] {
+        let shown = one.lab.ip("a", &format!("address show {name}"));
+        assert!(shown.contains("mtu 65535") && shown.contains("UP,LOWER_UP") && !shown.contains("inet6"), "{shown}");
+    }
+    assert!(one.lab.ip("a", "link show pwhub0").starts_with(&format!("{hub}:")));
+    one.lab.kernel("a", |kernel| {
+        kernel.remove_hub().unwrap();
+        kernel.remove_hub().unwrap();
+    });
+    assert!(!one.lab.ip("a", "link").contains("pwhub"));
+}
+
+#[test]
+fn the_monitor_tells_of_changes_and_of_nothing_else() {
+    let Some(one) = One::new() else { return };
+    let netns = Netns::open(&one.lab.netns_path("a")).unwrap();
+    let mut monitor = netns.within(|| Monitor::open().unwrap()).unwrap();
+    assert_eq!(monitor.drain().unwrap(), News::Nothing);
+    for change in [
+        "ip link set podwire.1 mtu 1400",
+        "ip route del 10.244.2.0/24",
+        "ip -6 route del fd00:244:2::/64",
+        "ip neigh del 10.244.3.0 dev podwire.1",
+        "ip address add 10.9.9.9/32 dev eth0",
+        "ip address add fd00:9::9/128 dev eth0",
+        "bridge fdb add 02:00:00:00:00:01 dev podwire.1 dst 192.168.1.99",
+    ] {
+        one.lab.run("a", change);
+        assert_eq!(monitor.drain().unwrap(), News::Changed, "{change}");
+        // The kernel may tell of consequences a moment later.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        monitor.drain().unwrap();
+    }
+    assert_eq!(one.reconcile(&one.config).len(), 5, "eth0 is not ours");
+    assert_eq!(monitor.drain().unwrap(), News::Changed);
+    assert_eq!(one.reconcile(&one.config), [] as [&str; 0]);
+    assert_eq!(monitor.drain().unwrap(), News::Nothing, "a reconciliation without changes makes no news");
+}
