@@ -14,6 +14,8 @@ use crate::packet::VIRTIO_HEADER;
 pub struct MemoryWire {
     /// Frames to be received.
     pub incoming: VecDeque<Frame>,
+    /// How many frames one call receives; 0 for any number.
+    pub most: usize,
     /// Frames sent since the last flush.
     queued: Vec<Frame>,
     /// How many frames fit before a flush; 0 for any number.
@@ -47,7 +49,8 @@ impl MemoryWire {
 
 impl WirePort for MemoryWire {
     fn receive(&mut self, burst: &mut Vec<Frame>) {
-        while burst.len() < burst.capacity() {
+        let most = if self.most == 0 { burst.capacity() } else { self.most };
+        while burst.len() < most.min(burst.capacity()) {
             let Some(frame) = self.incoming.pop_front() else { break };
             burst.push(frame);
         }

@@ -1,0 +1,81 @@
+//! What a packet costs between the rings: encapsulation and decapsulation of 64-byte packets over memory ports, in
+//! bursts of several sizes; and what moving it through the memory ports alone costs, which is in those figures.
+
+#[path = "../tests/pipeline/world.rs"]
+#[allow(dead_code, reason = "shared with the tests, which use all of it")]
+mod world;
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use podwire::pipeline::decap::Arrival;
+use podwire::pipeline::{BURST, Node};
+use podwire::wire::Vni;
+
+use world::{MemoryWorker, PORT, Underlay, encapsulated, from_pod, udp_v4, vtep_mac, worker};
+
+/// A UDP packet that makes a frame of 64 bytes, check sequence included.
+fn small() -> Vec<u8> {
+    udp_v4(&[7; 18], 64)
+}
+
+/// Packets of one measurement; a multiple of every burst size.
+const ROUND: usize = 128;
+
+const BURSTS: [usize; 3] = [1, 32, BURST];
+
+fn encap(c: &mut Criterion) {
+    let mut group = c.benchmark_group("encap 64 B");
+    for burst in BURSTS {
+        let mut sender = worker(1, Underlay::V4);
+        sender.wire.sent = None;
+        for _ in 0..burst {
+            from_pod(&mut sender, &small());
+        }
+        group.throughput(Throughput::Elements(burst as u64));
+        group.bench_function(BenchmarkId::from_parameter(burst), |b| {
+            b.iter(|| {
+                sender.pods.rewind();
+                sender.poll_once()
+            });
+        });
+    }
+}
+
+fn decap(c: &mut Criterion) {
+    let frame = encapsulated(&small(), Underlay::V4);
+    let mut group = c.benchmark_group("decap 64 B");
+    for burst in BURSTS {
+        let mut receiver = worker(2, Underlay::V4);
+        receiver.pods.delivered = None;
+        receiver.wire.most = burst;
+        group.throughput(Throughput::Elements(ROUND as u64));
+        group.bench_function(BenchmarkId::from_parameter(burst), |b| {
+            b.iter_custom(|rounds| (0..rounds).map(|_| decap_round(&mut receiver, &frame)).sum());
+        });
+    }
+}
+
+/// The time that [`ROUND`] frames take, but for putting them on the wire.
+fn decap_round(receiver: &mut MemoryWorker, frame: &[u8]) -> Duration {
+    for _ in 0..ROUND {
+        assert!(receiver.wire.offer(frame, &mut receiver.pool));
+    }
+    let start = Instant::now();
+    while receiver.poll_once() > 0 {}
+    start.elapsed()
+}
+
+fn stages(c: &mut Criterion) {
+    let frame = encapsulated(&small(), Underlay::V4);
+    let node = Node { vtep: Underlay::V4.vtep(2), vtep_mac: vtep_mac(2), port: PORT, vni: Vni::new(1).unwrap() };
+    let mut group = c.benchmark_group("stage");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("parse a frame from the wire", |b| b.iter(|| Arrival::parse(black_box(&frame), &node)));
+    let mut idle = worker(1, Underlay::V4);
+    group.bench_function("a pass that finds nothing", |b| b.iter(|| idle.poll_once()));
+}
+
+criterion_group!(benches, encap, decap, stages);
+criterion_main!(benches);
