@@ -33,6 +33,19 @@ pub fn is_root() -> bool {
     root
 }
 
+/// Whether this kernel has VLAN devices; says so when not.
+pub fn has_vlan_devices() -> bool {
+    if !is_root() {
+        return false;
+    }
+    let netns = Prefix::fresh().netns("vlan");
+    let added = netns.output("ip link add link lo name vlan1 type vlan id 1").status.success();
+    if !added {
+        println!("skipped: this kernel has no VLAN devices (8021q)");
+    }
+    added
+}
+
 /// Sends a signal to a child that has not been waited for.
 pub fn signal(child: &Child, signal: i32) {
     let pid = i32::try_from(child.id()).expect("a pid");

@@ -284,6 +284,15 @@ zero_copy = "auto"
 impl Drop for PodwireNode {
     fn drop(&mut self) {
         let Some(mut daemon) = self.daemon.take().filter(|_| !self.lasting) else { return };
+        if thread::panicking() {
+            for verb in ["status", "stats"] {
+                println!(
+                    "---- {verb} of {}\n{}",
+                    self.host.name(),
+                    String::from_utf8_lossy(&self.try_cli(verb).stdout)
+                );
+            }
+        }
         super::signal(&daemon, libc::SIGTERM);
         if !wait_until(PATIENCE, || !matches!(daemon.try_wait(), Ok(None))) {
             daemon.kill().ok();

@@ -107,5 +107,6 @@ fn congestion_signalled_on_the_underlay_reaches_the_pod() {
     let frames = capture.frames();
     assert_eq!(frames.len(), 1);
     assert_eq!(frames[0][15] & 3, 3, "RFC 6040: the mark is copied to an ECN-capable packet");
-    assert_eq!(cluster.a.carried().since(before).fast, 1, "by the data plane");
+    let carried = cluster.a.carried().since(before);
+    assert!(carried.fast >= 1 && carried.kernel == 0, "{carried:?}");
 }
