@@ -55,15 +55,18 @@ static __always_inline void call_worker(struct heartbeat *beat, __u64 now_ns)
 }
 
 /* Takes one credit of the pod. CPUs that race may exceed the quota by one
- * frame each: it bounds the share of a ring, it is not an account.
+ * frame each: it bounds the share of a ring, it is not an account. Signed: a
+ * frame that comes after it was given up for lost is consumed twice.
  */
 static __always_inline bool take_credit(__u32 pod, __u64 quota)
 {
 	struct credit *credit = bpf_map_lookup_elem(&credits, &pod);
+	__s64 in_flight;
 
 	if (!credit)
 		return false;
-	if (READ_ONCE(credit->produced) - READ_ONCE(credit->consumed) >= quota)
+	in_flight = READ_ONCE(credit->produced) - READ_ONCE(credit->consumed);
+	if (in_flight >= (__s64)quota)
 		return false;
 	__sync_fetch_and_add(&credit->produced, 1);
 	return true;

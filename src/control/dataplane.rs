@@ -187,8 +187,10 @@ impl Engine for Dataplane {
     fn status(&self) -> DataplaneStatus {
         let verdicts = self.steer.verdicts().unwrap_or_default();
         let credits = self.steer.credits();
-        let in_flight =
-            |pod: &PodView| CreditStatus { pod: pod.pod.id.get(), in_flight: credits.in_flight(pod.pod.id) };
+        let in_flight = |pod: &PodView| CreditStatus {
+            pod: pod.pod.id.get(),
+            in_flight: u64::try_from(credits.in_flight(pod.pod.id)).unwrap_or(0),
+        };
         DataplaneStatus {
             xdp: match self.xdp {
                 XdpMode::Native => "native".to_owned(),

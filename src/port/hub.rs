@@ -22,7 +22,7 @@ pub struct Hub {
     /// The highest pod id in use; control raises it before a pod is steered.
     highest: Arc<AtomicU16>,
     /// By pod id, the frames in flight at the last [`Hub::settle`].
-    stalled: Vec<u64>,
+    stalled: Vec<i64>,
 }
 
 impl Hub {

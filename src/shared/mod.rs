@@ -152,11 +152,12 @@ impl Credits {
         }
     }
 
-    /// Frames of `pod` that were claimed and not yet consumed, those lost on the way among them.
-    pub fn in_flight(&self, pod: PodId) -> u64 {
+    /// Frames of `pod` that were claimed and not yet consumed, those lost on the way among them. Negative when a frame
+    /// came after it was given up for lost.
+    pub fn in_flight(&self, pod: PodId) -> i64 {
         let load = |word| self.word(pod, word).map_or(0, |word| word.load(Ordering::Relaxed));
         let consumed = load(CONSUMED);
-        load(PRODUCED).wrapping_sub(consumed)
+        load(PRODUCED).wrapping_sub(consumed).cast_signed()
     }
 
     /// Forgets the frames in flight: they were lost. Only the pod's worker calls this, and only when
@@ -232,6 +233,9 @@ mod tests {
         assert_eq!(credits.in_flight(pod(7)), 0);
         produce(1);
         assert_eq!(credits.in_flight(pod(7)), 1);
+        credits.resync(pod(7));
+        credits.consume(pod(7), 1);
+        assert_eq!(credits.in_flight(pod(7)), -1, "it was not lost after all");
         assert!(Credits::new(table(16)).is_none(), "too small for all pods");
     }
 

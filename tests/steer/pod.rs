@@ -237,6 +237,9 @@ fn refuses_a_pod_that_is_at_its_quota_and_no_other() {
     credits.resync(a);
     assert_eq!(rig.pod(&frame), Verdict::Claimed);
     assert_eq!(credits.in_flight(a), 1);
+    credits.consume(a, 2);
+    assert_eq!(credits.in_flight(a), -1);
+    assert_eq!(rig.pod(&frame), Verdict::Claimed, "a frame that was given up for lost and came costs nobody");
     // the same device, now another pod
     rig.steer.add_local(POD_A[V4], &pod(4094, crate::rig::POD_A_IFINDEX, POD_A_MAC)).unwrap();
     assert_eq!(rig.pod(&frame), Verdict::Claimed);
