@@ -55,6 +55,12 @@ mod tests {
     #[test]
     fn a_checksum_of_zero_is_written_as_all_ones() {
         let mut datagram = [0, 0, 0xff, 0xff - 17 - 10 - 10, 0, 10, 0, 27, 0, 0];
+        let frame = [&[0; 12][..], &[8, 0], &[0; 20], &datagram].concat();
+        let hdr = VirtioNetHdr { flags: 1, csum_start: 34, csum_offset: 6, ..VirtioNetHdr::default() };
+        let mut out = [0; 30];
+        assert_eq!(copy_plain(&frame, &hdr, &mut out), Ok(30));
+        assert_eq!(out[26..28], [0xff, 0xff]);
+
         assert!(complete(&mut datagram, 0, 6));
         assert_eq!(datagram[6..8], [0xff, 0xff]);
     }

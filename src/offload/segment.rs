@@ -372,6 +372,15 @@ mod tests {
     }
 
     #[test]
+    fn a_super_packet_without_payload_is_one_segment() {
+        let sample = tcp(false, 0);
+        let (frame, hdr) = frame_of(&sample, 1000);
+        let segments = cut(&mut Segmenter::new(&frame, &hdr).unwrap());
+        assert_eq!(segments.iter().map(Vec::len).collect::<Vec<_>>(), [sample.build().len()]);
+        sample::judge(&segments[0]);
+    }
+
+    #[test]
     fn padding_behind_the_packet_is_not_sent() {
         let (mut frame, hdr) = frame_of(&tcp(false, 100), 60);
         let expected = cut(&mut Segmenter::new(&frame, &hdr).unwrap());

@@ -54,13 +54,11 @@ impl Encapsulated {
         let datagram = frame.get(outer.l4_offset..outer.end).ok_or(OuterError::Truncated)?;
         let (&[_, _, p0, p1, l0, l1, c0, c1], rest) = datagram.split_first_chunk().ok_or(OuterError::Truncated)?;
         let udp_len = usize::from(u16::from_be_bytes([l0, l1]));
-        if !(UDP_LEN..=datagram.len()).contains(&udp_len) {
-            return Err(OuterError::Truncated);
-        }
+        let payload_len = udp_len.checked_sub(UDP_LEN).ok_or(OuterError::Truncated)?;
+        let payload = rest.get(..payload_len).ok_or(OuterError::Truncated)?;
         if outer.checksum_required && [c0, c1] == [0, 0] {
             return Err(OuterError::NotVxlan);
         }
-        let payload = rest.get(..udp_len - UDP_LEN).ok_or(OuterError::Truncated)?;
         let (vxlan, inner) = payload.split_first_chunk().ok_or(OuterError::Truncated)?;
         let VxlanHeader { vni } = VxlanHeader::from_bytes(vxlan).map_err(|_| OuterError::BadFlags)?;
         let ethernet = Ethernet::parse(inner).ok_or(OuterError::Truncated)?;

@@ -130,7 +130,7 @@ mod tests {
             let packet = Sample { v6: true, ..sample.clone() }.build();
             let ip = Ipv6::parse(&packet).unwrap();
             prop_assert_eq!((ip.src, ip.dst), (sample.src, sample.dst));
-            prop_assert_eq!((ip.traffic_class, ip.flow_label), (sample.tos, u32::from(sample.id)));
+            prop_assert_eq!((ip.traffic_class, ip.flow_label), (sample.tos, sample.flow_label()));
             prop_assert_eq!((ip.hop_limit, ip.total_len), (sample.ttl, packet.len()));
             for len in 0..packet.len() {
                 prop_assert!(Ipv6::parse(&packet[..len]).is_err(), "{len} of {}", packet.len());

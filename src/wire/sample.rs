@@ -129,10 +129,14 @@ impl Sample {
         IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default())
     }
 
+    pub fn flow_label(&self) -> u32 {
+        u32::from(self.id) << 4
+    }
+
     fn ipv6(&self) -> IpHeaders {
         let header = Ipv6Header {
             traffic_class: self.tos,
-            flow_label: Ipv6FlowLabel::try_new(u32::from(self.id)).unwrap(),
+            flow_label: Ipv6FlowLabel::try_new(self.flow_label()).unwrap(),
             hop_limit: self.ttl,
             source: self.src.to_be_bytes(),
             destination: self.dst.to_be_bytes(),
