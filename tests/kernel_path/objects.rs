@@ -6,7 +6,7 @@ use podwire::control::netlink::{Monitor, News};
 use podwire::control::netns::Netns;
 use podwire::control::wiring::Pod;
 
-use crate::lab::{Lab, Underlay};
+use crate::lab::{Lab, config, peer};
 
 /// Node `a` with two peers and a pod.
 struct One {
@@ -17,11 +17,10 @@ struct One {
 
 impl One {
     fn new() -> Option<Self> {
-        let lab = Lab::new(Underlay::V4)?;
-        lab.node("a", 1);
-        let config = lab.config(1, &[(2, None), (3, None)]);
+        let lab = Lab::new(false)?;
+        let config = config(&lab.node('a', 1), &[peer('b', 2), peer('c', 3)]);
         let vtep = lab.reconcile("a", &config, &[]).vtep;
-        let pods = vec![lab.pod("a", 1, 9, &vtep, "a-pod")];
+        let pods = vec![lab.pod("a", &vtep, 9, "a-pod")];
         Some(Self { lab, config, pods })
     }
 
@@ -54,11 +53,11 @@ fn a_second_reconciliation_changes_nothing() {
 
 #[test]
 fn says_which_settings_of_the_node_it_changed() {
-    let Some(lab) = Lab::new(Underlay::V4) else { return };
-    lab.node("a", 1);
+    let Some(lab) = Lab::new(false) else { return };
+    let host = lab.node('a', 1);
     lab.run("a", "sysctl -qw net.ipv4.conf.all.rp_filter=1");
     lab.ip("a", "-6 route add default via fd00::1 dev eth0 onlink proto ra");
-    let done = lab.reconcile("a", &lab.config(1, &[(2, None)]), &[]);
+    let done = lab.reconcile("a", &config(&host, &[peer('b', 2)]), &[]);
     let said: Vec<String> = done.changes.iter().map(ToString::to_string).collect();
     for expected in [
         "set net/ipv4/ip_forward from 0 to 1",
@@ -158,7 +157,8 @@ fn a_removed_peer_goes_and_foreign_objects_stay() {
     for command in foreign {
         one.lab.run("a", command);
     }
-    let said = one.reconcile(&one.lab.config(1, &[(2, None)]));
+    let (without, _) = one.config.rsplit_once("[[peers]]").unwrap();
+    let said = one.reconcile(without);
     assert_eq!(
         said,
         [
@@ -177,10 +177,10 @@ fn a_removed_peer_goes_and_foreign_objects_stay() {
 
 #[test]
 fn a_foreign_route_for_a_peers_range_is_named_not_replaced() {
-    let Some(lab) = Lab::new(Underlay::V4) else { return };
-    lab.node("a", 1);
+    let Some(lab) = Lab::new(false) else { return };
+    let host = lab.node('a', 1);
     lab.ip("a", "route add 10.244.2.0/24 via 192.168.1.3 proto static");
-    let config = Config::parse(&lab.config(1, &[(2, None), (3, None)])).unwrap();
+    let config = Config::parse(&config(&host, &[peer('b', 2), peer('c', 3)])).unwrap();
     let done = lab.kernel("a", |kernel| kernel.reconcile(&config, &[])).unwrap();
     assert_eq!(done.failures.len(), 1, "{:?}", done.failures);
     assert!(done.failures[0].starts_with("cannot add route 10.244.2.0/24 via 10.244.2.0 dev podwire.1: File exists"));
@@ -218,7 +218,7 @@ fn refuses_what_cannot_be_and_says_why() {
     assert!(refused(&one.config.replace("eth0", "eth9")).contains("there is no device eth9"));
     assert!(refused(&one.config.replace("eth0", "lo")).contains("lo is not an Ethernet device"));
     let same = one.config.replace("192.168.1.3", "192.168.1.2");
-    assert!(refused(&same).contains("address 192.168.1.2 is that of peer node-2 too"));
+    assert!(refused(&same).contains("address 192.168.1.2 is that of peer node-b too"));
     let family = one.config.replace("192.168.1.3", "fd00::3").replace("192.168.1.4", "fd00::4");
     assert!(refused(&family).contains("has no usable address of the peers' family"));
     one.lab.ip("a", "link set eth0 mtu 1300");

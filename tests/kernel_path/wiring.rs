@@ -3,20 +3,20 @@
 use podwire::control::kernel::Vtep;
 use podwire::control::wiring::WiringError;
 
-use crate::lab::{Lab, Underlay};
+use crate::lab::{Lab, config};
 
 /// Node `a` with its tunnel.
 fn node() -> Option<(Lab, Vtep)> {
-    let lab = Lab::new(Underlay::V4)?;
-    lab.node("a", 1);
-    let vtep = lab.reconcile("a", &lab.config(1, &[]), &[]).vtep;
+    let lab = Lab::new(false)?;
+    let host = lab.node('a', 1);
+    let vtep = lab.reconcile("a", &config(&host, &[]), &[]).vtep;
     Some((lab, vtep))
 }
 
 #[test]
 fn a_wired_pod_is_whole_at_once_and_verify_names_what_breaks() {
     let Some((lab, vtep)) = node() else { return };
-    let mut pod = lab.pod("a", 1, 9, &vtep, "pod");
+    let mut pod = lab.pod("a", &vtep, 9, "pod");
     lab.reaches("a", "10.244.1.9");
     lab.reaches("a", "fd00:244:1::9");
     assert!(!lab.ip("pod", "-6 address").contains("tentative"));
@@ -34,7 +34,7 @@ fn a_wired_pod_is_whole_at_once_and_verify_names_what_breaks() {
         lab.run(place, spoil);
         let error = lab.kernel("a", |kernel| kernel.verify(&vtep, &pod)).unwrap_err();
         assert!(error.to_string().contains(fault), "{spoil}: {error}");
-        pod = lab.kernel("a", |kernel| kernel.attach(&vtep, &lab.request(1, 9, "pod"))).unwrap();
+        pod = lab.kernel("a", |kernel| kernel.attach(&vtep, &lab.request(&vtep, 9, "pod"))).unwrap();
     }
 }
 
@@ -47,24 +47,24 @@ fn a_failed_attach_leaves_nothing() {
     let before = (links("a"), links("pod"));
 
     lab.ip("pod", "link add eth0 type veth peer name other");
-    let error = attach(lab.request(1, 9, "pod")).unwrap_err();
+    let error = attach(lab.request(&vtep, 9, "pod")).unwrap_err();
     assert!(matches!(error, WiringError::Request { .. }), "{error}");
     lab.ip("pod", "link del eth0");
     assert_eq!((links("a"), links("pod")), before);
 
     // The last step of attach is refused.
     lab.ip("a", "route add 10.244.1.9/32 dev eth0 proto static");
-    let error = attach(lab.request(1, 9, "pod")).unwrap_err();
+    let error = attach(lab.request(&vtep, 9, "pod")).unwrap_err();
     assert!(error.to_string().contains("cannot add route 10.244.1.9/32 dev pw9: File exists"), "{error}");
     assert_eq!((links("a"), links("pod")), before);
 
-    let mut missing = lab.request(1, 10, "pod");
+    let mut missing = lab.request(&vtep, 10, "pod");
     missing.netns = "/run/netns/no-such".into();
     assert!(attach(missing).unwrap_err().to_string().contains("cannot enter its network namespace"));
-    let mut file = lab.request(1, 10, "pod");
+    let mut file = lab.request(&vtep, 10, "pod");
     file.netns = "/proc/self/status".into();
     assert!(attach(file).is_err());
-    let mut own = lab.request(1, 10, "pod");
+    let mut own = lab.request(&vtep, 10, "pod");
     own.netns = lab.netns_path("a");
     assert!(matches!(attach(own), Err(WiringError::HostNetns { .. })));
     assert_eq!((links("a"), links("pod")), before);
@@ -73,14 +73,14 @@ fn a_failed_attach_leaves_nothing() {
 #[test]
 fn a_leftover_of_ours_is_replaced_and_a_foreign_device_refused() {
     let Some((lab, vtep)) = node() else { return };
-    lab.pod("a", 1, 9, &vtep, "pod");
+    lab.pod("a", &vtep, 9, "pod");
     lab.namespace("other");
-    let pod = lab.kernel("a", |kernel| kernel.attach(&vtep, &lab.request(1, 9, "other"))).unwrap();
+    let pod = lab.kernel("a", |kernel| kernel.attach(&vtep, &lab.request(&vtep, 9, "other"))).unwrap();
     assert!(!lab.ip("pod", "link").contains("eth0") && lab.ip("other", "link").contains("eth0"));
     lab.kernel("a", |kernel| kernel.detach(&pod)).unwrap();
 
     lab.ip("a", "link add pw9 type veth peer name pw9x");
-    let error = lab.kernel("a", |kernel| kernel.attach(&vtep, &lab.request(1, 9, "other"))).unwrap_err();
+    let error = lab.kernel("a", |kernel| kernel.attach(&vtep, &lab.request(&vtep, 9, "other"))).unwrap_err();
     assert!(matches!(error, WiringError::Taken { .. }), "{error}");
     lab.kernel("a", |kernel| kernel.detach(&pod)).unwrap();
     assert!(lab.ip("a", "link").contains("pw9@"), "detach leaves what is not ours");
@@ -92,7 +92,7 @@ fn detach_is_repeatable_and_works_when_the_namespace_is_gone() {
     let before =
         lab.ip("a", "route show table all") + &lab.ip("a", "-6 route show table all") + &lab.ip("a", "-br link");
     for remove_first in [false, true] {
-        let pod = lab.pod("a", 1, 9, &vtep, "pod");
+        let pod = lab.pod("a", &vtep, 9, "pod");
         if remove_first {
             lab.remove("pod");
         }
@@ -114,7 +114,7 @@ fn a_pod_of_one_family_and_a_node_without_the_other() {
     for (id, family) in [(9, false), (10, true)] {
         let name = format!("pod{id}");
         lab.namespace(&name);
-        let mut request = lab.request(1, id, &name);
+        let mut request = lab.request(&vtep, id, &name);
         request.addresses.retain(|address| address.is_ipv6() == family);
         let pod = lab.kernel("a", |kernel| kernel.attach(&vtep, &request)).unwrap();
         lab.kernel("a", |kernel| kernel.verify(&vtep, &pod)).unwrap();
@@ -123,7 +123,7 @@ fn a_pod_of_one_family_and_a_node_without_the_other() {
     let mut v4_only = vtep.clone();
     v4_only.addresses.retain(std::net::IpAddr::is_ipv4);
     lab.namespace("pod11");
-    let error = lab.kernel("a", |kernel| kernel.attach(&v4_only, &lab.request(1, 11, "pod11"))).unwrap_err();
+    let error = lab.kernel("a", |kernel| kernel.attach(&v4_only, &lab.request(&vtep, 11, "pod11"))).unwrap_err();
     assert!(matches!(error, WiringError::Family { .. }), "{error}");
 }
 
@@ -132,6 +132,6 @@ fn ipv6_works_in_a_pod_whose_runtime_turned_it_off() {
     let Some((lab, vtep)) = node() else { return };
     lab.namespace("pod");
     lab.run("pod", "sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
-    lab.kernel("a", |kernel| kernel.attach(&vtep, &lab.request(1, 9, "pod"))).unwrap();
+    lab.kernel("a", |kernel| kernel.attach(&vtep, &lab.request(&vtep, 9, "pod"))).unwrap();
     lab.reaches("a", "fd00:244:1::9");
 }
