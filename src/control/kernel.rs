@@ -1,4 +1,5 @@
-//! The kernel path: everything the kernel needs to carry the pods' packets alone.
+//! The kernel path: everything the kernel needs to carry the pods' packets alone. Its parts are in
+//! `forwarding`, `tunnel`, `wiring` (pods) and `underlay`; here they come together.
 //!
 //! ```text
 //!   pod eth0 ── pwN ──▶ routes ──▶ VXLAN device ──▶ neighbour, FDB ──▶ uplink
@@ -9,12 +10,11 @@
 //! entry from that MAC to the peer's VTEP. [`Kernel::reconcile`] lists, compares and changes only
 //! what differs; it can be called at any time and as often as one likes.
 
-use std::collections::HashMap;
-use std::io;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::netlink::{Link, LinkKind, LinkSettings, Netlink, NetlinkError, RouteKind, Veth, VethEnd, Vxlan};
-use super::plan::{self, Action, Change, DevicePlan, Object, PROTOCOL, VxlanDevice};
+use super::netlink::{Link, LinkSettings, Netlink, NetlinkError};
+use super::plan::{self, Action, Change, Object, PROTOCOL};
 use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
 use super::wiring::{self, Pod};
@@ -22,11 +22,8 @@ use crate::config::{Config, derive_vtep_mac};
 use crate::ids::IfIndex;
 use crate::wire::Mac;
 
-/// The hub's ends: frames from pods arrive at the near one.
-const HUB: (&str, &str) = ("pwhub0", "pwhub1");
-
-/// The largest MTU of a veth (`ETH_MAX_MTU`): super-packets pass whole.
-const HUB_MTU: u32 = 65_535;
+/// The largest MTU of an Ethernet device (`include/uapi/linux/if_ether.h`).
+pub(super) const ETH_MAX_MTU: u32 = 65_535;
 
 /// Outer Ethernet is not counted: inner Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40.
 const OVERHEAD_V4: u32 = 50;
@@ -35,9 +32,6 @@ const OVERHEAD_V6: u32 = 70;
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5), asked of IPv4 too: below it
 /// something is wrong.
 const MTU_MIN: u32 = 1280;
-
-/// Routes learnt from router advertisements (`RTPROT_RA`).
-const PROTOCOL_RA: u8 = 9;
 
 /// The device that carries the outer frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +69,24 @@ pub struct Reconciled {
     pub failures: Vec<String>,
 }
 
+impl Vtep {
+    /// The VXLAN device's address of the family of `address`: where packets of the node itself to
+    /// `address` come from.
+    pub fn source_for(&self, address: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6())
+    }
+}
+
+impl Reconciled {
+    /// Gives a setting its value, which is a change, or a failure.
+    pub(super) fn ensure_sysctl(&mut self, key: &str, value: &str) {
+        match sysctl::ensure(key, value) {
+            Ok(changed) => self.changes.extend(changed.map(Change::Sysctl)),
+            Err(error) => self.failures.push(error.to_string()),
+        }
+    }
+}
+
 /// Why the kernel path cannot be set up at all.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -92,12 +104,12 @@ pub enum KernelError {
     ForeignDevice(String),
     #[error("{0} exists and is not one end of podwire's hub; remove or rename it")]
     ForeignHub(String),
+    #[error("{0} was removed while it was being set up")]
+    Vanished(String),
     #[error("cannot {what}: {source}")]
     Request { what: String, source: NetlinkError },
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    #[error("cannot read net/{key}: {source}")]
-    ReadSysctl { key: String, source: io::Error },
 }
 
 /// The kernel of one network namespace.
@@ -131,7 +143,7 @@ impl Kernel {
             }
         }
         let overhead = if underlay.is_ipv6() { OVERHEAD_V6 } else { OVERHEAD_V4 };
-        let mtu = uplink.mtu.min(HUB_MTU).saturating_sub(overhead);
+        let mtu = uplink.mtu.min(ETH_MAX_MTU).saturating_sub(overhead);
         let mtu = u16::try_from(mtu).ok().filter(|mtu| u32::from(*mtu) >= MTU_MIN);
         let mtu = mtu.ok_or_else(|| KernelError::SmallMtu { uplink: uplink.name.clone(), mtu: uplink.mtu })?;
         let addresses = config.node.pod_cidrs.iter().map(ipnet::IpNet::network).collect();
@@ -144,8 +156,8 @@ impl Kernel {
     pub fn reconcile(&mut self, config: &Config, pods: &[Pod]) -> Result<Reconciled, KernelError> {
         let vtep = self.vtep(config)?;
         let mut done = Reconciled { vtep, changes: Vec::new(), failures: Vec::new() };
-        self.forward(config, &mut done)?;
-        let device = self.ensure_device(config, &mut done)?;
+        self.ensure_forwarding(config, &mut done)?;
+        let device = self.ensure_tunnel(config, &mut done)?;
         let links = self.netlink.links().map_err(request("list devices"))?;
         let links: HashMap<IfIndex, Link> = links.into_iter().map(|link| (link.index, link)).collect();
         let present: Vec<Pod> = pods.iter().filter(|pod| self.ensure_pod(pod, &links, &mut done)).cloned().collect();
@@ -154,8 +166,8 @@ impl Kernel {
         let desired = plan::desired(config, &done.vtep, device, &present);
         let name = |index| links.get(&index).map_or_else(|| format!("#{index}"), |link| link.name.clone());
         for change in plan::plan(desired, observed, name) {
-            match self.apply(&change) {
-                Ok(()) => done.changes.push(change),
+            match apply(&mut self.netlink, change.action, &change.object) {
+                Ok(()) => done.changes.push(Change::Object(change)),
                 Err(error) => done.failures.push(format!("cannot {change}: {error}")),
             }
         }
@@ -168,41 +180,12 @@ impl Kernel {
         underlay::resolve(&mut self.netlink, uplink, peers).map_err(request("resolve the peers"))
     }
 
-    /// The hub's near end, made when missing: a veth pair that carries nothing of the kernel's
-    /// own.
-    pub fn ensure_hub(&mut self) -> Result<IfIndex, KernelError> {
-        let (near, far) = HUB;
-        if self.netlink.link(near).map_err(request(near))?.is_none() {
-            let end = |name: &str| VethEnd { name: name.to_owned(), mac: None };
-            let veth = Veth { near: end(near), far: end(far), far_netns: None, mtu: HUB_MTU };
-            self.netlink.add_veth(&veth).map_err(request("create the hub pwhub0/pwhub1"))?;
-        }
-        self.set_up_hub_end(far)?;
-        self.set_up_hub_end(near)
-    }
-
-    /// Removes the hub; nothing to do is success.
-    pub fn remove_hub(&mut self) -> Result<(), KernelError> {
-        match self.netlink.link(HUB.0).map_err(request(HUB.0))? {
-            Some(link) => delete_link(&mut self.netlink, link.index).map_err(request("delete the hub")),
-            None => Ok(()),
-        }
-    }
-
-    fn set_up_hub_end(&mut self, name: &str) -> Result<IfIndex, KernelError> {
-        sysctl::ensure(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
-        let link = self.netlink.link(name).map_err(request(name))?;
-        let link = link.filter(|link| link.kind == LinkKind::Veth);
-        let link = link.ok_or_else(|| KernelError::ForeignHub(name.to_owned()))?;
-        if !link.up || link.mtu != HUB_MTU {
-            let settings = LinkSettings { up: Some(true), mtu: Some(HUB_MTU), ..LinkSettings::default() };
-            self.netlink.set_link(link.index, settings).map_err(request("set up the hub"))?;
-        }
-        Ok(link.index)
+    pub(super) fn link(&mut self, name: &str) -> Result<Option<Link>, KernelError> {
+        self.netlink.link(name).map_err(request(format!("look for {name}")))
     }
 
     fn uplink(&mut self, name: &str) -> Result<Uplink, KernelError> {
-        let link = self.netlink.link(name).map_err(request(name))?;
+        let link = self.link(name)?;
         let link = link.ok_or_else(|| KernelError::NoUplink(name.to_owned()))?;
         let addresses = self.netlink.addresses(link.index).map_err(request("list addresses"))?;
         Ok(Uplink {
@@ -214,118 +197,6 @@ impl Kernel {
             up: link.up,
             rx_queues: link.rx_queues,
         })
-    }
-
-    /// Turns forwarding on, for the families that pods have.
-    fn forward(&mut self, config: &Config, done: &mut Reconciled) -> Result<(), KernelError> {
-        let has = |ipv6| config.node.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6() == ipv6);
-        let mut ensure = |key: &str, value: &str| {
-            let changed = sysctl::ensure(key, value)?;
-            done.changes.extend(changed.map(Change::Sysctl));
-            Ok::<_, KernelError>(())
-        };
-        if has(false) {
-            ensure("ipv4/ip_forward", "1")?;
-        }
-        if has(true) && read_sysctl("ipv6/conf/all/forwarding")?.as_deref() == Some("0") {
-            for name in self.devices_with_advertised_routes()? {
-                // A forwarding device ignores advertisements unless it is told to heed them
-                // (`Documentation/networking/ip-sysctl.rst`, accept_ra).
-                let key = format!("ipv6/conf/{name}/accept_ra");
-                if read_sysctl(&key)?.as_deref() == Some("1") {
-                    ensure(&key, "2")?;
-                }
-            }
-            ensure("ipv6/conf/all/forwarding", "1")?;
-        }
-        Ok(())
-    }
-
-    fn devices_with_advertised_routes(&mut self) -> Result<Vec<String>, KernelError> {
-        let routes = self.netlink.routes(PROTOCOL_RA).map_err(request("list advertised routes"))?;
-        let links = self.netlink.links().map_err(request("list devices"))?;
-        let advertised = |link: &Link| {
-            routes.iter().any(|route| match route.kind {
-                RouteKind::Via { device, .. } => device == link.index,
-                RouteKind::Unreachable => false,
-            })
-        };
-        Ok(links.into_iter().filter(advertised).map(|link| link.name).collect())
-    }
-
-    /// Makes, corrects or re-creates the VXLAN device.
-    fn ensure_device(&mut self, config: &Config, done: &mut Reconciled) -> Result<IfIndex, KernelError> {
-        let desired = VxlanDevice {
-            name: config.vxlan.device.clone(),
-            mac: done.vtep.mac,
-            mtu: u32::from(done.vtep.mtu),
-            vxlan: Vxlan {
-                vni: config.vxlan.vni,
-                port: config.vxlan.port,
-                local: done.vtep.underlay,
-                uplink: done.vtep.uplink.index,
-                udp_checksum: config.vxlan.udp_checksum,
-            },
-        };
-        let name = &desired.name;
-        self.delete_strays(name, done)?;
-        let observed = self.netlink.link(name).map_err(request(name))?;
-        match (plan::plan_device(&desired, observed.as_ref()), observed) {
-            (DevicePlan::Keep(settings), Some(link)) => {
-                Self::vxlan_sysctls(name, done)?;
-                if settings != LinkSettings::default() {
-                    self.netlink.set_link(link.index, settings).map_err(request(name))?;
-                    done.changes.push(Change::SetDevice { name: name.clone(), settings });
-                }
-                return Ok(link.index);
-            }
-            (DevicePlan::Foreign, _) => return Err(KernelError::ForeignDevice(name.clone())),
-            (DevicePlan::Recreate, Some(link)) => {
-                self.netlink.delete_link(link.index).map_err(request(name))?;
-                done.changes.push(Change::DeleteDevice { name: name.clone() });
-            }
-            _ => {}
-        }
-        self.create_device(&desired, done)
-    }
-
-    /// Removes VXLAN devices of ours that go by another name: the configuration changed it.
-    fn delete_strays(&mut self, name: &str, done: &mut Reconciled) -> Result<(), KernelError> {
-        for link in self.netlink.links().map_err(request("list devices"))? {
-            if link.alias == plan::ALIAS && link.name != name && matches!(link.kind, LinkKind::Vxlan(_)) {
-                self.netlink.delete_link(link.index).map_err(request(&link.name))?;
-                done.changes.push(Change::DeleteDevice { name: link.name });
-            }
-        }
-        Ok(())
-    }
-
-    fn create_device(&mut self, desired: &VxlanDevice, done: &mut Reconciled) -> Result<IfIndex, KernelError> {
-        let VxlanDevice { name, mac, mtu, vxlan } = desired;
-        let what = format!("create the VXLAN device {name}");
-        self.netlink.add_vxlan(name, *mac, *mtu, vxlan).map_err(request(&what))?;
-        done.changes.push(Change::CreateDevice { name: name.clone() });
-        Self::vxlan_sysctls(name, done)?;
-        let link = self.netlink.link(name).map_err(request(name))?;
-        let link = link.ok_or_else(|| KernelError::NoUplink(name.clone()))?;
-        let settings = LinkSettings { up: Some(true), alias: Some(plan::ALIAS), ..LinkSettings::default() };
-        self.netlink.set_link(link.index, settings).map_err(request(name))?;
-        Ok(link.index)
-    }
-
-    /// No address but ours on the VXLAN device, and no strict reverse path filter: a peer's own
-    /// packets need not come from its pod range.
-    fn vxlan_sysctls(name: &str, done: &mut Reconciled) -> Result<(), KernelError> {
-        let strict = |key: &str| Ok::<_, KernelError>(read_sysctl(key)?.as_deref() == Some("1"));
-        let filter = format!("ipv4/conf/{name}/rp_filter");
-        let mut wanted = wiring::host_sysctls(name, done.vtep.addresses.iter().any(IpAddr::is_ipv6));
-        if strict(&filter)? || (strict("ipv4/conf/all/rp_filter")? && read_sysctl(&filter)?.as_deref() == Some("0")) {
-            wanted.push((filter, "2"));
-        }
-        for (key, value) in wanted {
-            done.changes.extend(sysctl::ensure(&key, value)?.map(Change::Sysctl));
-        }
-        Ok(())
     }
 
     /// Whether the pod's host end is there; corrects its state and MTU.
@@ -358,25 +229,18 @@ impl Kernel {
 
     /// What is ours now.
     fn observe(&mut self, device: IfIndex, pods: &[Pod]) -> Result<Vec<Object>, NetlinkError> {
-        let ours = |index| index == device || pods.iter().any(|pod| pod.host_ifindex == index);
+        let ours: HashSet<IfIndex> = pods.iter().map(|pod| pod.host_ifindex).chain([device]).collect();
         let mut objects: Vec<Object> = self.netlink.addresses(device)?.into_iter().map(Object::Address).collect();
         let neighbours = self.netlink.permanent_neighbours()?.into_iter();
-        objects.extend(neighbours.filter(|neighbour| ours(neighbour.index)).map(Object::Neighbour));
+        objects.extend(neighbours.filter(|neighbour| ours.contains(&neighbour.index)).map(Object::Neighbour));
         objects.extend(self.netlink.fdb(device)?.into_iter().map(Object::Fdb));
         objects.extend(self.netlink.routes(PROTOCOL)?.into_iter().map(Object::Route));
         Ok(objects)
     }
-
-    fn apply(&mut self, change: &Change) -> Result<(), NetlinkError> {
-        match change {
-            Change::Object { action, object, .. } => apply_object(&mut self.netlink, *action, object),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Makes one change. Deleting what is gone is success.
-pub(super) fn apply_object(netlink: &mut Netlink, action: Action, object: &Object) -> Result<(), NetlinkError> {
+pub(super) fn apply(netlink: &mut Netlink, action: Action, object: &Object) -> Result<(), NetlinkError> {
     let result = match (action, object) {
         (Action::Delete, Object::Address(address)) => netlink.delete_address(address),
         (Action::Delete, Object::Neighbour(neighbour)) => netlink.delete_neighbour(neighbour),
@@ -402,11 +266,8 @@ pub(super) fn delete_link(netlink: &mut Netlink, index: IfIndex) -> Result<(), N
     }
 }
 
-fn request(what: &str) -> impl FnOnce(NetlinkError) -> KernelError {
-    let what = what.to_owned();
+/// Names what was asked of the kernel when it refuses.
+pub(super) fn request(what: impl Into<String>) -> impl FnOnce(NetlinkError) -> KernelError {
+    let what = what.into();
     move |source| KernelError::Request { what, source }
-}
-
-fn read_sysctl(key: &str) -> Result<Option<String>, KernelError> {
-    sysctl::read(key).map_err(|source| KernelError::ReadSysctl { key: key.to_owned(), source })
 }

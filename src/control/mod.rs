@@ -9,12 +9,15 @@ pub mod runtime;
 pub mod view;
 
 mod devices;
+mod forwarding;
+mod hub;
 mod ipam;
 mod node;
 mod pods;
 mod report;
 mod server;
 mod store;
+mod tunnel;
 mod watch;
 
 pub mod kernel;

@@ -51,6 +51,15 @@ pub enum Action {
     Delete,
 }
 
+/// One change of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectChange {
+    pub action: Action,
+    pub object: Object,
+    /// The name of its device, for people.
+    pub device: String,
+}
+
 /// One change of kernel state, printable for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -67,12 +76,7 @@ pub enum Change {
         name: String,
         settings: LinkSettings,
     },
-    Object {
-        action: Action,
-        object: Object,
-        /// The name of its device, for people.
-        device: String,
-    },
+    Object(ObjectChange),
 }
 
 /// The VXLAN device as it should be.
@@ -113,10 +117,10 @@ pub fn plan_device(desired: &VxlanDevice, observed: Option<&Link>) -> DevicePlan
 
 /// The changes that turn `observed` into `desired`: first what is added or replaced, in the order
 /// of making, then what is deleted, in reverse. `name` gives a device's name.
-pub fn plan(desired: Vec<Object>, observed: Vec<Object>, name: impl Fn(IfIndex) -> String) -> Vec<Change> {
+pub fn plan(desired: Vec<Object>, observed: Vec<Object>, name: impl Fn(IfIndex) -> String) -> Vec<ObjectChange> {
     let change = |action, object: Object| {
         let device = object.device().map(&name).unwrap_or_default();
-        Change::Object { action, object, device }
+        ObjectChange { action, object, device }
     };
     let by_key = |objects: Vec<Object>| objects.into_iter().map(|object| (object.key(), object)).collect();
     let desired: BTreeMap<Key, Object> = by_key(desired);
@@ -163,7 +167,7 @@ pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> V
 pub fn pod_objects(vtep: &Vtep, pod: &Pod) -> Vec<Object> {
     let device = pod.host_ifindex;
     let objects = |address: &IpAddr| {
-        let source = vtep.addresses.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6());
+        let source = vtep.source_for(*address);
         let kind = RouteKind::Via { device, gateway: None };
         [
             Object::Neighbour(Neighbour { index: device, address: *address, mac: pod.mac }),
@@ -234,16 +238,20 @@ impl fmt::Display for Change {
                     None => Ok(()),
                 }
             }
-            Self::Object { action, object, device } => {
-                let verb = match action {
-                    Action::Add => "add",
-                    Action::Replace => "replace",
-                    Action::Delete => "delete",
-                };
-                write!(f, "{verb} {object}")?;
-                if device.is_empty() { Ok(()) } else { write!(f, " dev {device}") }
-            }
+            Self::Object(change) => change.fmt(f),
         }
+    }
+}
+
+impl fmt::Display for ObjectChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.action {
+            Action::Add => "add",
+            Action::Replace => "replace",
+            Action::Delete => "delete",
+        };
+        write!(f, "{verb} {}", self.object)?;
+        if self.device.is_empty() { Ok(()) } else { write!(f, " dev {}", self.device) }
     }
 }
 

@@ -16,26 +16,26 @@ pub struct Changed {
 
 /// A setting that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set net/{key} to {value}: {source}")]
-pub struct SysctlError {
-    key: String,
-    value: String,
-    source: io::Error,
+pub enum SysctlError {
+    #[error("cannot read net/{key}: {source}")]
+    Read { key: String, source: io::Error },
+    #[error("cannot set net/{key} to {value}: {source}")]
+    Write { key: String, value: String, source: io::Error },
 }
 
 /// The value of `net/KEY`; `None` when the kernel has no such setting.
-pub fn read(key: &str) -> io::Result<Option<String>> {
+pub fn read(key: &str) -> Result<Option<String>, SysctlError> {
     match std::fs::read_to_string(path(key)) {
         Ok(value) => Ok(Some(value.trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(source) => Err(SysctlError::Read { key: key.to_owned(), source }),
     }
 }
 
 /// Writes `net/KEY` unless it has the value already or the kernel has no such setting.
 pub fn ensure(key: &str, value: &str) -> Result<Option<Changed>, SysctlError> {
-    let error = |source| SysctlError { key: key.to_owned(), value: value.to_owned(), source };
-    match read(key).map_err(error)? {
+    let error = |source| SysctlError::Write { key: key.to_owned(), value: value.to_owned(), source };
+    match read(key)? {
         Some(from) if from != value => {
             std::fs::write(path(key), value).map_err(error)?;
             Ok(Some(Changed { key: key.to_owned(), from, to: value.to_owned() }))

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::kernel::{Kernel, Vtep, apply_object, delete_link};
+use super::kernel::{Kernel, Vtep, apply, delete_link};
 use super::netlink::{
     Address, Link, LinkKind, LinkSettings, Neighbour, Netlink, NetlinkError, Route, RouteKind, Veth, VethEnd,
 };
@@ -95,7 +95,7 @@ impl Kernel {
     pub fn attach(&mut self, vtep: &Vtep, request: &Attach) -> Result<Pod, WiringError> {
         let netns = enterable(&request.name, &request.netns)?;
         let mut pod = Pod::new(request);
-        if let Some(address) = pod.addresses.iter().find(|address| source_of(vtep, address).is_none()) {
+        if let Some(address) = pod.addresses.iter().find(|address| vtep.source_for(**address).is_none()) {
             return Err(WiringError::Family { pod: pod.name, address: *address });
         }
         self.remove_leftover(&pod)?;
@@ -159,7 +159,7 @@ impl Kernel {
         self.wait_until_running(pod)?;
         for object in plan::pod_objects(vtep, pod) {
             let what = format!("add {object} dev {}", pod.host_ifname);
-            apply_object(&mut self.netlink, Action::Add, &object).map_err(pod.request(what))?;
+            apply(&mut self.netlink, Action::Add, &object).map_err(pod.request(what))?;
         }
         Ok(())
     }
@@ -283,7 +283,7 @@ fn set_up_inside(pod: &Pod) -> Result<(), WiringError> {
     netlink.set_link(link.index, up).map_err(pod.request(format!("set {} up", pod.ifname)))?;
     for object in inside_objects(pod, link.index) {
         let what = format!("add {object} dev {}", pod.ifname);
-        apply_object(&mut netlink, Action::Add, &object).map_err(pod.request(what))?;
+        apply(&mut netlink, Action::Add, &object).map_err(pod.request(what))?;
     }
     Ok(())
 }
@@ -338,11 +338,6 @@ fn check_link(pod: &Pod, link: &Link, mac: Mac, mtu: u16) -> Result<(), WiringEr
         return Ok(());
     };
     Err(pod.broken(format!("{} {fault}", link.name)))
-}
-
-/// The node's address that packets of its own to `address` come from.
-fn source_of(vtep: &Vtep, address: &IpAddr) -> Option<IpAddr> {
-    vtep.addresses.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6())
 }
 
 /// Whether `link` is a host end that attach made.

@@ -1,0 +1,42 @@
+//! The node as a router: the few settings of the whole node that pods need.
+
+use super::kernel::{Kernel, KernelError, Reconciled, request};
+use super::netlink::RouteKind;
+use super::sysctl;
+use crate::config::Config;
+
+/// Routes learnt from router advertisements (`RTPROT_RA`).
+const PROTOCOL_RA: u8 = 9;
+
+impl Kernel {
+    /// Turns forwarding on for the families that pods have, and sees to it that routes learnt
+    /// from router advertisements survive that.
+    pub(super) fn ensure_forwarding(&mut self, config: &Config, done: &mut Reconciled) -> Result<(), KernelError> {
+        let has = |ipv6| config.node.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6() == ipv6);
+        if has(false) {
+            done.ensure_sysctl("ipv4/ip_forward", "1");
+        }
+        if has(true) && sysctl::read("ipv6/conf/all/forwarding")?.as_deref() == Some("0") {
+            for name in self.devices_with_advertised_routes()? {
+                // A router ignores advertisements unless it is told to heed them all the same
+                // (`Documentation/networking/ip-sysctl.rst`, accept_ra).
+                let key = format!("ipv6/conf/{name}/accept_ra");
+                if sysctl::read(&key)?.as_deref() == Some("1") {
+                    done.ensure_sysctl(&key, "2");
+                }
+            }
+            done.ensure_sysctl("ipv6/conf/all/forwarding", "1");
+        }
+        Ok(())
+    }
+
+    fn devices_with_advertised_routes(&mut self) -> Result<Vec<String>, KernelError> {
+        let routes = self.netlink.routes(PROTOCOL_RA).map_err(request("list advertised routes"))?;
+        let mut links = self.netlink.links().map_err(request("list devices"))?;
+        links.retain(|link| {
+            let leads_there = |kind| matches!(kind, RouteKind::Via { device, .. } if device == link.index);
+            routes.iter().any(|route| leads_there(route.kind))
+        });
+        Ok(links.into_iter().map(|link| link.name).collect())
+    }
+}

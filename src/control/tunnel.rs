@@ -1,0 +1,94 @@
+//! The VXLAN device of the kernel path.
+
+use std::net::IpAddr;
+
+use super::kernel::{Kernel, KernelError, Reconciled, request};
+use super::netlink::{LinkKind, LinkSettings, Vxlan};
+use super::plan::{self, ALIAS, Change, DevicePlan, VxlanDevice};
+use super::sysctl;
+use super::wiring::host_sysctls;
+use crate::config::Config;
+use crate::ids::IfIndex;
+
+impl Kernel {
+    /// Makes, corrects or re-creates the VXLAN device.
+    pub(super) fn ensure_tunnel(&mut self, config: &Config, done: &mut Reconciled) -> Result<IfIndex, KernelError> {
+        let desired = VxlanDevice {
+            name: config.vxlan.device.clone(),
+            mac: done.vtep.mac,
+            mtu: u32::from(done.vtep.mtu),
+            vxlan: Vxlan {
+                vni: config.vxlan.vni,
+                port: config.vxlan.port,
+                local: done.vtep.underlay,
+                uplink: done.vtep.uplink.index,
+                udp_checksum: config.vxlan.udp_checksum,
+            },
+        };
+        let name = &desired.name;
+        self.delete_strays(name, done)?;
+        let observed = self.link(name)?;
+        match (plan::plan_device(&desired, observed.as_ref()), observed) {
+            (DevicePlan::Foreign, _) => Err(KernelError::ForeignDevice(name.clone())),
+            (DevicePlan::Keep(settings), Some(link)) => {
+                ensure_sysctls(name, done)?;
+                if settings != LinkSettings::default() {
+                    self.set(name, link.index, settings)?;
+                    done.changes.push(Change::SetDevice { name: name.clone(), settings });
+                }
+                Ok(link.index)
+            }
+            (DevicePlan::Recreate, Some(link)) => {
+                self.delete(name, link.index, done)?;
+                self.create(&desired, done)
+            }
+            _ => self.create(&desired, done),
+        }
+    }
+
+    /// Removes VXLAN devices of ours that go by another name: the configuration changed it.
+    fn delete_strays(&mut self, name: &str, done: &mut Reconciled) -> Result<(), KernelError> {
+        for link in self.netlink.links().map_err(request("list devices"))? {
+            if link.alias == ALIAS && link.name != name && matches!(link.kind, LinkKind::Vxlan(_)) {
+                self.delete(&link.name, link.index, done)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, desired: &VxlanDevice, done: &mut Reconciled) -> Result<IfIndex, KernelError> {
+        let VxlanDevice { name, mac, mtu, vxlan } = desired;
+        let what = format!("create the VXLAN device {name}");
+        self.netlink.add_vxlan(name, *mac, *mtu, vxlan).map_err(request(what))?;
+        done.changes.push(Change::CreateDevice { name: name.clone() });
+        ensure_sysctls(name, done)?;
+        let link = self.link(name)?.ok_or_else(|| KernelError::Vanished(name.clone()))?;
+        self.set(name, link.index, LinkSettings { up: Some(true), alias: Some(ALIAS), ..LinkSettings::default() })?;
+        Ok(link.index)
+    }
+
+    fn set(&mut self, name: &str, index: IfIndex, settings: LinkSettings) -> Result<(), KernelError> {
+        self.netlink.set_link(index, settings).map_err(request(format!("set {name}")))
+    }
+
+    fn delete(&mut self, name: &str, index: IfIndex, done: &mut Reconciled) -> Result<(), KernelError> {
+        self.netlink.delete_link(index).map_err(request(format!("delete {name}")))?;
+        done.changes.push(Change::DeleteDevice { name: name.to_owned() });
+        Ok(())
+    }
+}
+
+/// No address but ours on the VXLAN device, and no strict reverse path filter: what a peer itself
+/// sends need not come from its pod range.
+fn ensure_sysctls(name: &str, done: &mut Reconciled) -> Result<(), KernelError> {
+    for (key, value) in host_sysctls(name, done.vtep.addresses.iter().any(IpAddr::is_ipv6)) {
+        done.ensure_sysctl(&key, value);
+    }
+    // The stricter of the two counts, but loose (2) counts as more than strict (1).
+    let filter = format!("ipv4/conf/{name}/rp_filter");
+    let [all, own] = ["ipv4/conf/all/rp_filter", &filter].map(sysctl::read);
+    if [all?, own?].iter().flatten().max().is_some_and(|value| value == "1") {
+        done.ensure_sysctl(&filter, "2");
+    }
+    Ok(())
+}
