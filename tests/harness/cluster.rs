@@ -15,14 +15,15 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Builds the cluster and waits until it is ready.
+    /// Builds the cluster and waits until it is ready. Only node `a` spins: two would leave a small machine no CPU.
     pub fn start(prefix: Prefix, wire: Wire, options: Options) -> Self {
         let switch = Switch::new(&prefix, wire);
         let [a, b, c] = [('a', 1), ('b', 2), ('c', 3)].map(|(letter, index)| switch.host(&prefix, letter, index));
         let mut c = KernelNode::start(c);
         let (peer_a, peer_b) = (a.peer(None), b.peer(None));
         let a = PodwireNode::start(&prefix, a, options, vec![peer_b, c.peer()]);
-        let b = PodwireNode::start(&prefix, b, options, vec![peer_a, c.peer()]);
+        let b_options = if options.mode == "busy" { Options::ADAPTIVE } else { options };
+        let b = PodwireNode::start(&prefix, b, b_options, vec![peer_a, c.peer()]);
         c.connect(&a.peer());
         c.connect(&b.peer());
         for n in 1..=2 {
