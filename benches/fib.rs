@@ -1,0 +1,238 @@
+//! Longest-prefix match: time per look-up beside two crates, on the same tables and the same trace.
+//!
+//! Tables: 100, 10,000 and a million prefixes with the lengths of the Internet's routes, and
+//! a cluster of 5,000 nodes with 250 pods on this one, which get half of the look-ups. The trace is
+//! 16,384 addresses, each inside a prefix drawn at random. Everything comes from one fixed seed.
+
+#![allow(clippy::unwrap_used, reason = "a bench may stop on what cannot happen")]
+
+use std::collections::BTreeSet;
+use std::hint::black_box;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
+use ip_network_table_deps_treebitmap::IpLookupTable;
+use ipnet::{Ipv4Net, Ipv6Net};
+use podwire::fib::{Key, Poptrie};
+use prefix_trie::PrefixMap;
+
+const TRACE: usize = 16_384;
+const BURST: usize = 64;
+const NODES: u32 = 5_000;
+const PODS: u8 = 250;
+
+/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+/// An address family in the types of each contestant.
+trait Family: Key + 'static {
+    type Address: ip_network_table_deps_treebitmap::address::Address;
+    type Net: prefix_trie::Prefix;
+    const NAME: &'static str;
+    /// Lengths of the Internet's routes with their shares, roughly.
+    const LENGTHS: &'static [(u8, u64)];
+    /// The length of a node's pod range.
+    const NODE_LEN: u8;
+
+    /// An address in the space that the Internet routes.
+    fn random(random: &mut Random) -> Self;
+    /// An address that shares the first `len` bits with `self`.
+    fn inside(self, len: u8, random: &mut Random) -> Self;
+    /// The `number`th address of the `node`th node's pod range.
+    fn pod(node: u32, number: u8) -> Self;
+    fn address(self) -> Self::Address;
+    fn net(self, len: u8) -> Self::Net;
+}
+
+impl Family for u32 {
+    type Address = Ipv4Addr;
+    type Net = Ipv4Net;
+    const NAME: &'static str = "v4";
+    const NODE_LEN: u8 = 24;
+    const LENGTHS: &'static [(u8, u64)] = &[
+        (24, 6100),
+        (22, 1100),
+        (23, 1000),
+        (21, 500),
+        (20, 450),
+        (19, 300),
+        (18, 160),
+        (16, 140),
+        (17, 80),
+        (14, 12),
+    ];
+
+    fn random(random: &mut Random) -> Self {
+        let space = 0x0100_0000..0xe000_0000;
+        space.start + u32::try_from(random.next() % u64::from(space.end - space.start)).unwrap()
+    }
+
+    fn inside(self, len: u8, random: &mut Random) -> Self {
+        let host = Self::random(random);
+        self.network(len) | host ^ host.network(len)
+    }
+
+    fn pod(node: u32, number: u8) -> Self {
+        0x0a00_0000 | node << 8 | u32::from(number)
+    }
+
+    fn address(self) -> Ipv4Addr {
+        self.into()
+    }
+
+    fn net(self, len: u8) -> Ipv4Net {
+        Ipv4Net::new(self.into(), len).unwrap()
+    }
+}
+
+impl Family for u128 {
+    type Address = Ipv6Addr;
+    type Net = Ipv6Net;
+    const NAME: &'static str = "v6";
+    const NODE_LEN: u8 = 64;
+    const LENGTHS: &'static [(u8, u64)] =
+        &[(48, 470), (44, 130), (32, 110), (40, 80), (47, 60), (46, 50), (36, 40), (29, 30), (42, 20), (64, 10)];
+
+    fn random(random: &mut Random) -> Self {
+        let all = u128::from(random.next()) << 64 | u128::from(random.next());
+        0x2 << 124 | all >> 3
+    }
+
+    fn inside(self, len: u8, random: &mut Random) -> Self {
+        let host = Self::random(random);
+        self.network(len) | host ^ host.network(len)
+    }
+
+    fn pod(node: u32, number: u8) -> Self {
+        0xfd00_0244_0000 << 80 | u128::from(node) << 64 | u128::from(number)
+    }
+
+    fn address(self) -> Ipv6Addr {
+        self.into()
+    }
+
+    fn net(self, len: u8) -> Ipv6Net {
+        Ipv6Net::new(self.into(), len).unwrap()
+    }
+}
+
+/// `size` different prefixes with the lengths of the Internet's routes.
+fn internet<F: Family>(size: usize, random: &mut Random) -> Vec<(F, u8)> {
+    let total: u64 = F::LENGTHS.iter().map(|(_, share)| share).sum();
+    let mut prefixes = BTreeSet::new();
+    while prefixes.len() < size {
+        let mut ticket = random.next() % total;
+        let drawn = F::LENGTHS.iter().find(|(_, share)| {
+            let won = ticket < *share;
+            ticket = ticket.saturating_sub(*share);
+            won
+        });
+        let len = drawn.unwrap().0;
+        prefixes.insert((F::random(random).network(len), len));
+    }
+    prefixes.into_iter().collect()
+}
+
+/// The routes of one node in a large cluster: those to the other nodes, and those to its pods.
+fn cluster<F: Family>() -> [Vec<(F, u8)>; 2] {
+    let nodes = (0..NODES).map(|node| (F::pod(node, 0), F::NODE_LEN));
+    let pods = (1..=PODS).map(|number| (F::pod(NODES / 2, number), F::WIDTH));
+    [nodes.collect(), pods.collect()]
+}
+
+/// Addresses inside prefixes drawn at random, one after another from each of `classes`.
+fn trace<F: Family>(classes: &[&[(F, u8)]], random: &mut Random) -> Vec<F> {
+    let draw = |class: &&[(F, u8)]| {
+        let (bits, len) = class[usize::try_from(random.next()).unwrap() % class.len()];
+        bits.inside(len, random)
+    };
+    let mut trace: Vec<F> = classes.iter().cycle().take(TRACE).map(draw).collect();
+    trace.sort_by_key(|_| random.next());
+    trace
+}
+
+/// Time per look-up: `pass` looks up the whole trace.
+fn bench(group: &mut BenchmarkGroup<'_, WallTime>, who: &str, table: &str, mut pass: impl FnMut()) {
+    group.bench_function(BenchmarkId::new(who, table), |bencher| {
+        bencher.iter_custom(|look_ups| {
+            let passes = look_ups.div_ceil(TRACE as u64);
+            let start = Instant::now();
+            (0..passes).for_each(|_| pass());
+            let all = u32::try_from(passes * TRACE as u64).unwrap();
+            start.elapsed() * u32::try_from(look_ups).unwrap() / all
+        });
+    });
+}
+
+fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, prefixes: &[(F, u8)], trace: &[F]) {
+    let poptrie = Poptrie::build((0..).zip(prefixes).map(|(value, &(bits, len))| (bits, len, value)));
+    let mut treebitmap = IpLookupTable::new();
+    let mut prefix_map = PrefixMap::new();
+    for (value, &(bits, len)) in (0_u32..).zip(prefixes) {
+        treebitmap.insert(bits.address(), len.into(), value);
+        prefix_map.insert(bits.net(len), value);
+    }
+    let addresses: Vec<_> = trace.iter().map(|key| key.address()).collect();
+    let hosts: Vec<_> = trace.iter().map(|key| key.net(F::WIDTH)).collect();
+    for ((key, address), host) in trace.iter().zip(&addresses).zip(&hosts) {
+        let value = poptrie.lookup(*key);
+        assert_eq!(value, treebitmap.longest_match(*address).map(|(_, _, value)| *value));
+        assert_eq!(value, prefix_map.get_lpm(host).map(|(_, value)| *value));
+    }
+
+    bench(group, "poptrie, burst", table, || {
+        let mut values = [0; BURST];
+        for keys in trace.chunks(BURST) {
+            poptrie.lookup_burst(black_box(keys), &mut values);
+            black_box(&values);
+        }
+    });
+    bench(group, "poptrie", table, || {
+        for &key in trace {
+            black_box(poptrie.lookup(black_box(key)));
+        }
+    });
+    bench(group, "treebitmap", table, || {
+        for &address in &addresses {
+            black_box(treebitmap.longest_match(black_box(address)));
+        }
+    });
+    bench(group, "prefix-trie", table, || {
+        for host in &hosts {
+            black_box(prefix_map.get_lpm(black_box(host)));
+        }
+    });
+}
+
+fn family<F: Family>(c: &mut Criterion) {
+    let mut group = c.benchmark_group(F::NAME);
+    group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    let random = &mut Random(1);
+    for size in [100, 10_000, 1_000_000] {
+        let prefixes = internet(size, random);
+        let trace = trace(&[&prefixes], random);
+        contest::<F>(&mut group, &size.to_string(), &prefixes, &trace);
+    }
+    let [nodes, pods] = cluster();
+    let trace = trace(&[&nodes, &pods], random);
+    contest::<F>(&mut group, "cluster", &[nodes, pods].concat(), &trace);
+}
+
+fn lookups(c: &mut Criterion) {
+    family::<u32>(c);
+    family::<u128>(c);
+}
+
+criterion_group!(benches, lookups);
+criterion_main!(benches);
