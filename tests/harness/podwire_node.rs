@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub const VXLAN_DEVICE: &str = "podwire.1";
 
 /// What the tests vary in a node's configuration.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     pub mode: &'static str,
     pub xdp: &'static str,
@@ -148,11 +148,13 @@ impl PodwireNode {
         self.reconfigure();
     }
 
-    /// Changes the options in the file and waits until the daemon has taken them.
+    /// Changes the options in the file, if they differ, and waits until the daemon has taken them.
     #[track_caller]
     pub fn set_options(&mut self, options: Options) {
-        self.options = options;
-        self.reconfigure();
+        if options != self.options {
+            self.options = options;
+            self.reconfigure();
+        }
     }
 
     #[track_caller]
