@@ -21,6 +21,7 @@ use super::wiring::{self, Pod};
 use crate::config::{Config, derive_vtep_mac};
 use crate::ids::IfIndex;
 use crate::wire::Mac;
+use crate::xsk::receive_queues;
 
 /// The largest MTU of an Ethernet device (`include/uapi/linux/if_ether.h`).
 pub(super) const ETH_MAX_MTU: u32 = 65_535;
@@ -94,6 +95,8 @@ pub enum KernelError {
     NoUplink(String),
     #[error("{0} is not an Ethernet device; VXLAN frames of the data plane need one")]
     NotEthernet(String),
+    #[error("cannot ask how many queues {0} has: {1}")]
+    Queues(String, #[source] std::io::Error),
     #[error("{0} has no usable address of the peers' family; give it one or set node.underlay")]
     NoAddress(String),
     #[error("our own VTEP {what} is that of peer {peer} too; set it right in one of the files")]
@@ -195,7 +198,7 @@ impl Kernel {
             mtu: link.mtu,
             addresses: addresses.into_iter().map(|address| address.address.addr()).collect(),
             up: link.up,
-            rx_queues: link.rx_queues,
+            rx_queues: receive_queues(name).map_err(|source| KernelError::Queues(name.to_owned(), source))?,
         })
     }
 

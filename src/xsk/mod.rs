@@ -21,10 +21,12 @@
 
 mod ledger;
 mod mapping;
+mod queues;
 mod ring;
 mod socket;
 pub(crate) mod sys;
 
 pub use ledger::Ledger;
 pub use mapping::Mapping;
+pub use queues::receive_queues;
 pub use socket::{Binding, Error, Options, Socket};

@@ -43,6 +43,16 @@ pub unsafe fn get_option<T: Copy>(fd: BorrowedFd<'_>, level: libc::c_int, name: 
     Ok(unsafe { value.assume_init() })
 }
 
+/// Makes a request about a device (netdevice(7)).
+///
+/// # Safety
+///
+/// What the request points at is as large as the request named so reads and writes.
+pub unsafe fn device_request(fd: BorrowedFd<'_>, name: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: the request outlives the call; what it points at is right by the caller's promise.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), name, ptr::from_mut(request)) })
+}
+
 /// Binds to an address of the family that the socket has.
 pub fn bind<T: Copy>(fd: BorrowedFd<'_>, address: &T) -> io::Result<()> {
     // SAFETY: the pointer and the length describe `address`, which outlives the call.

@@ -25,7 +25,6 @@ pub struct Link {
     /// Whether the kernel has seen its carrier (operational state "up", RFC 2863): it sends.
     /// Devices without a carrier of their own never say so.
     pub running: bool,
-    pub rx_queues: u32,
     pub kind: LinkKind,
 }
 
@@ -204,7 +203,6 @@ fn read(object: RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         running: false,
-        rx_queues: 1,
         kind: LinkKind::Other,
     };
     for attribute in message.attributes {
@@ -214,7 +212,6 @@ fn read(object: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::OperState(state) => link.running = state == State::Up,
-            LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
             LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
             _ => {}
         }

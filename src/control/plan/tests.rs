@@ -149,7 +149,6 @@ fn a_device_is_kept_corrected_recreated_or_refused() {
         mtu,
         up,
         running: up,
-        rx_queues: 1,
         kind,
     };
     let keep = |mtu, up| DevicePlan::Keep(LinkSettings { up, mtu, ..LinkSettings::default() });
