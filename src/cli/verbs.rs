@@ -48,6 +48,7 @@ pub(super) fn unexpected(reply: &Reply) -> CliError {
 struct Verdict {
     valid: bool,
     problems: Vec<Fault>,
+    warnings: Vec<Fault>,
 }
 
 #[derive(Serialize)]
@@ -60,16 +61,21 @@ struct Fault {
 
 fn check(format: Format, file: &Path) -> Result<(), CliError> {
     let result = Config::load(file);
+    let warnings = result.as_ref().map(|config| config.warnings.clone()).unwrap_or_default();
     if format == Format::Json {
         let problems = match &result {
             Ok(_) => Vec::new(),
             Err(ConfigError::Invalid(problems)) => problems.iter().cloned().map(Fault::from).collect(),
             Err(ConfigError::Read { source, .. }) => vec![Fault::whole_file(source.to_string())],
         };
-        output::print(format, &Verdict { valid: result.is_ok(), problems }, |_| String::new())?;
+        let warnings = warnings.iter().cloned().map(Fault::from).collect();
+        output::print(format, &Verdict { valid: result.is_ok(), problems, warnings }, |_| String::new())?;
     }
     let config = result?;
     if format == Format::Text {
+        for warning in warnings {
+            eprintln!("warning: {warning}");
+        }
         let (node, peers) = (&config.node.name, config.peers.len());
         output::write(format_args!("{} is valid: node {node}, {peers} peer(s)\n", file.display()))?;
     }

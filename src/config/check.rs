@@ -157,7 +157,7 @@ fn ranges(doc: &Document<'_>, node: &NodeKeys, cluster: &[At<IpNet>]) {
             doc.refuse(&cidr.place, format!("is too small; the longest prefix of a node is /{longest}"));
         }
         if !cluster.iter().any(|range| range.value.contains(&cidr.value)) {
-            doc.refuse(&cidr.place, "is not inside cluster.pod_cidrs");
+            doc.warn(&cidr.place, "is not inside cluster.pod_cidrs, which should cover all nodes");
         }
         if let Some(other) = families.insert(cidr.value.addr().is_ipv6(), &cidr.place.key) {
             doc.refuse(&cidr.place, format!("is a second range of the family of {other}; a node has one of each"));

@@ -11,7 +11,7 @@ pub enum ConfigError {
     Invalid(Vec<Problem>),
 }
 
-/// One fault of a configuration.
+/// One fault of a configuration, or a warning about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key's path, such as `peers[1].underlay`; empty for the file as a whole.

@@ -31,6 +31,8 @@ pub struct Config {
     pub vxlan: Vxlan,
     pub dataplane: Dataplane,
     pub peers: Vec<Peer>,
+    /// What works, but is hardly what was meant.
+    pub warnings: Vec<Problem>,
 }
 
 /// This node.
@@ -50,7 +52,7 @@ pub struct Node {
 /// What all nodes share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
-    /// Every node's pod ranges lie inside one of these.
+    /// Every node's pod ranges should lie inside one of these.
     pub pod_cidrs: Vec<IpNet>,
 }
 

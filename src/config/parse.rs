@@ -57,6 +57,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
         vxlan: vxlan?,
         dataplane,
         peers: peers.into_iter().map(NodeKeys::into_peer).collect::<Option<_>>()?,
+        warnings: doc.take_warnings(),
     })
 }
 

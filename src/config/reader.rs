@@ -21,6 +21,7 @@ pub(super) struct Document<'t> {
     /// The offset of each line feed.
     line_ends: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
+    warnings: RefCell<Vec<Problem>>,
 }
 
 /// Where a value stands.
@@ -38,10 +39,17 @@ pub(super) struct At<T> {
     pub place: Place,
 }
 
+impl Place {
+    fn problem(&self, reason: impl Into<String>) -> Problem {
+        let (key, value) = (self.key.clone(), self.value.clone());
+        Problem { key, value, reason: reason.into(), line: Some(self.line) }
+    }
+}
+
 impl<'t> Document<'t> {
     pub fn new(text: &'t str) -> Self {
         let line_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(offset, _)| offset);
-        Self { text, line_ends: line_ends.collect(), problems: RefCell::default() }
+        Self { text, line_ends: line_ends.collect(), problems: RefCell::default(), warnings: RefCell::default() }
     }
 
     /// Parses the text; syntax errors are remembered like any other.
@@ -57,12 +65,17 @@ impl<'t> Document<'t> {
 
     /// Remembers that the value at `place` is refused.
     pub fn refuse(&self, place: &Place, reason: impl Into<String>) {
-        self.problems.borrow_mut().push(Problem {
-            key: place.key.clone(),
-            value: place.value.clone(),
-            reason: reason.into(),
-            line: Some(place.line),
-        });
+        self.problems.borrow_mut().push(place.problem(reason));
+    }
+
+    /// Remembers that the value at `place` works, but is hardly what was meant.
+    pub fn warn(&self, place: &Place, reason: impl Into<String>) {
+        self.warnings.borrow_mut().push(place.problem(reason));
+    }
+
+    /// Takes the warnings so far.
+    pub fn take_warnings(&self) -> Vec<Problem> {
+        self.warnings.take()
     }
 
     pub fn is_clean(&self) -> bool {

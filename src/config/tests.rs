@@ -80,7 +80,6 @@ fn each_fault_is_named_with_line_key_value_and_reason() {
         ("\"podwire.1\"", "\"eth0\"", "line 11: vxlan.device = \"eth0\": is the uplink"),
         ("10.244.1.0/24", "10.244.1.1/24", "line 5: node.pod_cidrs[0] = \"10.244.1.1/24\": has host bits set"),
         ("fd00:244:1::/64", "10.244.9.0/24", "node.pod_cidrs[1] = \"10.244.9.0/24\": is a second range"),
-        ("10.244.1.0/24", "10.245.1.0/24", "node.pod_cidrs[0] = \"10.245.1.0/24\": is not inside cluster.pod_cidrs"),
         ("10.244.1.0/24", "10.244.1.0/31", "node.pod_cidrs[0] = \"10.244.1.0/31\": is too small"),
         ("10.244.1.0/24", "10.244.1.0/33", "node.pod_cidrs[0] = \"10.244.1.0/33\": is not an address range"),
         ("10.244.3.0/24", "10.244.2.128/25", "overlaps 10.244.2.0/24 of node-b"),
@@ -121,6 +120,16 @@ fn each_fault_is_named_with_line_key_value_and_reason() {
         let found = faults(old, new);
         assert!(found.iter().any(|fault| fault.contains(expected)), "{new}: expected {expected:?} in {found:#?}");
     }
+}
+
+#[test]
+fn a_range_outside_of_the_cluster_is_a_warning() {
+    let config = parse(&GOOD.replace("10.244.1.0/24", "10.245.1.0/24")).unwrap();
+    let warnings: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
+    let expected =
+        "line 5: node.pod_cidrs[0] = \"10.245.1.0/24\": is not inside cluster.pod_cidrs, which should cover all nodes";
+    assert_eq!(warnings, [expected]);
+    assert!(parse(GOOD).unwrap().warnings.is_empty());
 }
 
 #[test]

@@ -69,6 +69,7 @@ impl ConfigFile {
     pub fn open(path: &Path) -> Result<(Self, Config), ReloadError> {
         let text = read(path)?;
         let config = Config::parse(&text)?;
+        log_warnings(&config);
         Ok((Self { path: path.to_owned(), generation: 1, last_error: None, text }, config))
     }
 }
@@ -115,6 +116,7 @@ impl Node {
         if config == self.config {
             return Ok(());
         }
+        log_warnings(&config);
         let old = std::mem::replace(&mut self.config, config);
         self.file.generation += 1;
         tracing::info!(generation = self.file.generation, "the configuration has changed");
@@ -260,6 +262,12 @@ impl Node {
             _ => None,
         };
         View { pods, remotes: self.config.peers.iter().filter_map(remote).collect() }
+    }
+}
+
+fn log_warnings(config: &Config) {
+    for warning in &config.warnings {
+        tracing::warn!("configuration: {warning}");
     }
 }
 
