@@ -34,6 +34,9 @@ const RESYNC: Duration = Duration::from_secs(30);
 /// and this often while something is wrong.
 const RESYNC_UNSETTLED: Duration = Duration::from_secs(2);
 
+/// How often the pods' ends are looked at, of which nothing is heard.
+const AUDIT: Duration = Duration::from_secs(30);
+
 /// How often a running data plane frees what its workers no longer read.
 const MAINTAIN: Duration = Duration::from_millis(100);
 
@@ -160,12 +163,13 @@ struct Daemon {
     /// Before this the control thread has had its share of looking at the kernel.
     rest_until: Instant,
     maintain_at: Instant,
+    audit_at: Instant,
 }
 
 impl Daemon {
     fn new(node: Node) -> Self {
         let now = Instant::now();
-        Self { node, reload_at: None, reconcile_at: now, rest_until: now, maintain_at: now }
+        Self { node, reload_at: None, reconcile_at: now, rest_until: now, maintain_at: now, audit_at: now }
     }
 
     async fn run(mut self, mut events: Events) {
@@ -220,6 +224,10 @@ impl Daemon {
     fn reconcile(&mut self) {
         let begin = Instant::now();
         self.node.reconcile(begin);
+        if begin >= self.audit_at {
+            self.node.audit();
+            self.audit_at = begin + AUDIT;
+        }
         let end = Instant::now();
         self.rest_until = end + (end - begin) * SHARE;
         let resync = if self.node.is_settled() { RESYNC } else { RESYNC_UNSETTLED };

@@ -10,7 +10,7 @@
 //! entry from that MAC to the peer's VTEP. [`Kernel::reconcile`] lists, compares and changes only
 //! what differs; it can be called at any time and as often as one likes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::netlink::{Link, LinkSettings, Netlink, NetlinkError};
@@ -19,7 +19,7 @@ use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
 use super::wiring::{self, Pod};
 use crate::config::{Config, derive_vtep_mac};
-use crate::ids::IfIndex;
+use crate::ids::{IfIndex, PodId};
 use crate::wire::Mac;
 use crate::xsk::receive_queues;
 
@@ -68,6 +68,8 @@ pub struct Reconciled {
     pub changes: Vec<Change>,
     /// What could not be changed, and why; the rest was.
     pub failures: Vec<String>,
+    /// Pods whose host end is not there any more.
+    pub gone: BTreeSet<PodId>,
 }
 
 impl Vtep {
@@ -158,7 +160,7 @@ impl Kernel {
     /// the others.
     pub fn reconcile(&mut self, config: &Config, pods: &[Pod]) -> Result<Reconciled, KernelError> {
         let vtep = self.vtep(config)?;
-        let mut done = Reconciled { vtep, changes: Vec::new(), failures: Vec::new() };
+        let mut done = Reconciled { vtep, changes: Vec::new(), failures: Vec::new(), gone: BTreeSet::new() };
         self.ensure_forwarding(config, &mut done)?;
         let device = self.ensure_tunnel(config, &mut done)?;
         let links = self.netlink.links().map_err(request("list devices"))?;
@@ -207,6 +209,7 @@ impl Kernel {
         let link = links.get(&pod.host_ifindex).filter(|link| link.name == pod.host_ifname);
         let Some(link) = link else {
             done.failures.push(format!("pod {}: its device {} is gone; detach it", pod.name, pod.host_ifname));
+            done.gone.insert(pod.id);
             return false;
         };
         let mtu = u32::from(done.vtep.mtu);

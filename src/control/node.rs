@@ -1,7 +1,7 @@
 //! This node: the configuration in force, the kernel path, the pods, and the data plane above
 //! them. Every method runs on the control thread and leaves the node consistent, whatever fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use super::view::{PodView, RemoteView, Settings, View};
 use super::wiring::Pod;
 use crate::config::{Config, Mode};
 use crate::fib::LocalPod;
-use crate::ids::IfIndex;
+use crate::ids::{IfIndex, PodId};
 
 /// The state of one node.
 pub struct Node {
@@ -26,6 +26,8 @@ pub struct Node {
     pub(super) store: Store,
     pub(super) lifecycle: Lifecycle,
     pub(super) observed: Observed,
+    /// What the last [`Node::audit`] found wrong with a pod.
+    pub(super) faults: BTreeMap<PodId, String>,
     /// What went wrong at start and stays so.
     notices: Vec<String>,
 }
@@ -48,8 +50,8 @@ pub struct Observed {
     pub hub: Option<IfIndex>,
     /// The way to each peer, by the peer's name.
     pub hops: BTreeMap<String, Result<Hop, NoHop>>,
-    /// What is wrong with a pod's wiring, by the pod's name.
-    pub unwired: BTreeMap<String, String>,
+    /// Pods that the data plane cannot serve: their devices are not there, or are about to go.
+    pub gone: BTreeSet<PodId>,
     pub problems: Vec<String>,
 }
 
@@ -85,6 +87,7 @@ impl Node {
             store,
             lifecycle: Lifecycle::new(start),
             observed: Observed::default(),
+            faults: BTreeMap::new(),
             notices: Vec::new(),
         }
     }
@@ -146,12 +149,12 @@ impl Node {
             Ok(done) => {
                 done.changes.iter().for_each(|change| tracing::info!(%change, "kernel path"));
                 observed.problems.extend(done.failures);
+                observed.gone = done.gone;
                 observed.vtep = Some(done.vtep);
             }
             Err(error) => observed.problems.push(error.to_string()),
         }
         if let Some(vtep) = &observed.vtep {
-            observed.unwired = unwired(&mut self.kernel, vtep, self.store.pods());
             let underlays: Vec<_> = self.config.peers.iter().map(|peer| peer.underlay).collect();
             match self.kernel.next_hops(&vtep.uplink, &underlays) {
                 Ok(hops) => {
@@ -166,6 +169,21 @@ impl Node {
         }
         self.note(observed);
         self.drive(now);
+    }
+
+    /// Looks at the whole wiring of each pod, in its namespace too, and says what is not as it was
+    /// made. Dearer than [`Node::reconcile`]: it enters each pod's namespace.
+    pub fn audit(&mut self) {
+        let Some(vtep) = &self.observed.vtep else { return };
+        let kernel = &mut self.kernel;
+        let there = self.store.pods().iter().filter(|pod| !self.observed.gone.contains(&pod.id));
+        let faults = there.filter_map(|pod| Some((pod.id, kernel.verify(vtep, pod).err()?.to_string()))).collect();
+        let before = std::mem::replace(&mut self.faults, faults);
+        for (pod, fault) in &self.faults {
+            if before.get(pod) != Some(fault) {
+                tracing::error!("{fault}");
+            }
+        }
     }
 
     /// Brings the data plane to what was last observed and the pods as they are now.
@@ -199,8 +217,7 @@ impl Node {
 
     /// All that is wrong now.
     pub(super) fn problems(&self) -> Vec<String> {
-        let pods = self.observed.unwired.iter().map(|(name, why)| format!("pod {name}: {why}"));
-        self.notices.iter().chain(&self.observed.problems).cloned().chain(pods).collect()
+        self.notices.iter().chain(&self.observed.problems).chain(self.faults.values()).cloned().collect()
     }
 
     /// Stops the data plane and leaves the kernel path as it is.
@@ -214,11 +231,10 @@ impl Node {
 
     /// Keeps what was observed, and logs the problems that are new.
     fn note(&mut self, observed: Observed) {
-        let before = self.problems();
-        self.observed = observed;
-        for problem in self.problems().iter().filter(|problem| !before.contains(problem)) {
+        for problem in observed.problems.iter().filter(|problem| !self.observed.problems.contains(problem)) {
             tracing::error!("{problem}");
         }
+        self.observed = observed;
     }
 
     /// The hub as the mode wants it: there, or gone.
@@ -247,7 +263,7 @@ impl Node {
 
     /// The desired state of the data plane: wired pods, and peers whose next hop is resolved.
     fn view(&self) -> View {
-        let wired = |pod: &&Pod| !self.observed.unwired.contains_key(&pod.name);
+        let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id);
         let pods = self.store.pods().iter().filter(wired).map(pod_view).collect();
         let Some(vtep) = &self.observed.vtep else { return View { pods, remotes: Vec::new() } };
         let remote = |peer: &crate::config::Peer| match self.observed.hops.get(&peer.name) {
@@ -273,12 +289,6 @@ fn log_warnings(config: &Config) {
 
 fn read(path: &Path) -> Result<String, ReloadError> {
     fs::read_to_string(path).map_err(|error| ReloadError::Read(path.to_owned(), error))
-}
-
-/// The pods whose wiring is not as it was made.
-fn unwired(kernel: &mut Kernel, vtep: &Vtep, pods: &[Pod]) -> BTreeMap<String, String> {
-    let broken = |pod: &Pod| Some((pod.name.clone(), kernel.verify(vtep, pod).err()?.to_string()));
-    pods.iter().filter_map(broken).collect()
 }
 
 fn pod_view(pod: &Pod) -> PodView {

@@ -65,11 +65,12 @@ impl Node {
         let Some(pod) = self.store.pods().iter().find(|pod| pod.name == name).cloned() else {
             return Ok(false);
         };
-        self.observed.unwired.insert(pod.name.clone(), "being detached".to_owned());
+        self.observed.gone.insert(pod.id);
         self.drive(now);
         self.kernel.detach(&pod)?;
         self.store.remove(name)?;
-        self.observed.unwired.remove(name);
+        self.observed.gone.remove(&pod.id);
+        self.faults.remove(&pod.id);
         tracing::info!(pod = pod.name, addresses = ?pod.addresses, "detached");
         Ok(true)
     }

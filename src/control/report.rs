@@ -80,6 +80,7 @@ impl Node {
 
     /// A pod as clients see it.
     pub(super) fn describe(&self, pod: &wiring::Pod) -> Pod {
+        let gone = self.observed.gone.contains(&pod.id).then(|| format!("its device {} is gone", pod.host_ifname));
         Pod {
             id: pod.id.get(),
             name: pod.name.clone(),
@@ -88,7 +89,7 @@ impl Node {
             netns: pod.netns.clone(),
             ifname: pod.ifname.clone(),
             host_ifname: pod.host_ifname.clone(),
-            problem: self.observed.unwired.get(&pod.name).cloned(),
+            problem: gone.or_else(|| self.faults.get(&pod.id).cloned()),
         }
     }
 

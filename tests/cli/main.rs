@@ -354,6 +354,21 @@ fn a_pod_whose_namespace_is_gone_is_shown_and_can_be_detached() {
 }
 
 #[test]
+fn a_pod_that_broke_its_own_end_is_found_at_the_next_start() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.attach("web");
+    node.inside_pod("web", "ip route del default");
+    node.stop("TERM");
+    node.run();
+    let problem = node.json(&["pods", "list"])[0]["problem"].as_str().unwrap_or_default().to_owned();
+    assert!(problem.contains("lacks"), "{problem}");
+    assert_eq!(texts(&node.json(&["status"])["problems"], None), [problem]);
+}
+
+#[test]
 fn status_stats_and_routes_describe_the_kernel_path() {
     if !is_root() {
         return;

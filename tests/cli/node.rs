@@ -137,6 +137,11 @@ impl Node {
         stdout(&Command::new("nsenter").args([&netns, "sh", "-c", command]).output().unwrap())
     }
 
+    /// Runs a command in a pod's namespace.
+    pub fn inside_pod(&self, name: &str, command: &str) {
+        sh(&format!("ip netns exec {}-{name} {command}", self.netns));
+    }
+
     /// Whether an address answers the node at the first packet.
     pub fn can_ping(&self, address: &str) -> bool {
         self.inside(&format!("ping -c1 -W2 -n {address} >/dev/null && echo yes")) == "yes\n"
