@@ -33,6 +33,10 @@ impl Random {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
+
+    fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[usize::try_from(self.next()).unwrap() % all.len()]
+    }
 }
 
 /// An address family in the types of each contestant.
@@ -151,15 +155,14 @@ fn cluster<F: Family>() -> [Vec<(F, u8)>; 2] {
     [nodes.collect(), pods.collect()]
 }
 
-/// Addresses inside prefixes drawn at random, one after another from each of `classes`.
+/// Addresses inside prefixes drawn at random, as many from each of `classes`.
 fn trace<F: Family>(classes: &[&[(F, u8)]], random: &mut Random) -> Vec<F> {
-    let draw = |class: &&[(F, u8)]| {
-        let (bits, len) = class[usize::try_from(random.next()).unwrap() % class.len()];
-        bits.inside(len, random)
+    let draw = |_| {
+        let class = random.one_of(classes);
+        let (bits, len) = random.one_of(class);
+        bits.inside(*len, random)
     };
-    let mut trace: Vec<F> = classes.iter().cycle().take(TRACE).map(draw).collect();
-    trace.sort_by_key(|_| random.next());
-    trace
+    (0..TRACE).map(draw).collect()
 }
 
 /// Time per look-up: `pass` looks up the whole trace.
