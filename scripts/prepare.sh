@@ -1,5 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: what they need on a fresh Debian 12.
+# Sourced by the scripts beside it: what they need on a fresh Debian 12. Leaves them at the root of the tree.
+
+caller=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 # Debian packages: what compiling takes, and what nodes and pods in network namespaces are made of.
 needed=(
@@ -36,7 +39,7 @@ need_rust() {
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
     [ -d "$HOME/.cargo/bin" ] && PATH=$PATH:$HOME/.cargo/bin
-    found=$(rustc --version 2>/dev/null | cut -d' ' -f2)
+    found=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
     if ! command -v cargo >/dev/null ||
         [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
         cat >&2 <<TEXT
@@ -46,4 +49,18 @@ and start again.
 TEXT
         exit 2
     fi
+}
+
+# Builds podwire, and the example of the given name, which drives it; runs that with the other arguments where the
+# caller stands.
+run_example() {
+    local name=$1 target
+    shift
+    say "building podwire"
+    cargo build --release --bin podwire
+    cargo build --example "$name"
+    target=$(realpath "${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu")
+    say "running it"
+    cd "$caller" || return
+    as_root env PODWIRE_BIN="$target/release/podwire" "$target/debug/examples/$name" "$@"
 }

@@ -1,9 +1,10 @@
 //! The findings for people.
 
 use std::fmt::{self, Display, Formatter};
+use std::path::PathBuf;
 
 use super::findings::{Findings, Reach, Throughput};
-use super::harness::{Cluster, Pod};
+use super::harness::{Cluster, Pod, binary};
 
 /// Tables of what was found, 100 columns at most.
 pub struct Report<'a>(pub &'a Findings);
@@ -100,10 +101,11 @@ pub struct Entrances<'a>(pub &'a Cluster);
 
 impl Display for Entrances<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let podwire = PathBuf::from(binary());
         writeln!(f, "\nThe nodes are up. To enter them:")?;
         for node in self.0.podwire_nodes() {
             writeln!(f, "  ip netns exec {} bash", node.host.netns.name())?;
-            writeln!(f, "    podwire status --runtime-dir {}", node.runtime_dir().display())?;
+            writeln!(f, "    {} status --runtime-dir {}", podwire.display(), node.runtime_dir().display())?;
         }
         writeln!(f, "  ip netns exec {} bash", self.0.c.host.netns.name())?;
         for Pod { netns, v4, v6, .. } in self.0.pods() {

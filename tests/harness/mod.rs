@@ -19,7 +19,7 @@ pub use capture::{Capture, Vxlan};
 pub use cluster::Cluster;
 pub use kernel_node::KernelNode;
 pub use netns::{Netns, Prefix, host};
-pub use podwire_node::{Carried, Options, PodwireNode, VXLAN_DEVICE};
+pub use podwire_node::{Carried, Options, PodwireNode, VXLAN_DEVICE, binary};
 pub use site::{Host, Peer, Pod, Switch, Wire};
 pub use traffic::*;
 

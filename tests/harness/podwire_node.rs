@@ -329,7 +329,7 @@ impl Carried {
 }
 
 /// The podwire to test: the one that cargo built with the tests, unless `PODWIRE_BIN` names another.
-fn binary() -> OsString {
+pub fn binary() -> OsString {
     std::env::var_os("PODWIRE_BIN")
         .or_else(|| option_env!("CARGO_BIN_EXE_podwire").map(Into::into))
         .expect("PODWIRE_BIN names the binary where cargo does not")
