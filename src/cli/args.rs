@@ -1,7 +1,10 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 use crate::control::runtime::DEFAULT_DIR;
 
@@ -18,9 +21,21 @@ pub(super) struct Args {
     /// What to log on standard error: error, warn, info, debug, trace, or a filter such as
     /// `podwire=debug`.
     #[arg(long, global = true, value_name = "LEVEL", env = "PODWIRE_LOG", default_value = "info")]
-    pub log: String,
+    pub log: LogFilter,
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+/// A filter that `tracing_subscriber` understands.
+#[derive(Clone, Debug)]
+pub(super) struct LogFilter(pub String);
+
+impl FromStr for LogFilter {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        EnvFilter::try_new(text).map(|_| Self(text.to_owned()))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -7,13 +7,13 @@ mod status;
 mod table;
 mod verbs;
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
-use args::Args;
+use args::{Args, LogFilter};
 
 use crate::control::lifecycle::Starter;
 
@@ -36,7 +36,7 @@ enum CliError {
 /// `start` is how the daemon starts its data plane.
 pub fn main(start: Starter) -> ExitCode {
     let args = Args::parse();
-    log_to_stderr(&args.log);
+    log_to_stderr(args.log.clone());
     match verbs::run(&args, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -47,7 +47,8 @@ pub fn main(start: Starter) -> ExitCode {
     }
 }
 
-fn log_to_stderr(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+fn log_to_stderr(LogFilter(filter): LogFilter) {
+    let colours = io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
+    log.with_ansi(colours).with_target(false).init();
 }

@@ -217,7 +217,7 @@ pub struct Stats {
     /// What the workers of earlier data planes of this daemon counted.
     pub retired: Tallies,
     pub pods: Vec<PodStats>,
-    /// What the steering programs decided.
+    /// What the steering programs decided, those of earlier data planes included.
     pub verdicts: Vec<VerdictRow>,
     /// The kernel's counters of the devices that the kernel path uses.
     pub kernel: Vec<DeviceStats>,

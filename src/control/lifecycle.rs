@@ -5,7 +5,7 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 
 use super::api::{DataplaneReport, DataplaneState, Tallies};
-use super::view::{DataplaneStatus, Settings, View};
+use super::view::{DataplaneStatus, FrameLedger, Settings, VerdictRow, View};
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
@@ -45,13 +45,40 @@ enum State {
 pub struct Lifecycle {
     start: Starter,
     state: State,
-    retired: Tallies,
+    retired: Retired,
+}
+
+/// What data planes that have stopped counted, all together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retired {
+    pub tallies: Tallies,
+    pub verdicts: Vec<VerdictRow>,
+}
+
+impl Retired {
+    fn add(&mut self, last: DataplaneStatus) {
+        for worker in &last.workers {
+            self.tallies.add(&worker.counts, &worker.drops);
+        }
+        self.verdicts = self.with(last.verdicts);
+    }
+
+    /// These verdicts and `running`'s, added row by row.
+    pub fn with(&self, mut running: Vec<VerdictRow>) -> Vec<VerdictRow> {
+        for old in &self.verdicts {
+            match running.iter_mut().find(|row| (&row.program, &row.verdict) == (&old.program, &old.verdict)) {
+                Some(row) => row.packets += old.packets,
+                None => running.push(old.clone()),
+            }
+        }
+        running
+    }
 }
 
 impl Lifecycle {
     /// Off, until driven.
     pub fn new(start: Starter) -> Self {
-        Self { start, state: State::Off, retired: Tallies::default() }
+        Self { start, state: State::Off, retired: Retired::default() }
     }
 
     /// Brings the data plane to what is wanted: starts, restarts when a setting differs, updates,
@@ -127,7 +154,7 @@ impl Lifecycle {
     }
 
     /// What the data planes before the running one counted.
-    pub fn retired(&self) -> &Tallies {
+    pub fn retired(&self) -> &Retired {
         &self.retired
     }
 
@@ -186,11 +213,9 @@ impl Lifecycle {
         }
         let State::Running { engine, .. } = std::mem::replace(&mut self.state, State::Off) else { return };
         let last = engine.stop();
-        for worker in &last.workers {
-            self.retired.add(&worker.counts, &worker.drops);
-        }
-        let figures = serde_json::to_string(&last).unwrap_or_default();
-        tracing::info!(figures, "the data plane has stopped; the kernel path carries the pods");
+        tracing::info!("the data plane has stopped; the kernel path carries the pods");
+        log_figures(&last);
+        self.retired.add(last);
     }
 
     fn fail(&mut self, wanted: &Wanted, reason: String, now: Instant) {
@@ -208,13 +233,35 @@ impl Lifecycle {
     }
 }
 
+/// The final figures, zeros left out.
+fn log_figures(last: &DataplaneStatus) {
+    for worker in &last.workers {
+        let FrameLedger { total, pool, fill, tx, hands } = worker.frames;
+        tracing::info!(
+            worker = worker.worker,
+            counts = %nonzero(worker.counts.iter().map(|(label, count)| (label.clone(), *count))),
+            drops = %nonzero(worker.drops.iter().map(|(label, count)| (label.clone(), *count))),
+            frames = %format_args!("{total} = pool {pool} + fill {fill} + tx {tx} + hands {hands}"),
+            "final figures"
+        );
+    }
+    let verdicts = last.verdicts.iter().map(|row| (format!("{}.{}", row.program, row.verdict), row.packets));
+    tracing::info!(verdicts = %nonzero(verdicts), "final figures");
+}
+
+fn nonzero(figures: impl Iterator<Item = (String, u64)>) -> String {
+    let shown: Vec<_> =
+        figures.filter(|(_, count)| *count != 0).map(|(label, count)| format!("{label} {count}")).collect();
+    if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
     use crate::config::{Mode, Xdp, ZeroCopy};
-    use crate::control::view::{FrameLedger, PodView, WorkerStatus};
+    use crate::control::view::{PodView, WorkerStatus};
     use crate::fib::LocalPod;
     use crate::ids::{IfIndex, PodId};
     use crate::wire::{Mac, Vni};
@@ -244,7 +291,13 @@ mod tests {
                 counts: [("polls".to_owned(), self.0)].into(),
                 drops: [].into(),
             };
-            DataplaneStatus { workers: vec![worker], ..DataplaneStatus::default() }
+            let verdict = VerdictRow {
+                program: "pod_steer".into(),
+                verdict: "claimed".into(),
+                help: String::new(),
+                packets: self.0,
+            };
+            DataplaneStatus { workers: vec![worker], verdicts: vec![verdict], ..DataplaneStatus::default() }
         }
 
         fn stop(self: Box<Self>) -> DataplaneStatus {
@@ -328,10 +381,13 @@ mod tests {
         let (mut life, now) = (Lifecycle::new(start), Instant::now());
         life.drive(&running(2), &view(2), now);
         life.drive(&running(3), &view(1), now);
-        assert_eq!(polls(life.retired()), 2);
+        assert_eq!(polls(&life.retired().tallies), 2);
         life.drive(&Wanted::Off, &view(1), now);
-        assert_eq!((polls(life.retired()), life.is_running()), (3, false));
+        assert_eq!((polls(&life.retired().tallies), life.is_running()), (3, false));
         assert_eq!(life.report(now).state, DataplaneState::Kernel);
+        let total = life.retired().with(Fake(4).status().verdicts);
+        assert_eq!(total.iter().map(|row| row.packets).collect::<Vec<_>>(), [7]);
+        assert_eq!(life.retired().with(Vec::new())[0].packets, 3);
     }
 
     #[test]
@@ -356,7 +412,7 @@ mod tests {
         life.drive(&running(2), &view(1), now);
         life.drive(&Wanted::Impossible("eth0 is down".into()), &view(1), now);
         assert_eq!(life.report(now).reason.as_deref(), Some("eth0 is down"));
-        assert_eq!(polls(life.retired()), 1);
+        assert_eq!(polls(&life.retired().tallies), 1);
         life.drive(&running(2), &view(1), now);
         assert!(life.is_running());
     }

@@ -60,9 +60,9 @@ impl Node {
         });
         Stats {
             workers: workers.collect(),
-            retired: self.lifecycle.retired().clone(),
+            retired: self.lifecycle.retired().tallies.clone(),
             pods: pods.collect(),
-            verdicts: figures.verdicts,
+            verdicts: self.lifecycle.retired().with(figures.verdicts),
             kernel,
         }
     }

@@ -1,6 +1,7 @@
 //! The command line and the daemon behind it, as their users meet them: the binary itself, in
 //! network namespaces of its own, on the kernel path.
 
+mod dataplane;
 mod node;
 
 use std::fs;
@@ -92,6 +93,7 @@ fn every_verb_has_help_with_an_example() {
 fn misuse_ends_with_2_and_failure_with_1() {
     assert_eq!(podwire(&["fly"]).status.code(), Some(2));
     assert_eq!(podwire(&["pods", "attach"]).status.code(), Some(2));
+    assert_eq!(podwire(&["status", "--log", "podwire=loud"]).status.code(), Some(2));
     let bad_address = podwire(&["pods", "attach", "--netns", "/x", "--name", "a", "--ip", "10.0.0.300"]);
     assert_eq!(bad_address.status.code(), Some(2));
     let nobody = podwire(&["status", "--runtime-dir", "/nonexistent"]);

@@ -32,15 +32,17 @@ fn sh(command: &str) {
 }
 
 impl Node {
+    /// Makes the uplink, in the node's namespace.
+    pub const UPLINK: &str = "ip link add eth0 type veth peer name far0; ip link set far0 up; ip link set eth0 up; \
+        ip addr add 192.168.1.2/24 dev eth0";
+
     /// A node whose daemon answers.
     pub fn start() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let netns = format!("pwcli{}-{}", id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut node = Self { netns, pods: Vec::new(), dir: tempfile::tempdir().unwrap(), daemon: None };
         let ns = &node.netns;
-        sh(&format!("ip netns add {ns}; ip -n {ns} link add eth0 type veth peer name far0"));
-        sh(&format!("for dev in lo eth0 far0; do ip -n {ns} link set $dev up; done"));
-        sh(&format!("ip -n {ns} addr add 192.168.1.2/24 dev eth0"));
+        sh(&format!("ip netns add {ns}; ip netns exec {ns} sh -ec 'ip link set lo up; {}'", Self::UPLINK));
         node.configure(CONFIG);
         node.run();
         node

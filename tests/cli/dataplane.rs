@@ -1,0 +1,88 @@
+//! The data plane over time, as `status` and the log tell it.
+
+use crate::node::Node;
+use crate::{CONFIG, is_root};
+
+/// The configuration with a data plane of one worker.
+fn adaptive(more: &str) -> String {
+    CONFIG.replace("mode = \"kernel\"", &format!("mode = \"adaptive\"\ncores = [0]\n{more}"))
+}
+
+fn state(node: &Node) -> String {
+    node.json(&["status"])["dataplane"]["state"].as_str().unwrap().to_owned()
+}
+
+fn reason(node: &Node) -> String {
+    node.json(&["status"])["dataplane"]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_data_plane_that_cannot_start_says_why_and_starts_when_it_can() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.attach("web");
+    node.configure(&adaptive("zero_copy = \"require\"\n"));
+    node.wait_for("the failure", |node| state(node) == "failed");
+    assert!(reason(&node).contains("zero"), "{}", reason(&node));
+    assert!(node.json(&["status"])["dataplane"]["retry_secs"].is_u64());
+    assert!(node.can_ping("10.244.1.1"), "the kernel path carries the pods");
+    node.configure(&adaptive(""));
+    node.wait_for("the data plane", |node| state(node) == "running");
+    assert!(node.can_ping("10.244.1.1"));
+}
+
+#[test]
+fn the_data_plane_follows_its_uplink_down_up_and_away() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.attach("web");
+    node.configure(&adaptive(""));
+    node.wait_for("the data plane", |node| state(node) == "running");
+    for (take, give, why) in [
+        ("ip link set eth0 down", "ip link set eth0 up", "eth0 is down"),
+        ("ip addr flush dev eth0", "ip addr add 192.168.1.2/24 dev eth0", "address"),
+        ("ip link del eth0", Node::UPLINK, "no device eth0"),
+    ] {
+        node.inside(take);
+        node.wait_for(why, |node| state(node) == "failed" && reason(node).contains(why));
+        node.inside(give);
+        node.wait_for(give, |node| state(node) == "running");
+        assert!(node.can_ping("10.244.1.1"), "after {give}");
+        node.wait_for("no problem", |node| node.json(&["status"])["problems"].as_array().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn counters_outlive_the_data_plane_that_counted_and_end_in_the_log() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.configure(&adaptive(""));
+    node.wait_for("the data plane", |node| state(node) == "running");
+    node.attach("web");
+    node.inside_pod("web", "ping -c2 -i0.1 -W1 192.168.1.2");
+    let to_kernel = |node: &Node| {
+        let stats = node.json(&["stats"]);
+        let rows = stats["verdicts"].as_array().unwrap().iter();
+        rows.filter(|row| row["program"] == "pod_steer").map(|row| row["packets"].as_u64().unwrap()).sum::<u64>()
+    };
+    let polls = |node: &Node| node.json(&["stats"])["retired"]["counts"]["polls"].as_u64().unwrap_or(0);
+    assert_eq!(polls(&node), 0);
+    let before = to_kernel(&node);
+    assert!(before >= 2, "{before}");
+    node.configure(CONFIG);
+    node.wait_for("kernel mode", |node| state(node) == "kernel");
+    assert!(polls(&node) > 0 && to_kernel(&node) >= before, "{before}: {}", node.json(&["stats"]));
+    node.configure(&adaptive(""));
+    node.wait_for("the data plane again", |node| state(node) == "running");
+    assert!(to_kernel(&node) >= before);
+    assert_eq!(node.stop("TERM").code(), Some(0));
+    let log = node.log();
+    assert_eq!(log.matches("final figures worker=0").count(), 2, "{log}");
+    assert!(log.contains("8192 = pool ") && !log.contains('\u{1b}'), "{log}");
+}
