@@ -177,8 +177,13 @@ static __always_inline enum verdict judge_pod(struct __sk_buff *skb,
 	if (!cfg || (void *)(eth + 1) > end)
 		return VERDICT_TRUNCATED;
 	to->hub = cfg->hub;
-	if (skb->vlan_present)
-		return VERDICT_VLAN;
+	/* A tag would keep the addresses from is_honest(), but not from the
+	 * stack, which believes a tag of VLAN 0 to be none
+	 * (__netif_receive_skb_core() in net/core/dev.c). No host end has a
+	 * VLAN device, so nobody is waiting for the others.
+	 */
+	if (skb->vlan_present || is_vlan(eth->h_proto))
+		return VERDICT_POD_VLAN;
 	verdict = find_ip(eth + 1, end, eth->h_proto, &packet);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;

@@ -45,6 +45,7 @@ int pod_steer(struct __sk_buff *skb)
 		return bpf_redirect_peer(to.local->ifindex, 0);
 	case VERDICT_SPOOF_IP:
 	case VERDICT_SPOOF_MAC:
+	case VERDICT_POD_VLAN:
 	case VERDICT_QUOTA:
 		return TC_ACT_SHOT;
 	default:

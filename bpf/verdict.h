@@ -23,6 +23,7 @@ enum verdict {
 	/* dropped */
 	VERDICT_SPOOF_IP,
 	VERDICT_SPOOF_MAC,
+	VERDICT_POD_VLAN,
 	VERDICT_QUOTA,
 	/* left to the kernel path */
 	VERDICT_NOT_IP,

@@ -17,9 +17,10 @@ table! {
         Local => "local", "redirected to another pod of this node inside the kernel";
         SpoofIp => "spoof_ip", "the source address is not the pod's";
         SpoofMac => "spoof_mac", "the source MAC is not the pod's";
+        PodVlan => "pod_vlan", "VLAN-tagged by a pod, whose source address was not looked at";
         Quota => "quota", "the pod has as many frames on their way to the worker as it may";
         NotIp => "not_ip", "neither IPv4 nor IPv6";
-        Vlan => "vlan", "VLAN-tagged";
+        Vlan => "vlan", "VLAN-tagged, outside or inside of a tunnel";
         MultiBuffer => "multi_buffer", "in more than one receive buffer";
         Truncated => "truncated", "ends inside its headers";
         Malformed => "malformed", "a version or length field does not agree with the bytes that came";
@@ -57,7 +58,7 @@ impl Verdict {
     pub fn outcome(self) -> Outcome {
         match self {
             Self::Claimed | Self::Local => Outcome::Fast,
-            Self::SpoofIp | Self::SpoofMac | Self::Quota => Outcome::Dropped,
+            Self::SpoofIp | Self::SpoofMac | Self::PodVlan | Self::Quota => Outcome::Dropped,
             _ => Outcome::Kernel,
         }
     }

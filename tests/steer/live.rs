@@ -102,6 +102,33 @@ fn delivers_between_pods_of_a_node_and_drops_a_spoofers_frames() {
 }
 
 #[test]
+fn a_pods_vlan_tag_hides_no_source_address_from_the_check() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let sender = node.host.socket("eth1", 0);
+    // a protocol's own tap comes after the stack has taken the tags of VLAN 0 off
+    let stack = [libc::ETH_P_IP, libc::ETH_P_IPV6].map(|protocol| node.host.socket("pw1", protocol));
+    for family in FAMILIES {
+        let honest = from_a(NO_POD[family], 9);
+        let spoofed = udp([POD_A_MAC, GATEWAY_MAC], [POD_B[family], NO_POD[family]], [1, 2], &[]);
+        for frame in [&honest, &spoofed] {
+            for tag in TAGS {
+                sender.send(&tagged(frame.clone(), tag, 0));
+                sender.send(&tagged(tagged(frame.clone(), TAGS[0], 0), tag, 0));
+            }
+        }
+        sender.send(&spoofed);
+        sender.send(&honest);
+        assert_eq!(stack[family].receive(), Some(Tapped { vlan: None, frame: honest }), "the one without a tag");
+        assert_eq!(stack[family].receive(), None, "and no other");
+    }
+    node.expect(Verdict::PodVlan, 16);
+    node.expect(Verdict::SpoofIp, 2);
+}
+
+#[test]
 fn judges_skbs_that_a_test_run_cannot_make() {
     if !is_root() {
         return;
@@ -114,8 +141,8 @@ fn judges_skbs_that_a_test_run_cannot_make() {
         }
     }
     node.expect(Verdict::Truncated, 20 + 40);
-    sender.send(&tagged(from_a(REMOTE_POD[V4], 0)));
-    node.expect(Verdict::Vlan, 1);
+    sender.send(&tagged(from_a(REMOTE_POD[V4], 0), TAGS[0], 5));
+    node.expect(Verdict::PodVlan, 1);
     // headers outside the linear part
     for (nth, range) in (1..).zip(REMOTE_RANGE) {
         node.steer.add_remote(range.parse().unwrap(), 9000).unwrap();

@@ -19,8 +19,9 @@ fn outer_rows(underlay: usize, whole: &[u8]) -> Vec<Row> {
     let vxlan = udp + 8;
     let destination = ETHERNET + [16, 24][underlay];
     vec![
-        ("VLAN-tagged", tagged(frame()), Verdict::Vlan),
-        ("service VLAN", patched(tagged(frame()), 12, &[0x88, 0xa8]), Verdict::Vlan),
+        ("VLAN-tagged", tagged(frame(), TAGS[0], 5), Verdict::Vlan),
+        ("service VLAN", tagged(frame(), TAGS[1], 5), Verdict::Vlan),
+        ("priority tag", tagged(frame(), TAGS[0], 0), Verdict::Vlan),
         ("ARP", patched(frame(), 12, &[0x08, 0x06]), Verdict::NotIp),
         ("802.3 length", patched(frame(), 12, &[0x00, 0x40]), Verdict::NotIp),
         ("outer options", with_options(frame(), underlay), Verdict::OuterOptions),
@@ -57,7 +58,7 @@ fn inner_rows(family: usize) -> Vec<Row> {
         ("to another MAC", patched(frame(), 0, &POD_A_MAC.0), Verdict::InnerMac),
         ("from our own MAC", patched(frame(), 6, &VTEP_MAC.0), Verdict::InnerMac),
         ("from a multicast MAC", patched(frame(), 6, &[3]), Verdict::InnerMac),
-        ("VLAN inside", tagged(frame()), Verdict::Vlan),
+        ("VLAN inside", tagged(frame(), TAGS[0], 5), Verdict::Vlan),
         ("ARP inside", patched(frame(), 12, &[0x08, 0x06]), Verdict::NotIp),
         ("options", with_options(frame(), family), Verdict::Options),
         ("fragment", fragment(frame(), family), Verdict::Fragment),

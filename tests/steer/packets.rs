@@ -130,9 +130,12 @@ pub fn fragment(frame: Vec<u8>, family: usize) -> Vec<u8> {
     patched(frame, end, &[17, 0, 0, 1, 0, 0, 0, 9])
 }
 
-/// `frame` with an 802.1Q tag.
-pub fn tagged(mut frame: Vec<u8>) -> Vec<u8> {
-    frame.splice(12..12, [0x81, 0, 0, 5]);
+/// The EtherTypes of VLAN tags: 802.1Q and 802.1ad.
+pub const TAGS: [u16; 2] = [0x8100, 0x88a8];
+
+/// `frame` with a VLAN tag outside of those that it has.
+pub fn tagged(mut frame: Vec<u8>, tag: u16, vid: u16) -> Vec<u8> {
+    frame.splice(12..12, [tag.to_be_bytes(), vid.to_be_bytes()].concat());
     frame
 }
 
