@@ -26,12 +26,17 @@ static __always_inline bool younger(__u64 then_ns, __u64 now_ns, __u64 limit_ns)
 static __always_inline bool is_fresh(const struct heartbeat *beat, __u64 now_ns,
 				     __u64 limit_ns)
 {
+	/* Before the times; pairs with Heartbeat::wake(), which stores the beat
+	 * and then `asleep`, and Heartbeat::sleep(), which stores the call and
+	 * then `asleep`: who sees the state sees the time that belongs to it.
+	 */
+	__u64 asleep = READ_ONCE(beat->asleep);
 	__u64 beat_ns = READ_ONCE(beat->beat_ns);
 	__u64 called_ns;
 
 	if (!beat_ns)
 		return false;
-	if (!READ_ONCE(beat->asleep))
+	if (!asleep)
 		return younger(beat_ns, now_ns, limit_ns);
 	called_ns = READ_ONCE(beat->called_ns);
 	return !called_ns || younger(called_ns, now_ns, limit_ns);

@@ -7,6 +7,7 @@ mod lab;
 mod live;
 mod nic;
 mod noise;
+mod order;
 mod packets;
 mod pod;
 mod rig;
