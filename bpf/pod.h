@@ -68,7 +68,9 @@ static __always_inline bool to_unicast(const struct packet *packet)
 }
 
 /* Whether every packet that leaves for this frame fits @mtu. A super-packet is
- * judged by its segments; only TCP's are cut by the workers.
+ * judged by its segments. The workers can cut UDP's as well as TCP's, but get
+ * none of them: gso_type is not to be seen here, and without it one of plain UDP
+ * (SKB_GSO_UDP_L4) looks like one of a pod's own tunnel.
  */
 static __always_inline enum verdict fits(struct __sk_buff *skb, void *end,
 					 const struct packet *packet, __u32 mtu)
