@@ -49,7 +49,8 @@ table! {
         SlotTruncated => "slot_truncated", "a pod's frame was larger than a slot of the packet ring";
         NoFrame => "no_frame", "packet memory is exhausted";
         TxRingFull => "tx_ring_full", "the uplink's send ring stayed full";
-        PodRefused => "pod_refused", "the kernel refused a frame for a pod (its device is down or gone)";
+        UplinkRefused => "uplink_refused", "the uplink's device or its queue dropped a frame that was to be sent";
+        PodRefused => "pod_refused", "the kernel refused a frame for a pod: its queue is full, or its device is down or gone";
     }
 }
 
@@ -66,6 +67,7 @@ table! {
         PodTxPackets => "pod_tx_packets", "frames handed to pods";
         PodTxBytes => "pod_tx_bytes", "bytes handed to pods";
         HubLost => "hub_lost", "frames from pods lost because the packet ring was full";
+        ClaimsLost => "claims_lost", "frames from pods that were claimed and never came out of the packet ring, hub_lost among them; found some time later";
         UplinkLost => "uplink_lost", "frames from the wire lost because the AF_XDP receive ring was full or the fill ring empty";
         KernelBogus => "kernel_bogus", "addresses returned by the kernel that were not lent to it; ignored";
         Polls => "polls", "passes of the worker's loop";
@@ -105,6 +107,11 @@ impl Tally {
     /// Sets a count that something else keeps.
     pub fn set(&mut self, count: Count, n: u64) {
         self.counts[count as usize] = n;
+    }
+
+    /// Sets a drop count that something else keeps.
+    pub fn set_drops(&mut self, reason: DropReason, n: u64) {
+        self.drops[reason as usize] = n;
     }
 
     pub fn drops(&self, reason: DropReason) -> u64 {
@@ -161,6 +168,35 @@ impl TallyPage {
             counts: std::array::from_fn(|i| self.counts[i].load(Ordering::Relaxed)),
         }
     }
+}
+
+/// What one port of a worker has carried: written by the worker as it goes, read by anyone.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    pub rx_packets: AtomicU64,
+    pub rx_bytes: AtomicU64,
+    pub tx_packets: AtomicU64,
+    pub tx_bytes: AtomicU64,
+    /// Frames that the kernel could not deliver to the port.
+    pub lost: AtomicU64,
+}
+
+impl Traffic {
+    /// Counts received packets. Only the port's worker calls this, so each count is a load and a store.
+    pub fn count_rx(&self, packets: u64, bytes: u64) {
+        raise(&self.rx_packets, packets);
+        raise(&self.rx_bytes, bytes);
+    }
+
+    /// Counts sent packets, under the same condition.
+    pub fn count_tx(&self, packets: u64, bytes: u64) {
+        raise(&self.tx_packets, packets);
+        raise(&self.tx_bytes, bytes);
+    }
+}
+
+fn raise(count: &AtomicU64, n: u64) {
+    count.store(count.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
 
 /// Where a worker's frames are between two passes, when none is in its hands.

@@ -8,7 +8,7 @@ use super::table::Table;
 use super::verbs::{ask, unexpected};
 use super::{CliError, output};
 use crate::control::api::{Reply, Request, Stats, Tallies};
-use crate::control::view::Counters;
+use crate::control::view::{Counters, TrafficStatus};
 use crate::counters::{Count, DropReason};
 
 /// Above this many workers, text shows only their sum.
@@ -54,8 +54,6 @@ struct Section {
     title: &'static str,
     columns: Vec<String>,
     rows: Vec<(String, Vec<u64>)>,
-    /// Whether the figures only grow, so that a rate means something.
-    grows: bool,
 }
 
 impl Section {
@@ -69,7 +67,8 @@ fn sections(stats: &Stats) -> Vec<Section> {
     let counts: Vec<_> = Count::ALL.iter().map(|count| count.label()).collect();
     let drops: Vec<_> = DropReason::ALL.iter().map(|reason| reason.label()).collect();
     let verdicts = stats.verdicts.iter().map(|row| (format!("{} {}", row.program, row.verdict), vec![row.packets]));
-    let pods = stats.pods.iter().map(|pod| (pod.name.clone(), vec![pod.credit.in_flight]));
+    let pods = stats.pods.iter().map(|pod| (pod.name.clone(), traffic(&pod.credit.traffic)));
+    let queues = stats.queues.iter().map(|queue| (format!("queue {}", queue.queue), traffic(&queue.traffic)));
     let devices = stats.kernel.iter().map(|device| {
         let rx = [device.rx_packets, device.rx_bytes, device.rx_dropped];
         (device.device.clone(), rx.into_iter().chain([device.tx_packets, device.tx_bytes, device.tx_dropped]).collect())
@@ -79,10 +78,18 @@ fn sections(stats: &Stats) -> Vec<Section> {
     vec![
         workers(stats, "COUNT", &counts, |tallies| &tallies.counts),
         workers(stats, "DROP", &drops, |tallies| &tallies.drops),
-        Section { title: "VERDICT", columns: columns(&["PACKETS"]), rows: verdicts.collect(), grows: true },
-        Section { title: "POD", columns: columns(&["IN FLIGHT"]), rows: pods.collect(), grows: false },
-        Section { title: "DEVICE", columns: device_columns, rows: devices.collect(), grows: true },
+        Section { title: "VERDICT", columns: columns(&["PACKETS"]), rows: verdicts.collect() },
+        Section { title: "POD (FAST PATH)", columns: columns(&PORT), rows: pods.collect() },
+        Section { title: "UPLINK (FAST PATH)", columns: columns(&PORT), rows: queues.collect() },
+        Section { title: "DEVICE", columns: device_columns, rows: devices.collect() },
     ]
+}
+
+/// What is told of a port, seen from the worker.
+const PORT: [&str; 5] = ["RX PKTS", "RX BYTES", "TX PKTS", "TX BYTES", "LOST"];
+
+fn traffic(traffic: &TrafficStatus) -> Vec<u64> {
+    vec![traffic.rx_packets, traffic.rx_bytes, traffic.tx_packets, traffic.tx_bytes, traffic.lost]
 }
 
 /// The sum over all workers, those of earlier data planes included, and each worker beside it.
@@ -96,14 +103,14 @@ fn workers(stats: &Stats, title: &'static str, labels: &[&str], pick: fn(&Tallie
         let each = shown.iter().map(|worker| value(&worker.tallies, label));
         (label.to_owned(), std::iter::once(total).chain(each).collect())
     });
-    Section { title, columns: columns.collect(), rows: rows.collect(), grows: true }
+    Section { title, columns: columns.collect(), rows: rows.collect() }
 }
 
 /// The sections as tables; rows of zeros are left out.
 fn text(sections: &[Section], since: Option<&Since>) -> String {
     let mut text = String::new();
     for (index, section) in sections.iter().enumerate() {
-        let earlier = since.filter(|_| section.grows).and_then(|since| Some((since.before.get(index)?, since.elapsed)));
+        let earlier = since.and_then(|since| Some((since.before.get(index)?, since.elapsed)));
         let table = table(section, earlier);
         if !table.is_empty() {
             let gap = if text.is_empty() { "" } else { "\n" };

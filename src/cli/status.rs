@@ -96,7 +96,8 @@ fn workers(figures: &DataplaneStatus) -> Table {
             (true, true) => "asleep",
             (true, false) => "fresh",
         };
-        let head = [worker.worker.to_string(), worker.core.to_string(), format!("{:.1}%", worker.load * 100.0)];
+        let core = if worker.pinned { worker.core.to_string() } else { format!("{} (not pinned)", worker.core) };
+        let head = [worker.worker.to_string(), core, format!("{:.1}%", worker.load * 100.0)];
         table.row(head.into_iter().chain(numbers).chain([ledger, heartbeat].map(str::to_owned)));
     }
     table

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::view::{Counters, CreditStatus, DataplaneStatus, VerdictRow};
+use super::view::{Counters, CreditStatus, DataplaneStatus, QueueStatus, VerdictRow};
 
 /// The protocol that this binary speaks; a peer with another one is refused with a clear error.
 pub const VERSION: u32 = 1;
@@ -217,6 +217,8 @@ pub struct Stats {
     /// What the workers of earlier data planes of this daemon counted.
     pub retired: Tallies,
     pub pods: Vec<PodStats>,
+    /// What each AF_XDP socket has carried.
+    pub queues: Vec<QueueStatus>,
     /// What the steering programs decided, those of earlier data planes included.
     pub verdicts: Vec<VerdictRow>,
     /// The kernel's counters of the devices that the kernel path uses.

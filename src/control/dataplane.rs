@@ -5,27 +5,28 @@
 //! withdraws what is gone from the steering maps, then publishes the new table, then steers what is new.
 
 mod memory;
+mod ports;
 mod seat;
+mod steered;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use ipnet::IpNet;
 
 use super::lifecycle::Engine;
-use super::view::{CreditStatus, DataplaneStatus, PodView, RemoteView, Settings, VerdictRow, View};
+use super::view::{CreditStatus, DataplaneStatus, RemoteView, Settings, VerdictRow, View};
 use crate::config::Xdp;
-use crate::fib::{Fib, LocalPod, NextHop, Publisher, Remote};
+use crate::fib::{Fib, NextHop, Publisher, Remote};
 use crate::frame::{MAX_FRAME, RegionError};
-use crate::ids::WorkerId;
+use crate::ids::{PodId, WorkerId};
 use crate::packet;
 use crate::steer::{Steer, SteerConfig, SteerError, XdpChoice, XdpMode};
 use crate::wire::{OuterParams, OuterTemplate};
 use crate::xsk;
-use seat::Seat;
+use seat::{Common, Seat};
+use steered::{Steered, addresses};
 
 /// The outer time to live, as the kernel's VXLAN device sends it.
 const OUTER_TTL: u8 = 64;
@@ -57,11 +58,12 @@ pub enum DataplaneError {
 pub struct Dataplane {
     settings: Settings,
     steer: Steer,
+    steered: Steered,
     xdp: XdpMode,
     publisher: Publisher<Fib>,
     seats: Vec<Seat>,
     highest_pod: Arc<AtomicU16>,
-    view: View,
+    pods: Vec<PodId>,
 }
 
 impl Dataplane {
@@ -80,27 +82,21 @@ impl Dataplane {
                 Xdp::Auto => XdpChoice::Auto,
             },
         )?;
-        let mut dataplane = Self {
+        let mut publisher = Publisher::new(Fib::default());
+        let highest_pod = Arc::default();
+        let common = Common { settings, steer: &steer, xdp, workers, highest_pod: &highest_pod };
+        let seats: Result<_, _> =
+            (0..workers).map(|worker| Seat::start(common, publisher.reader(), WorkerId(worker))).collect();
+        Ok(Self {
             settings: settings.clone(),
+            seats: seats?,
             steer,
+            steered: Steered::default(),
             xdp,
-            publisher: Publisher::new(Fib::default()),
-            seats: Vec::new(),
-            highest_pod: Arc::default(),
-            view: View::default(),
-        };
-        for worker in (0..workers).map(WorkerId) {
-            let seat = Seat::start(
-                &dataplane.settings,
-                &dataplane.steer,
-                dataplane.publisher.reader(),
-                Arc::clone(&dataplane.highest_pod),
-                worker,
-                workers,
-            )?;
-            dataplane.seats.push(seat);
-        }
-        Ok(dataplane)
+            publisher,
+            highest_pod,
+            pods: Vec::new(),
+        })
     }
 
     /// A starter for the daemon's life cycle.
@@ -109,60 +105,14 @@ impl Dataplane {
     }
 
     fn try_update(&mut self, view: &View) -> Result<(), DataplaneError> {
-        self.withdraw(view)?;
+        let withdrawn = self.steered.withdraw(&mut self.steer, view);
         self.publisher.publish(table(&self.settings, view));
-        let highest = view.pods.iter().map(|pod| pod.pod.id.get()).max().unwrap_or(0);
+        self.pods = view.pods.iter().map(|pod| pod.pod.id).collect();
+        let highest = self.pods.iter().max().map_or(0, |pod| pod.get());
         self.highest_pod.store(highest, Ordering::Relaxed);
         self.steer.set_config(&steer_config(&self.settings, self.workers(), view.pods.len()))?;
-        self.steer_new(view)?;
-        self.view = view.clone();
-        Ok(())
-    }
-
-    /// Stops steering what is gone or changed.
-    fn withdraw(&mut self, view: &View) -> Result<(), DataplaneError> {
-        let kept = addresses(&view.pods);
-        for (address, pod) in addresses(&self.view.pods) {
-            if kept.get(&address) != Some(&pod) {
-                self.steer.remove_local(address)?;
-            }
-        }
-        let devices: BTreeSet<_> = view.pods.iter().map(|pod| pod.pod.ifindex).collect();
-        for pod in &self.view.pods {
-            if !devices.contains(&pod.pod.ifindex) {
-                self.steer.detach_pod(pod.pod.ifindex);
-            }
-        }
-        let kept = prefixes(&view.remotes);
-        for (prefix, _) in prefixes(&self.view.remotes) {
-            if !kept.contains_key(&prefix) {
-                self.steer.remove_remote(prefix)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Steers what is new or changed. A pod's addresses are known before its frames are judged by them.
-    fn steer_new(&mut self, view: &View) -> Result<(), DataplaneError> {
-        let known = addresses(&self.view.pods);
-        for (address, pod) in addresses(&view.pods) {
-            if known.get(&address) != Some(&pod) {
-                self.steer.add_local(address, &pod)?;
-            }
-        }
-        let devices: BTreeSet<_> = self.view.pods.iter().map(|pod| pod.pod.ifindex).collect();
-        for pod in &view.pods {
-            if !devices.contains(&pod.pod.ifindex) {
-                self.steer.attach_pod(pod.pod.ifindex)?;
-            }
-        }
-        let known = prefixes(&self.view.remotes);
-        for (prefix, mtu) in prefixes(&view.remotes) {
-            if known.get(&prefix) != Some(&mtu) {
-                self.steer.add_remote(prefix, largest_inner(&self.settings, mtu))?;
-            }
-        }
-        Ok(())
+        let extended = self.steered.extend(&mut self.steer, view, |mtu| largest_inner(&self.settings, mtu));
+        Ok(withdrawn.and(extended)?)
     }
 
     fn workers(&self) -> u16 {
@@ -187,9 +137,10 @@ impl Engine for Dataplane {
     fn status(&self) -> DataplaneStatus {
         let verdicts = self.steer.verdicts().unwrap_or_default();
         let credits = self.steer.credits();
-        let in_flight = |pod: &PodView| CreditStatus {
-            pod: pod.pod.id.get(),
-            in_flight: u64::try_from(credits.in_flight(pod.pod.id)).unwrap_or(0),
+        let pod_status = |&pod: &PodId| CreditStatus {
+            pod: pod.get(),
+            in_flight: u64::try_from(credits.in_flight(pod)).unwrap_or(0),
+            traffic: self.seats.iter().map(|seat| seat.pod(pod)).sum(),
         };
         DataplaneStatus {
             xdp: match self.xdp {
@@ -200,7 +151,7 @@ impl Engine for Dataplane {
             memory: if self.seats.iter().all(Seat::has_hugepages) { "hugepages" } else { "pages" }.to_owned(),
             queues: self.seats.iter().flat_map(Seat::queues).collect(),
             workers: self.seats.iter().map(|seat| seat.status(&self.settings)).collect(),
-            pods: self.view.pods.iter().map(in_flight).collect(),
+            pods: self.pods.iter().map(pod_status).collect(),
             verdicts: verdicts
                 .into_iter()
                 .map(|(program, verdict, packets)| VerdictRow {
@@ -225,9 +176,10 @@ impl Engine for Dataplane {
     }
 }
 
-/// One worker a core, as far as there are queues: without one a worker could not send.
+/// One worker a core, as far as there are queues: each needs one to receive on and one to send on.
 fn worker_count(settings: &Settings) -> u16 {
-    let workers = settings.cores.len().min(settings.queues.max(1) as usize);
+    let queues = settings.queues.receive.min(settings.queues.send);
+    let workers = settings.cores.len().min(queues as usize);
     u16::try_from(workers).unwrap_or(u16::MAX)
 }
 
@@ -280,12 +232,4 @@ fn next_hop(settings: &Settings, remote: &RemoteView) -> NextHop {
 fn largest_inner(settings: &Settings, mtu: u16) -> u16 {
     let outer = if settings.vtep.is_ipv4() { 64 } else { 84 };
     mtu.min(u16::try_from(MAX_FRAME - outer).unwrap_or(u16::MAX))
-}
-
-fn addresses(pods: &[PodView]) -> BTreeMap<IpAddr, LocalPod> {
-    pods.iter().flat_map(|pod| pod.addresses.iter().map(|address| (*address, pod.pod))).collect()
-}
-
-fn prefixes(remotes: &[RemoteView]) -> BTreeMap<IpNet, u16> {
-    remotes.iter().flat_map(|remote| remote.cidrs.iter().map(|cidr| (*cidr, remote.mtu))).collect()
 }

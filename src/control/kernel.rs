@@ -21,7 +21,7 @@ use super::wiring::{self, Pod};
 use crate::config::{Config, derive_vtep_mac};
 use crate::ids::{IfIndex, PodId};
 use crate::wire::Mac;
-use crate::xsk::receive_queues;
+use crate::xsk::Queues;
 
 /// The largest MTU of an Ethernet device (`include/uapi/linux/if_ether.h`).
 pub(super) const ETH_MAX_MTU: u32 = 65_535;
@@ -44,7 +44,7 @@ pub struct Uplink {
     /// Global addresses only.
     pub addresses: Vec<IpAddr>,
     pub up: bool,
-    pub rx_queues: u32,
+    pub queues: Queues,
 }
 
 /// Our end of the tunnel, as the configuration and the uplink settle it.
@@ -200,7 +200,7 @@ impl Kernel {
             mtu: link.mtu,
             addresses: addresses.into_iter().map(|address| address.address.addr()).collect(),
             up: link.up,
-            rx_queues: receive_queues(name).map_err(|source| KernelError::Queues(name.to_owned(), source))?,
+            queues: Queues::of(name).map_err(|source| KernelError::Queues(name.to_owned(), source))?,
         })
     }
 

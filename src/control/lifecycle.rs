@@ -284,6 +284,7 @@ mod tests {
             let worker = WorkerStatus {
                 worker: 0,
                 core: 1,
+                pinned: true,
                 load: 0.0,
                 asleep: false,
                 fresh: true,
@@ -315,7 +316,7 @@ mod tests {
             uplink: IfIndex(2),
             uplink_name: "eth0".into(),
             uplink_mac: Mac::default(),
-            queues: 1,
+            queues: crate::xsk::Queues { receive: 1, send: 1 },
             hub: IfIndex(3),
             vtep: IpAddr::V4(Ipv4Addr::LOCALHOST),
             vtep_mac: Mac::default(),

@@ -302,7 +302,7 @@ fn settings(config: &Config, vtep: &Vtep, hub: IfIndex) -> Settings {
         uplink: vtep.uplink.index,
         uplink_name: vtep.uplink.name.clone(),
         uplink_mac: vtep.uplink.mac,
-        queues: vtep.uplink.rx_queues,
+        queues: vtep.uplink.queues,
         hub,
         vtep: vtep.underlay,
         vtep_mac: vtep.mac,

@@ -62,6 +62,7 @@ impl Node {
             workers: workers.collect(),
             retired: self.lifecycle.retired().tallies.clone(),
             pods: pods.collect(),
+            queues: figures.queues,
             verdicts: self.lifecycle.retired().with(figures.verdicts),
             kernel,
         }
@@ -126,7 +127,7 @@ fn uplink(uplink: &kernel::Uplink) -> Uplink {
         mac: uplink.mac.to_string(),
         mtu: uplink.mtu,
         up: uplink.up,
-        rx_queues: uplink.rx_queues,
+        rx_queues: uplink.queues.receive,
         addresses: uplink.addresses.clone(),
     }
 }

@@ -2,6 +2,7 @@
 //! the figures coming back as a [`DataplaneStatus`]. Plain data; nothing here acts.
 
 use std::collections::BTreeMap;
+use std::iter::Sum;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -11,6 +12,7 @@ use crate::config::{Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
 use crate::ids::IfIndex;
 use crate::wire::{Mac, Vni};
+use crate::xsk::Queues;
 
 /// What a data plane is started with and keeps; a change of any of it takes a new one.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,8 +20,7 @@ pub struct Settings {
     pub uplink: IfIndex,
     pub uplink_name: String,
     pub uplink_mac: Mac,
-    /// Receive queues of the uplink.
-    pub queues: u32,
+    pub queues: Queues,
     /// The end of the hub pair that the packet rings tap.
     pub hub: IfIndex,
     /// Our outer address.
@@ -107,6 +108,30 @@ pub struct QueueStatus {
     pub worker: u16,
     /// Read back from the kernel after bind, not what was asked for.
     pub zero_copy: bool,
+    pub traffic: TrafficStatus,
+}
+
+/// What a port has carried since the data plane started, seen from the worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficStatus {
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+    /// Frames that the kernel could not deliver to the port.
+    pub lost: u64,
+}
+
+impl Sum for TrafficStatus {
+    fn sum<I: Iterator<Item = Self>>(ports: I) -> Self {
+        ports.fold(Self::default(), |sum, port| Self {
+            rx_packets: sum.rx_packets + port.rx_packets,
+            rx_bytes: sum.rx_bytes + port.rx_bytes,
+            tx_packets: sum.tx_packets + port.tx_packets,
+            tx_bytes: sum.tx_bytes + port.tx_bytes,
+            lost: sum.lost + port.lost,
+        })
+    }
 }
 
 /// One worker.
@@ -114,6 +139,8 @@ pub struct QueueStatus {
 pub struct WorkerStatus {
     pub worker: u16,
     pub core: usize,
+    /// It runs on that core alone.
+    pub pinned: bool,
     /// Passes that found work / all passes since the last reading; 0 to 1.
     pub load: f64,
     /// It sleeps in epoll until a ring wakes it.
@@ -146,12 +173,14 @@ impl FrameLedger {
     }
 }
 
-/// A pod's use of its share of the packet rings.
+/// A pod's use of its share of the packet rings, and its packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreditStatus {
     pub pod: u16,
     /// Frames that the steering program handed over and the worker has not consumed.
     pub in_flight: u64,
+    /// Packets by the fast path, a super-packet counting once.
+    pub traffic: TrafficStatus,
 }
 
 /// How often one steering program decided one way.

@@ -76,6 +76,11 @@ impl Ring {
         self.fd.as_fd()
     }
 
+    /// How many slots there are.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
     /// How many slots are ours to read, counted up to `limit`.
     pub fn ready(&self, limit: u32) -> u32 {
         let limit = limit.min(self.slots);
@@ -128,7 +133,13 @@ impl Ring {
     }
 
     /// Frames that found no free slot, since the ring was opened.
+    ///
+    /// Clears the error that the kernel leaves on the socket when the device goes down, which would wake a sleeper for
+    /// ever: the ring goes on when the device is up again.
     pub fn lost(&mut self) -> u64 {
+        // SAFETY: the error is a plain integer.
+        let _cleared: io::Result<libc::c_int> =
+            unsafe { sys::get_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) };
         // SAFETY: the statistics are plain integers. Reading resets them in the kernel.
         let statistics: io::Result<libc::tpacket_stats> =
             unsafe { sys::get_option(self.fd.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS) };

@@ -3,15 +3,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::{PodPort, Slot};
-use crate::counters::{Count, DropReason, Tally};
+use crate::counters::{Count, DropReason, Tally, Traffic};
 use crate::fib::LocalPod;
 use crate::frame::{Frame, Pool};
 use crate::ids::PodId;
 use crate::packet::{Ring, Sender, VIRTIO_HEADER};
-use crate::shared::Credits;
+use crate::shared::{Account, Credits};
 
 /// A frame as it stands: no checksum left to complete, nothing to segment.
 const PLAIN: [u8; VIRTIO_HEADER] = [0; VIRTIO_HEADER];
+
+/// Which pods a worker takes frames from: those whose id leaves `worker` when divided by `workers`. The steering
+/// program and the fanout divide likewise (`bpf/pod.h`, `bpf/steer.bpf.c`).
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    pub worker: u16,
+    pub workers: u16,
+}
 
 /// One worker's share of the pods: its packet ring on the hub, and its way out to every pod's device.
 #[derive(Debug)]
@@ -19,15 +27,29 @@ pub struct Hub {
     ring: Ring,
     sender: Sender,
     credits: Credits,
+    share: Share,
     /// The highest pod id in use; control raises it before a pod is steered.
     highest: Arc<AtomicU16>,
-    /// By pod id, the frames in flight at the last [`Hub::settle`].
-    stalled: Vec<i64>,
+    /// By pod id, what it has carried.
+    traffic: Arc<[Traffic]>,
+    /// By pod id, its account at the last [`Hub::settle`].
+    accounts: Vec<Account>,
+    /// Slots released since then.
+    released: u32,
 }
 
 impl Hub {
-    pub fn new(ring: Ring, sender: Sender, credits: Credits, highest: Arc<AtomicU16>) -> Self {
-        Self { ring, sender, credits, highest, stalled: vec![0; usize::from(PodId::MAX) + 1] }
+    /// `traffic` is indexed by pod id.
+    pub fn new(
+        ring: Ring,
+        sender: Sender,
+        credits: Credits,
+        share: Share,
+        highest: Arc<AtomicU16>,
+        traffic: Arc<[Traffic]>,
+    ) -> Self {
+        let accounts = vec![Account::default(); usize::from(PodId::MAX) + 1];
+        Self { ring, sender, credits, share, highest, traffic, accounts, released: 0 }
     }
 
     /// The ring's descriptor, for epoll.
@@ -40,19 +62,30 @@ impl Hub {
         tally.set(Count::HubLost, self.ring.lost());
     }
 
-    /// Gives pods back the credit of frames that were lost between the steering program and the ring: those
-    /// still in flight as many as at the last look, though the ring is empty. Call with an empty ring, and
+    /// Gives the worker's own pods back the credit of frames that were lost between the steering program and the ring:
+    /// those of a pod whose account stands still, though the ring was empty or has gone round since the last look. Call
     /// with milliseconds between the looks.
-    pub fn settle(&mut self) {
+    pub fn settle(&mut self, tally: &mut Tally) {
+        if self.ring.ready(1) != 0 && self.released < self.ring.slots() {
+            return;
+        }
+        self.released = 0;
         let highest = usize::from(self.highest.load(Ordering::Relaxed));
-        for (id, stalled) in (0..=highest).zip(&mut self.stalled) {
-            let Some(pod) = u16::try_from(id).ok().and_then(PodId::new) else { continue };
-            let in_flight = self.credits.in_flight(pod);
-            if in_flight != 0 && in_flight == *stalled {
+        let own = usize::from(self.share.worker)..=highest;
+        for id in own.step_by(usize::from(self.share.workers.max(1))) {
+            let pod = u16::try_from(id).ok().and_then(PodId::new);
+            let (Some(pod), Some(last)) = (pod, self.accounts.get_mut(id)) else { continue };
+            let account = self.credits.account(pod);
+            if account == *last && account.in_flight() != 0 {
+                tally.add(Count::ClaimsLost, u64::try_from(account.in_flight()).unwrap_or(0));
                 self.credits.resync(pod);
             }
-            *stalled = in_flight;
+            *last = account;
         }
+    }
+
+    fn traffic(&self, pod: PodId) -> Option<&Traffic> {
+        self.traffic.get(usize::from(pod.get()))
     }
 }
 
@@ -67,15 +100,24 @@ impl PodPort for Hub {
 
     fn release(&mut self, n: u32) {
         for index in 0..n {
-            if let Some(pod) = self.ring.slot(index).and_then(|slot| PodId::new(slot.vlan)) {
-                self.credits.consume(pod, 1);
+            let Some(slot) = self.ring.slot(index) else { continue };
+            let Some(pod) = PodId::new(slot.vlan) else { continue };
+            self.credits.consume(pod, 1);
+            if let Some(traffic) = self.traffic(pod) {
+                traffic.count_rx(1, slot.frame.map_or(0, <[u8]>::len) as u64);
             }
         }
         self.ring.release(n);
+        self.released = self.released.saturating_add(n);
     }
 
     fn send(&mut self, frame: Frame, to: &LocalPod) -> Result<(), Frame> {
-        self.sender.push(frame, PLAIN, to.ifindex)
+        let bytes = frame.len() as u64;
+        self.sender.push(frame, PLAIN, to.ifindex)?;
+        if let Some(traffic) = self.traffic(to.id) {
+            traffic.count_tx(1, bytes);
+        }
+        Ok(())
     }
 
     fn flush(&mut self, pool: &mut Pool, tally: &mut Tally) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{PodPort, Slot, WirePort};
-use crate::counters::{Count, Tally};
+use crate::counters::{Count, DropReason, Tally};
 use crate::fib::LocalPod;
 use crate::frame::{Frame, HEADROOM, Pool};
 use crate::ids::PodId;
@@ -22,6 +22,8 @@ pub struct MemoryWire {
     pub room: usize,
     /// Whether the device takes nothing, so that there never is room.
     pub stuck: bool,
+    /// Whether the device drops what it took.
+    pub lossy: bool,
     /// What was sent, if it is to be kept.
     pub sent: Option<Vec<Vec<u8>>>,
 }
@@ -64,9 +66,11 @@ impl WirePort for MemoryWire {
         Ok(())
     }
 
-    fn flush(&mut self, pool: &mut Pool, _tally: &mut Tally) {
+    fn flush(&mut self, pool: &mut Pool, tally: &mut Tally) {
         for frame in self.queued.drain(..) {
-            if let Some(sent) = &mut self.sent {
+            if self.lossy {
+                tally.drop(DropReason::UplinkRefused);
+            } else if let Some(sent) = &mut self.sent {
                 sent.push(frame.to_vec());
             }
             pool.put(frame);

@@ -13,7 +13,7 @@ use crate::fib::LocalPod;
 use crate::frame::{Frame, Pool};
 
 pub use crate::packet::Slot;
-pub use hub::Hub;
+pub use hub::{Hub, Share};
 pub use uplink::Uplink;
 
 /// The underlay: whole Ethernet frames, in packet memory in both directions.

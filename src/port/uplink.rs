@@ -1,40 +1,56 @@
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::WirePort;
-use crate::counters::{Count, Tally};
+use crate::counters::{Count, DropReason, Tally, Traffic};
 use crate::frame::{Frame, Pool};
-use crate::ids::QueueId;
 use crate::xsk::Socket;
 
 /// The uplink's queues that one worker serves, an AF_XDP socket each.
+///
+/// Everything is sent on the first of them: frames of one flow on several queues would overtake each other.
 #[derive(Debug)]
 pub struct Uplink {
-    sockets: Vec<(QueueId, Socket)>,
+    queues: Vec<Queue>,
+    /// Where the next burst begins to receive.
+    first: usize,
+}
+
+#[derive(Debug)]
+struct Queue {
+    socket: Socket,
+    traffic: Arc<Traffic>,
 }
 
 impl Uplink {
-    pub fn new(sockets: Vec<(QueueId, Socket)>) -> Self {
-        Self { sockets }
+    /// A port of these sockets, the first of which can send; each counts on its page.
+    pub fn new(sockets: Vec<(Socket, Arc<Traffic>)>) -> Self {
+        Self { queues: sockets.into_iter().map(|(socket, traffic)| Queue { socket, traffic }).collect(), first: 0 }
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.queues.iter().map(|queue| &queue.socket)
     }
 
     /// The descriptors, for epoll.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(|(_, socket)| socket.fd())
+        self.sockets().map(Socket::fd)
     }
 
     /// Whether frames wait to be received or to be sent.
     pub fn has_work(&self) -> bool {
-        self.sockets.iter().any(|(_, socket)| socket.has_work())
+        self.sockets().any(Socket::has_work)
     }
 
     /// Whether a socket lost its device and the data plane must be built again.
     pub fn is_dead(&self) -> bool {
-        self.sockets.iter().any(|(_, socket)| socket.is_dead())
+        self.sockets().any(Socket::is_dead)
     }
 
     /// The chunks that the kernel holds: (to receive into, to send).
     pub fn lent(&self) -> (u64, u64) {
-        self.sockets.iter().fold((0, 0), |(fill, send), (_, socket)| {
+        self.sockets().fold((0, 0), |(fill, send), socket| {
             let (filled, sent) = socket.lent();
             (fill + u64::from(filled), send + u64::from(sent))
         })
@@ -42,14 +58,19 @@ impl Uplink {
 
     /// Adds what only the kernel counts. A system call per queue: not for every pass.
     pub fn count_lost(&self, tally: &mut Tally) {
-        tally.set(Count::UplinkLost, self.sockets.iter().map(|(_, socket)| socket.lost()).sum());
+        let mut lost = 0;
+        for queue in &self.queues {
+            queue.traffic.lost.store(queue.socket.lost(), Ordering::Relaxed);
+            lost += queue.traffic.lost.load(Ordering::Relaxed);
+        }
+        tally.set(Count::UplinkLost, lost);
     }
 
     /// Closes the sockets and returns every frame that the kernel held.
     pub fn close(self) -> Pool {
         let mut pool = Pool::default();
-        for (_, socket) in self.sockets {
-            pool.absorb(socket.close());
+        for queue in self.queues {
+            pool.absorb(queue.socket.close());
         }
         pool
     }
@@ -57,36 +78,38 @@ impl Uplink {
 
 impl WirePort for Uplink {
     fn receive(&mut self, burst: &mut Vec<Frame>) {
-        for (_, socket) in &mut self.sockets {
+        // Each burst begins with another queue, so that a full one cannot starve the rest.
+        self.first = (self.first + 1) % self.queues.len().max(1);
+        let (before, after) = self.queues.split_at_mut(self.first);
+        for Queue { socket, traffic } in after.iter_mut().chain(before) {
+            let start = burst.len();
             socket.receive(burst);
-        }
-        // The next burst starts with another queue, so that a full one cannot starve the rest.
-        if self.sockets.len() > 1 {
-            self.sockets.rotate_left(1);
+            if let Some(received) = burst.get(start..).filter(|received| !received.is_empty()) {
+                traffic.count_rx(received.len() as u64, received.iter().map(|frame| frame.len() as u64).sum());
+            }
         }
     }
 
     fn send(&mut self, frame: Frame) -> Result<(), Frame> {
-        let mut frame = frame;
-        for (_, socket) in &mut self.sockets {
-            match socket.send(frame) {
-                Ok(()) => return Ok(()),
-                Err(refused) => frame = refused,
-            }
-        }
-        Err(frame)
+        let Some(Queue { socket, traffic }) = self.queues.first_mut() else { return Err(frame) };
+        let bytes = frame.len() as u64;
+        socket.send(frame)?;
+        traffic.count_tx(1, bytes);
+        Ok(())
     }
 
     fn flush(&mut self, pool: &mut Pool, tally: &mut Tally) {
-        let (mut wakeups, mut bogus) = (0, 0);
-        for (_, socket) in &mut self.sockets {
+        let (mut wakeups, mut bogus, mut refused) = (0, 0, 0);
+        for Queue { socket, .. } in &mut self.queues {
             socket.flush();
             socket.complete(pool);
             socket.fill(pool);
             wakeups += socket.wakeups();
             bogus += socket.bogus();
+            refused += socket.refused();
         }
         tally.set(Count::Wakeups, wakeups);
         tally.set(Count::KernelBogus, bogus);
+        tally.set_drops(DropReason::UplinkRefused, refused);
     }
 }

@@ -138,6 +138,23 @@ pub struct Credits {
     table: Arc<Table>,
 }
 
+/// A pod's frames, counted since the programs were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Claimed by the steering program.
+    pub produced: u64,
+    /// Taken by the worker, or given up for lost.
+    pub consumed: u64,
+}
+
+impl Account {
+    /// Frames that were claimed and not yet consumed, those lost on the way among them. Negative when a frame came
+    /// after it was given up for lost.
+    pub fn in_flight(self) -> i64 {
+        self.produced.wrapping_sub(self.consumed).cast_signed()
+    }
+}
+
 impl Credits {
     /// `table` has an entry for every pod id, or there are no credits.
     pub fn new(table: Arc<Table>) -> Option<Self> {
@@ -152,16 +169,20 @@ impl Credits {
         }
     }
 
-    /// Frames of `pod` that were claimed and not yet consumed, those lost on the way among them. Negative when a frame
-    /// came after it was given up for lost.
-    pub fn in_flight(&self, pod: PodId) -> i64 {
+    /// What of `pod` was claimed and what was consumed.
+    pub fn account(&self, pod: PodId) -> Account {
         let load = |word| self.word(pod, word).map_or(0, |word| word.load(Ordering::Relaxed));
         let consumed = load(CONSUMED);
-        load(PRODUCED).wrapping_sub(consumed).cast_signed()
+        Account { produced: load(PRODUCED), consumed }
     }
 
-    /// Forgets the frames in flight: they were lost. Only the pod's worker calls this, and only when
-    /// [`Credits::in_flight`] has stood still while the ring was empty for longer than a frame needs to get there.
+    /// [`Account::in_flight`] of `pod` now.
+    pub fn in_flight(&self, pod: PodId) -> i64 {
+        self.account(pod).in_flight()
+    }
+
+    /// Forgets the frames in flight: they were lost. Only the pod's worker calls this, and only when the account has
+    /// stood still for longer than a frame needs to get through the ring.
     pub fn resync(&self, pod: PodId) {
         if let (Some(produced), Some(consumed)) = (self.word(pod, PRODUCED), self.word(pod, CONSUMED)) {
             consumed.store(produced.load(Ordering::Relaxed), Ordering::Relaxed);

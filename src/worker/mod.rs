@@ -56,6 +56,8 @@ pub struct Board {
     pub frames: FramePage,
     /// The worker lost its device; the data plane must be built again.
     pub dead: AtomicBool,
+    /// The worker runs on its own core alone.
+    pub pinned: AtomicBool,
 }
 
 /// One worker, over any ports.
@@ -107,7 +109,7 @@ impl Worker<Uplink, Hub> {
     /// Runs until it is told to stop, and returns what it owned.
     #[must_use = "the worker owns packet memory"]
     pub fn run(mut self, around: &Surroundings) -> Self {
-        settle_on(around.core);
+        around.board.pinned.store(settle_on(around.core), Ordering::Relaxed);
         let mut pace = Pace::new(now_ns());
         around.heartbeat.wake(pace.now_ns);
         loop {
@@ -130,7 +132,12 @@ impl Worker<Uplink, Hub> {
         pace.now_ns = now_ns();
         if pace.now_ns >= pace.beat_due_ns {
             pace.beat_due_ns = pace.now_ns + BEAT_NS;
-            around.heartbeat.beat(pace.now_ns);
+            // Without its device a worker carries nothing: the kernel path does, until control starts it again.
+            if self.wire.is_dead() {
+                around.heartbeat.stop();
+            } else {
+                around.heartbeat.beat(pace.now_ns);
+            }
             self.publish(&around.board);
         }
         if pace.now_ns >= pace.housekeeping_due_ns {
@@ -164,9 +171,7 @@ impl Worker<Uplink, Hub> {
     fn keep_house(&mut self) {
         self.wire.count_lost(&mut self.tally);
         self.pods.count_lost(&mut self.tally);
-        if self.pods.ready(1) == 0 {
-            self.pods.settle();
-        }
+        self.pods.settle(&mut self.tally);
     }
 
     /// Carries what was claimed before the programs saw that the worker stops.
@@ -192,14 +197,14 @@ impl Worker<Uplink, Hub> {
 }
 
 /// Pins the calling thread and puts it before others on its core: a worker that waits for its core is taken for hung.
-/// Without the privilege it runs as any thread.
-fn settle_on(core: core_affinity::CoreId) {
+/// Without the privilege it runs as any thread. Returns whether it is pinned.
+fn settle_on(core: core_affinity::CoreId) -> bool {
     // About three times a thread's usual share. Further down a worker that spins starves the softirqs that the kernel
     // defers to ksoftirqd on its core, and with them its own frames: at -20 transfers took five times as long.
     const FIRST: i32 = -5;
-    core_affinity::set_for_current(core);
     // On Linux a priority is a thread's.
     let _unprivileged = rustix::process::setpriority_process(None, FIRST);
+    core_affinity::set_for_current(core)
 }
 
 /// When what is due, in nanoseconds of the monotonic clock.

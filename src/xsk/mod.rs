@@ -28,5 +28,5 @@ pub(crate) mod sys;
 
 pub use ledger::Ledger;
 pub use mapping::Mapping;
-pub use queues::receive_queues;
+pub use queues::Queues;
 pub use socket::{Binding, Error, Options, Socket};

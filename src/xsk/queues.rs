@@ -23,9 +23,24 @@ struct Channels {
     combined: u32,
 }
 
-/// How many receive queues a device of the calling thread's network namespace uses now, which may be fewer than it was
-/// made with. 1 where the driver does not say.
-pub fn receive_queues(device: &str) -> io::Result<u32> {
+/// How many queues a device uses now, which may be fewer than it was made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    pub receive: u32,
+    /// A socket on a queue beyond these can receive but not send.
+    pub send: u32,
+}
+
+impl Queues {
+    /// The queues of a device in the calling thread's network namespace; one each where the driver does not say.
+    pub fn of(device: &str) -> io::Result<Self> {
+        let channels = channels(device)?;
+        let [receive, send] = [channels.rx, channels.tx].map(|own| (own + channels.combined).max(1));
+        Ok(Self { receive, send })
+    }
+}
+
+fn channels(device: &str) -> io::Result<Channels> {
     let name = CString::new(device).map_err(|_| io::ErrorKind::InvalidInput)?;
     let name = name.as_bytes_with_nul();
     let mut channels = Channels { cmd: GET_CHANNELS, ..Channels::default() };
@@ -41,8 +56,8 @@ pub fn receive_queues(device: &str) -> io::Result<u32> {
     let socket = sys::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
     // SAFETY: the request points at the structure that `GET_CHANNELS` fills.
     match unsafe { sys::device_request(socket.as_fd(), libc::SIOCETHTOOL, &mut request) } {
-        Ok(()) => Ok((channels.rx + channels.combined).max(1)),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
+        Ok(()) => Ok(channels),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Channels::default()),
         Err(error) => Err(error),
     }
 }
@@ -53,8 +68,8 @@ mod tests {
 
     #[test]
     fn a_device_without_channels_has_one_queue_and_a_missing_one_is_an_error() {
-        assert_eq!(receive_queues("lo").unwrap(), 1);
-        assert_eq!(receive_queues("pw-no-such").unwrap_err().raw_os_error(), Some(libc::ENODEV));
-        assert_eq!(receive_queues("a-name-too-long-for-a-device").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(Queues::of("lo").unwrap(), Queues { receive: 1, send: 1 });
+        assert_eq!(Queues::of("pw-no-such").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        assert_eq!(Queues::of("a-name-too-long-for-a-device").unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -32,6 +32,8 @@ pub struct Options {
     /// Slots of the receive and of the send ring, a power of two. The fill and the completion ring have
     /// twice as many, so that a full receive ring can be refilled before it is read.
     pub ring_size: u32,
+    /// How many chunks to keep on the fill side, at most twice `ring_size`.
+    pub fill: u32,
 }
 
 /// Why a socket could not be opened.
@@ -66,6 +68,7 @@ pub struct Socket {
     zero_copy: bool,
     dead: bool,
     bogus: u64,
+    refused: u64,
     wakeups: u64,
     fd: OwnedFd,
     _mappings: [Mapping; 4],
@@ -84,14 +87,17 @@ const SEND_BUFFER: libc::c_int = 64 << 20;
 impl Socket {
     /// Opens the socket, registers `region` with it, fills its fill ring from `pool`, and binds.
     ///
-    /// The region's memory must hold at least the frames that the fill ring takes (twice
-    /// [`Options::ring_size`]) for the queue to receive at full rate; fewer work.
+    /// On an error all frames are back in `pool`.
     pub fn open(region: Region, pool: &mut Pool, options: &Options) -> Result<Self, Error> {
         let fd = sys::socket(libc::AF_XDP, libc::SOCK_RAW, 0).map_err(Error::Open)?;
         register(fd.as_fd(), &region).map_err(Error::Register)?;
         let mut socket = Self::with_rings(fd, region, options.ring_size).map_err(Error::Rings)?;
+        socket.fill_target = options.fill.min(socket.fill_target);
         socket.fill(pool);
-        socket.bind(options)?;
+        if let Err(error) = socket.bind(options) {
+            pool.absorb(socket.close());
+            return Err(error);
+        }
         socket.raise_limits(options.ring_size);
         Ok(socket)
     }
@@ -131,6 +137,7 @@ impl Socket {
             zero_copy: false,
             dead: false,
             bogus: 0,
+            refused: 0,
             wakeups: 0,
             fd,
             _mappings: [fill_map, completion_map, receive_map, send_map],
@@ -196,6 +203,11 @@ impl Socket {
         self.bogus
     }
 
+    /// Frames that the device dropped instead of sending.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
     /// System calls made to start sending.
     pub fn wakeups(&self) -> u64 {
         self.wakeups
@@ -216,17 +228,18 @@ impl Socket {
 
     /// Tops the fill ring up from the pool. Call once a burst.
     pub fn fill(&mut self, pool: &mut Pool) {
-        let wanted = self.fill_target - self.ledger.filled();
+        let wanted = self.fill_target.saturating_sub(self.ledger.filled());
         let room = self.fill.room(wanted).min(wanted);
-        if room == 0 {
-            return;
-        }
         for _ in 0..room {
             let Some(frame) = pool.take() else { break };
             let pushed = self.fill.push(self.ledger.lend_fill(frame));
             debug_assert!(pushed.is_ok());
         }
-        self.fill.publish();
+        if room > 0 {
+            self.fill.publish();
+        }
+        // Looked at even when nothing was added: a driver may have found the ring empty, and asked for the call,
+        // just after the last look.
         if self.fill.needs_wakeup() {
             sys::kick_receive(self.fd.as_fd());
         }
@@ -271,8 +284,10 @@ impl Socket {
             match error.raw_os_error() {
                 // More frames than one call sends.
                 Some(libc::EAGAIN | libc::EINTR) => {}
-                // The device's queue is full or busy: the next flush tries again.
-                Some(libc::EBUSY | libc::ENOBUFS) => return,
+                // The device dropped one frame; the ones behind it can go (net/xdp/xsk.c, __xsk_generic_xmit).
+                Some(libc::EBUSY) => self.refused += 1,
+                // No memory for a buffer: the next flush tries again.
+                Some(libc::ENOBUFS) => return,
                 _ => self.dead = true,
             }
         }

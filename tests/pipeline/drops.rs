@@ -111,6 +111,10 @@ fn losses() -> Vec<Loss> {
             w.wire.stuck = true;
             from_own_pod(w, |_| ());
         };
+        UplinkRefused, "a device that drops what it took", |w| {
+            w.wire.lossy = true;
+            from_own_pod(w, |_| ());
+        };
         PodRefused, "the pod's device is gone", |w| {
             w.pods.closed = true;
             from_wire(w, |_| ());

@@ -1,24 +1,22 @@
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::DataplaneError;
-use super::memory::{release, ring_size};
-use crate::config::{Mode, ZeroCopy};
-use crate::control::view::{Counters, FrameLedger, QueueStatus, Settings, WorkerStatus};
-use crate::counters::{Count, DropReason};
+use super::memory::release;
+use super::ports::{OpenQueue, Ports};
+use crate::config::Mode;
+use crate::control::view::{Counters, FrameLedger, QueueStatus, Settings, TrafficStatus, WorkerStatus};
+use crate::counters::{Count, DropReason, Traffic};
 use crate::fib::{Fib, Reader};
 use crate::frame::{Pool, Region};
-use crate::ids::{QueueId, WorkerId};
-use crate::packet::{Fanout, Ring, Sender};
+use crate::ids::{PodId, WorkerId};
 use crate::pipeline::{Node, Pipeline};
 use crate::port::{Hub, Uplink};
 use crate::shared::Heartbeat;
-use crate::steer::Steer;
-use crate::worker::{Board, Inbox, Message, Polling, Sleep, Surroundings, Worker, now_ns};
-use crate::xsk::{Binding, Options, Socket};
+use crate::steer::{Steer, XdpMode};
+use crate::worker::{Board, Inbox, Message, Polling, Surroundings, Worker, now_ns};
 
 /// How long a worker may take to stop before it is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -32,7 +30,9 @@ pub struct Seat {
     worker: WorkerId,
     core: usize,
     region: Region,
-    queues: Vec<QueueStatus>,
+    queues: Vec<OpenQueue>,
+    /// By pod id.
+    pods: Arc<[Traffic]>,
     inbox: Arc<Inbox>,
     board: Arc<Board>,
     pulse: Heartbeat,
@@ -49,56 +49,65 @@ struct Load {
     share: f64,
 }
 
+/// What all workers of a data plane share.
+#[derive(Clone, Copy, Debug)]
+pub struct Common<'a> {
+    pub settings: &'a Settings,
+    pub steer: &'a Steer,
+    pub xdp: XdpMode,
+    pub workers: u16,
+    pub highest_pod: &'a Arc<AtomicU16>,
+}
+
 impl Seat {
-    /// Opens the ports of one of `workers` workers and starts its thread.
-    pub fn start(
-        settings: &Settings,
-        steer: &Steer,
+    /// Opens a worker's ports and starts its thread. On an error nothing of it is left.
+    pub fn start(common: Common<'_>, fib: Reader<Fib>, worker: WorkerId) -> Result<Self, DataplaneError> {
+        let (region, mut pool) = Region::map(common.settings.frames)?;
+        let ports = Ports::open(common, region, &mut pool, worker);
+        match ports.and_then(|ports| Self::occupy(common, fib, worker, region, &mut pool, ports)) {
+            Ok(seat) => Ok(seat),
+            Err(error) => {
+                release(region, pool);
+                Err(error)
+            }
+        }
+    }
+
+    fn occupy(
+        common: Common<'_>,
         fib: Reader<Fib>,
-        highest_pod: Arc<AtomicU16>,
         worker: WorkerId,
-        workers: u16,
+        region: Region,
+        pool: &mut Pool,
+        ports: Ports,
     ) -> Result<Self, DataplaneError> {
-        let failed = |source| DataplaneError::Worker { worker: worker.0, source };
+        let Common { settings, steer, .. } = common;
         let core = settings.cores.get(usize::from(worker.0)).copied().unwrap_or_default();
-        let (region, mut pool) = Region::map(settings.frames)?;
-        let sockets = open_sockets(settings, steer, region, &mut pool, worker, workers)?;
-        let queues = sockets
-            .iter()
-            .map(|(queue, socket)| QueueStatus { queue: queue.0, worker: worker.0, zero_copy: socket.zero_copy() })
-            .collect();
-        let fanout = Fanout { group: fanout_group(settings), program: steer.fanout_fd() };
-        let ring = Ring::open(settings.hub, settings.hub_slots, (workers > 1).then_some(fanout))?;
-        let hub = Hub::new(ring, Sender::open()?, steer.credits(), highest_pod);
-        let uplink = Uplink::new(sockets);
-        let inbox = Arc::new(Inbox::new().map_err(failed)?);
-        let wakers: Vec<BorrowedFd<'_>> = uplink.fds().chain([hub.fd(), inbox.fd()]).collect();
+        let Ports { uplink, hub, inbox, sleep, queues, pods } = ports;
+        let (heartbeat, pulse) = match (steer.heartbeat(worker), steer.heartbeat(worker)) {
+            (Ok(heartbeat), Ok(pulse)) => (heartbeat, pulse),
+            (Err(error), _) | (_, Err(error)) => {
+                pool.absorb(uplink.close());
+                return Err(error.into());
+            }
+        };
         let around = Surroundings {
             polling: if settings.mode == Mode::Busy { Polling::Busy } else { Polling::Adaptive },
             core: core_affinity::CoreId { id: core },
-            heartbeat: steer.heartbeat(worker)?,
+            heartbeat,
             inbox: Arc::clone(&inbox),
-            sleep: Sleep::new(wakers).map_err(failed)?,
+            sleep,
             board: Arc::default(),
         };
         let board = Arc::clone(&around.board);
         let node = Node { vtep: settings.vtep, vtep_mac: settings.vtep_mac, port: settings.port, vni: settings.vni };
-        let running = Worker::new(uplink, hub, pool, Pipeline::new(node), fib);
+        let running = Worker::new(uplink, hub, std::mem::take(pool), Pipeline::new(node), fib);
         let thread = thread::Builder::new()
             .name(format!("podwire-w{}", worker.0))
             .spawn(move || running.run(&around))
-            .map_err(failed)?;
-        Ok(Self {
-            worker,
-            core,
-            region,
-            queues,
-            inbox,
-            board,
-            pulse: steer.heartbeat(worker)?,
-            thread: Some(thread),
-            load: Load { since: Instant::now(), polls: 0, busy: 0, share: 0.0 },
-        })
+            .map_err(|source| DataplaneError::Worker { worker: worker.0, source })?;
+        let load = Load { since: Instant::now(), polls: 0, busy: 0, share: 0.0 };
+        Ok(Self { worker, core, region, queues, pods, inbox, board, pulse, thread: Some(thread), load })
     }
 
     pub fn chunks(&self) -> u64 {
@@ -109,8 +118,18 @@ impl Seat {
         self.region.huge()
     }
 
-    pub fn queues(&self) -> Vec<QueueStatus> {
-        self.queues.clone()
+    pub fn queues(&self) -> impl Iterator<Item = QueueStatus> {
+        self.queues.iter().map(|queue| QueueStatus {
+            queue: queue.id.0,
+            worker: self.worker.0,
+            zero_copy: queue.zero_copy,
+            traffic: read(&queue.traffic),
+        })
+    }
+
+    /// What this worker has carried for a pod.
+    pub fn pod(&self, pod: PodId) -> TrafficStatus {
+        self.pods.get(usize::from(pod.get())).map(read).unwrap_or_default()
     }
 
     /// Whether the worker can go on.
@@ -146,6 +165,7 @@ impl Seat {
         WorkerStatus {
             worker: self.worker.0,
             core: self.core,
+            pinned: self.board.pinned.load(Ordering::Relaxed),
             load: self.load.share,
             asleep,
             fresh,
@@ -197,33 +217,9 @@ impl Drop for Seat {
     }
 }
 
-/// Opens the sockets of the queues that are dealt to a worker: every `workers`th.
-fn open_sockets(
-    settings: &Settings,
-    steer: &Steer,
-    region: Region,
-    pool: &mut Pool,
-    worker: WorkerId,
-    workers: u16,
-) -> Result<Vec<(QueueId, Socket)>, DataplaneError> {
-    let queues = (u32::from(worker.0)..settings.queues.max(1)).step_by(usize::from(workers));
-    let ring_size = ring_size(region.chunks(), u32::try_from(queues.len()).unwrap_or(u32::MAX));
-    let binding = match settings.zero_copy {
-        ZeroCopy::Require => Binding::ZeroCopy,
-        ZeroCopy::Off => Binding::Copy,
-        ZeroCopy::Auto => Binding::Auto,
-    };
-    let mut sockets = Vec::with_capacity(queues.len());
-    for queue in queues.map(QueueId) {
-        let options = Options { ifindex: settings.uplink, queue, binding, ring_size };
-        let socket = Socket::open(region, pool, &options)?;
-        steer.register_queue(queue, worker, socket.fd())?;
-        sockets.push((queue, socket));
-    }
-    Ok(sockets)
-}
-
-/// A fanout group of the hub's own: groups are numbered per network namespace, and so are devices.
-fn fanout_group(settings: &Settings) -> u16 {
-    u16::try_from(settings.hub.0 % (1 << 16)).unwrap_or_default()
+fn read(traffic: &Traffic) -> TrafficStatus {
+    let Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, lost } = traffic;
+    let [rx_packets, rx_bytes, tx_packets, tx_bytes, lost] =
+        [rx_packets, rx_bytes, tx_packets, tx_bytes, lost].map(|count| count.load(Ordering::Relaxed));
+    TrafficStatus { rx_packets, rx_bytes, tx_packets, tx_bytes, lost }
 }

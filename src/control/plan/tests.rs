@@ -31,7 +31,7 @@ fn vtep() -> Vtep {
         mtu: 1500,
         addresses: Vec::new(),
         up: true,
-        rx_queues: 1,
+        queues: crate::xsk::Queues { receive: 1, send: 1 },
     };
     let addresses = vec!["10.244.1.0".parse().unwrap(), "fd00:244:1::".parse().unwrap()];
     Vtep { uplink, underlay: "192.168.1.2".parse().unwrap(), mac: Mac([2; 6]), mtu: 1450, addresses }

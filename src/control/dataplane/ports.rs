@@ -1,0 +1,124 @@
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use super::DataplaneError;
+use super::memory::{fill_target, ring_size};
+use super::seat::Common;
+use crate::config::ZeroCopy;
+use crate::counters::Traffic;
+use crate::frame::{Pool, Region};
+use crate::ids::{PodId, QueueId, WorkerId};
+use crate::packet::{Fanout, Ring, Sender};
+use crate::port::{Hub, Share, Uplink};
+use crate::steer::XdpMode;
+use crate::worker::{Inbox, Sleep};
+use crate::xsk::{Binding, Options, Socket};
+
+/// What a worker is given to carry packets between, and what wakes it.
+#[derive(Debug)]
+pub struct Ports {
+    pub uplink: Uplink,
+    pub hub: Hub,
+    pub inbox: Arc<Inbox>,
+    pub sleep: Sleep,
+    pub queues: Vec<OpenQueue>,
+    /// By pod id.
+    pub pods: Arc<[Traffic]>,
+}
+
+/// An open queue of the uplink.
+#[derive(Debug)]
+pub struct OpenQueue {
+    pub id: QueueId,
+    /// As read back from the kernel.
+    pub zero_copy: bool,
+    pub traffic: Arc<Traffic>,
+}
+
+impl Ports {
+    /// Opens the ports of one worker. On an error all frames are back in `pool`.
+    pub fn open(common: Common<'_>, region: Region, pool: &mut Pool, worker: WorkerId) -> Result<Self, DataplaneError> {
+        let failed = |source| DataplaneError::Worker { worker: worker.0, source };
+        let inbox = Arc::new(Inbox::new().map_err(failed)?);
+        let pods: Arc<[Traffic]> = (0..=PodId::MAX).map(|_| Traffic::default()).collect();
+        let hub = open_hub(common, worker, Arc::clone(&pods))?;
+        let sockets = open_sockets(common, region, pool, worker)?;
+        let (queues, sockets) = sockets
+            .into_iter()
+            .map(|(id, socket)| {
+                let traffic = Arc::new(Traffic::default());
+                let queue = OpenQueue { id, zero_copy: socket.zero_copy(), traffic: Arc::clone(&traffic) };
+                (queue, (socket, traffic))
+            })
+            .unzip();
+        let uplink = Uplink::new(sockets);
+        let wakers: Vec<BorrowedFd<'_>> = uplink.fds().chain([hub.fd(), inbox.fd()]).collect();
+        match Sleep::new(wakers) {
+            Ok(sleep) => Ok(Self { uplink, hub, inbox, sleep, queues, pods }),
+            Err(source) => {
+                pool.absorb(uplink.close());
+                Err(failed(source))
+            }
+        }
+    }
+}
+
+fn open_hub(common: Common<'_>, worker: WorkerId, pods: Arc<[Traffic]>) -> Result<Hub, DataplaneError> {
+    let Common { settings, steer, workers, highest_pod, .. } = common;
+    // A group of the hub's own: groups are numbered per network namespace, and so are devices.
+    let group = u16::try_from(settings.hub.0 % (1 << 16)).unwrap_or_default();
+    let fanout = Fanout { group, program: steer.fanout_fd() };
+    let ring = Ring::open(settings.hub, settings.hub_slots, (workers > 1).then_some(fanout))?;
+    let share = Share { worker: worker.0, workers };
+    Ok(Hub::new(ring, Sender::open()?, steer.credits(), share, Arc::clone(highest_pod), pods))
+}
+
+/// Opens the sockets of the queues that are dealt to a worker: every `workers`th, beginning with one that can send.
+fn open_sockets(
+    common: Common<'_>,
+    region: Region,
+    pool: &mut Pool,
+    worker: WorkerId,
+) -> Result<Vec<(QueueId, Socket)>, DataplaneError> {
+    let queues = (u32::from(worker.0)..common.settings.queues.receive).step_by(usize::from(common.workers));
+    let count = u32::try_from(queues.len()).unwrap_or(u32::MAX);
+    let mut sockets = Vec::with_capacity(queues.len());
+    for queue in queues.map(QueueId) {
+        match open_socket(common, region, pool, worker, queue, count) {
+            Ok(socket) => sockets.push((queue, socket)),
+            Err(error) => {
+                for (_, socket) in sockets {
+                    pool.absorb(socket.close());
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(sockets)
+}
+
+/// Opens one of a worker's `count` sockets and has the uplink's frames for it steered there.
+fn open_socket(
+    common: Common<'_>,
+    region: Region,
+    pool: &mut Pool,
+    worker: WorkerId,
+    queue: QueueId,
+    count: u32,
+) -> Result<Socket, DataplaneError> {
+    let Common { settings, steer, xdp, .. } = common;
+    let binding = match (settings.zero_copy, xdp) {
+        (ZeroCopy::Require, _) => Binding::ZeroCopy,
+        // Some drivers grant zero-copy under generic XDP, and then refuse to send.
+        (ZeroCopy::Off, _) | (ZeroCopy::Auto, XdpMode::Generic) => Binding::Copy,
+        (ZeroCopy::Auto, XdpMode::Native) => Binding::Auto,
+    };
+    let chunks = region.chunks();
+    let (ring_size, fill) = (ring_size(chunks, count), fill_target(chunks, count));
+    let socket = Socket::open(region, pool, &Options { ifindex: settings.uplink, queue, binding, ring_size, fill })?;
+    if let Err(error) = steer.register_queue(queue, worker, socket.fd()) {
+        pool.absorb(socket.close());
+        return Err(error.into());
+    }
+    Ok(socket)
+}
