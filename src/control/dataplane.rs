@@ -10,6 +10,7 @@ mod seat;
 mod steered;
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -111,7 +112,7 @@ impl Dataplane {
         let highest = self.pods.iter().max().map_or(0, |pod| pod.get());
         self.highest_pod.store(highest, Ordering::Relaxed);
         self.steer.set_config(&steer_config(&self.settings, self.workers(), view.pods.len()))?;
-        let extended = self.steered.extend(&mut self.steer, view, |mtu| largest_inner(&self.settings, mtu));
+        let extended = self.steered.extend(&mut self.steer, view);
         Ok(withdrawn.and(extended)?)
     }
 
@@ -228,8 +229,8 @@ fn next_hop(settings: &Settings, remote: &RemoteView) -> NextHop {
     outer.map_or(NextHop::Blackhole, |outer| NextHop::Remote(Remote { outer, mtu: remote.mtu }))
 }
 
-/// The largest inner packet that fits the path and, encapsulated, a chunk of packet memory.
-fn largest_inner(settings: &Settings, mtu: u16) -> u16 {
-    let outer = if settings.vtep.is_ipv4() { 64 } else { 84 };
-    mtu.min(u16::try_from(MAX_FRAME - outer).unwrap_or(u16::MAX))
+/// The largest inner packet, in bytes, that fits a chunk of packet memory with its outer headers.
+pub fn largest_inner(underlay: IpAddr) -> u16 {
+    let outer = if underlay.is_ipv4() { 64 } else { 84 };
+    u16::try_from(MAX_FRAME - outer).unwrap_or(u16::MAX)
 }

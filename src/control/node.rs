@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::api::{Reply, Request};
-use super::kernel::{Kernel, KernelError, Vtep};
+use super::dataplane::largest_inner;
+use super::kernel::{Kernel, KernelError, Uplink, Vtep};
 use super::lifecycle::{Lifecycle, Starter, Wanted};
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
@@ -257,6 +258,15 @@ impl Node {
         };
         if !vtep.uplink.up {
             return Wanted::Impossible(format!("the uplink {} is down; set it up", vtep.uplink.name));
+        }
+        // Some of a flow's packets would take the workers' path and some the kernel's, and overtake each other.
+        let largest = largest_inner(vtep.underlay);
+        if vtep.mtu > largest {
+            let Uplink { name, mtu, .. } = &vtep.uplink;
+            let lower = u32::from(largest) + mtu - u32::from(vtep.mtu);
+            return Wanted::Impossible(format!(
+                "the MTU {mtu} of {name} makes frames larger than a worker takes; set it to {lower} or less on all nodes, or mode = \"kernel\""
+            ));
         }
         Wanted::Running(Box::new(settings(&self.config, vtep, hub)))
     }

@@ -38,8 +38,8 @@ impl Steered {
     }
 
     /// Steers what is new or changed: a pod's addresses are known before its frames are judged by them. Goes on after an
-    /// error and returns the first. `largest` makes of a path's MTU the largest packet that a worker takes.
-    pub fn extend(&mut self, steer: &mut Steer, view: &View, largest: impl Fn(u16) -> u16) -> Result<(), SteerError> {
+    /// error and returns the first.
+    pub fn extend(&mut self, steer: &mut Steer, view: &View) -> Result<(), SteerError> {
         let mut result = Ok(());
         for (address, pod) in addresses(&view.pods) {
             if self.locals.get(&address) != Some(&pod) && note(&mut result, steer.add_local(address, &pod)) {
@@ -52,7 +52,7 @@ impl Steered {
             }
         }
         for (prefix, mtu) in prefixes(&view.remotes) {
-            if self.remotes.get(&prefix) != Some(&mtu) && note(&mut result, steer.add_remote(prefix, largest(mtu))) {
+            if self.remotes.get(&prefix) != Some(&mtu) && note(&mut result, steer.add_remote(prefix, mtu)) {
                 self.remotes.insert(prefix, mtu);
             }
         }
