@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
+use super::api::Request;
 use super::kernel::{Kernel, KernelError};
 use super::lifecycle::Starter;
 use super::netlink::{Monitor, News};
@@ -31,7 +32,7 @@ const SHARE: u32 = 10;
 
 /// A look at the kernel is taken this often even when nothing was heard,
 const RESYNC: Duration = Duration::from_secs(30);
-/// and this often while something is wrong.
+/// and this soon when something has gone wrong, then rarer and rarer: a peer may be down for days.
 const RESYNC_UNSETTLED: Duration = Duration::from_secs(2);
 
 /// How often the pods' ends are looked at, of which nothing is heard.
@@ -164,12 +165,24 @@ struct Daemon {
     rest_until: Instant,
     maintain_at: Instant,
     audit_at: Instant,
+    /// How long until the next look, when nothing is heard.
+    resync: Duration,
+    was_settled: bool,
 }
 
 impl Daemon {
     fn new(node: Node) -> Self {
         let now = Instant::now();
-        Self { node, reload_at: None, reconcile_at: now, rest_until: now, maintain_at: now, audit_at: now }
+        Self {
+            node,
+            reload_at: None,
+            reconcile_at: now,
+            rest_until: now,
+            maintain_at: now,
+            audit_at: now,
+            resync: RESYNC,
+            was_settled: true,
+        }
     }
 
     async fn run(mut self, mut events: Events) {
@@ -181,11 +194,8 @@ impl Daemon {
                 Event::ConfigTouched => {
                     self.reload_at.get_or_insert(Instant::now() + FILE_DEBOUNCE);
                 }
-                Event::Reload => self.node.reload(Instant::now()),
-                Event::Call(call) => {
-                    let (request, tell) = *call;
-                    let _ = tell.send(self.node.handle(request, Instant::now()));
-                }
+                Event::Reload => self.reload(),
+                Event::Call(call) => self.answer(*call),
                 Event::Timer => self.do_what_is_due(),
             }
         }
@@ -202,8 +212,7 @@ impl Daemon {
     fn do_what_is_due(&mut self) {
         let now = Instant::now();
         if self.reload_at.is_some_and(|at| at <= now) {
-            self.reload_at = None;
-            self.node.reload(now);
+            self.reload();
         }
         if now >= self.maintain_at {
             self.maintain_at = now + MAINTAIN;
@@ -212,6 +221,22 @@ impl Daemon {
         let retry = self.node.lifecycle.next_try().is_some_and(|at| at <= now);
         if retry || now >= self.reconcile_at {
             self.reconcile();
+        }
+    }
+
+    fn reload(&mut self) {
+        self.reload_at = None;
+        self.node.reload(Instant::now());
+        self.was_settled = true;
+        self.reconcile_by(NEWS_DEBOUNCE);
+    }
+
+    fn answer(&mut self, (request, tell): Call) {
+        let changes = matches!(request, Request::PodsAttach(_) | Request::PodsDetach { .. });
+        // A client that has gone away needs no answer.
+        let _ = tell.send(self.node.handle(request, Instant::now()));
+        if changes {
+            self.reconcile_by(NEWS_DEBOUNCE);
         }
     }
 
@@ -230,7 +255,12 @@ impl Daemon {
         }
         let end = Instant::now();
         self.rest_until = end + (end - begin) * SHARE;
-        let resync = if self.node.is_settled() { RESYNC } else { RESYNC_UNSETTLED };
-        self.reconcile_at = end + resync;
+        self.resync = match (self.node.is_settled(), self.was_settled) {
+            (true, _) => RESYNC,
+            (false, true) => RESYNC_UNSETTLED,
+            (false, false) => (self.resync * 2).min(RESYNC),
+        };
+        self.was_settled = self.node.is_settled();
+        self.reconcile_at = end + self.resync;
     }
 }
