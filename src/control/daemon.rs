@@ -249,11 +249,11 @@ impl Daemon {
     fn reconcile(&mut self) {
         let begin = Instant::now();
         self.node.reconcile(begin);
+        let end = Instant::now();
         if begin >= self.audit_at {
             self.node.audit();
-            self.audit_at = begin + AUDIT;
+            self.audit_at = end + AUDIT;
         }
-        let end = Instant::now();
         self.rest_until = end + (end - begin) * SHARE;
         self.resync = match (self.node.is_settled(), self.was_settled) {
             (true, _) => RESYNC,

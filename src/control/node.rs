@@ -172,13 +172,11 @@ impl Node {
         self.drive(now);
     }
 
-    /// Looks at the whole wiring of each pod, in its namespace too, and says what is not as it was
-    /// made. Dearer than [`Node::reconcile`]: it enters each pod's namespace.
+    /// Looks at each pod's own end, of which nothing is heard, and says what is not as it was made.
     pub fn audit(&mut self) {
         let Some(vtep) = &self.observed.vtep else { return };
-        let kernel = &mut self.kernel;
         let there = self.store.pods().iter().filter(|pod| !self.observed.gone.contains(&pod.id));
-        let faults = there.filter_map(|pod| Some((pod.id, kernel.verify(vtep, pod).err()?.to_string()))).collect();
+        let faults = there.filter_map(|pod| Some((pod.id, pod.verify_inside(vtep).err()?.to_string()))).collect();
         let before = std::mem::replace(&mut self.faults, faults);
         for (pod, fault) in &self.faults {
             if before.get(pod) != Some(fault) {

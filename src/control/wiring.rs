@@ -142,8 +142,7 @@ impl Kernel {
         if let Some(missing) = plan::pod_objects(vtep, pod).iter().find(|object| !observed.contains(object)) {
             return Err(pod.broken(format!("the node lacks {missing} dev {}", pod.host_ifname)));
         }
-        let netns = enterable(&pod.name, &pod.netns)?;
-        pod.within(&netns, || verify_inside(pod, vtep.mtu))
+        pod.verify_inside(vtep)
     }
 
     /// The rest of attach, once the pair exists.
@@ -208,6 +207,13 @@ impl Pod {
             host_mac: GATEWAY_MAC,
             addresses: request.addresses.clone(),
         }
+    }
+
+    /// Whether the pod's own end is as attach left it. Changes nothing. The node's side is cheaper
+    /// to see for all pods at once: [`Kernel::reconcile`].
+    pub fn verify_inside(&self, vtep: &Vtep) -> Result<(), WiringError> {
+        let netns = enterable(&self.name, &self.netns)?;
+        self.within(&netns, || verify_inside(self, vtep.mtu))
     }
 
     fn has_ipv6(&self) -> bool {
