@@ -6,13 +6,15 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{fs, io, thread};
 
 use clap::Parser;
 use harness::{Cluster, Netns, Options, Pod, Prefix, Wire, iperf3, is_root};
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 /// Measures a podwire node in busy and adaptive mode beside the kernel path alone.
@@ -36,11 +38,13 @@ const MODES: [(&str, Options); 3] =
 /// What is measured: a name, a unit, and how.
 type Measure = (&'static str, &'static str, fn(&Cluster, u32) -> f64);
 
-const MEASURES: [Measure; 4] = [
+const MEASURES: [Measure; 6] = [
     ("TCP, pod to wire", "Gbit/s", |cluster, seconds| tcp(&cluster.a.pods[0], &cluster.c.pods[0], seconds)),
     ("TCP, wire to pod", "Gbit/s", |cluster, seconds| tcp(&cluster.c.pods[0], &cluster.a.pods[0], seconds)),
     ("UDP 64 B, pod to wire", "Mpps", |cluster, seconds| udp(&cluster.a.pods[0], &cluster.c.pods[0], seconds)),
     ("UDP 64 B, wire to pod", "Mpps", |cluster, seconds| udp(&cluster.c.pods[0], &cluster.a.pods[0], seconds)),
+    ("ping-pong, median", "µs", |cluster, seconds| ping_pong(&cluster.a.pods[0], &cluster.c.pods[0], seconds, 50.0)),
+    ("ping-pong, 99 %", "µs", |cluster, seconds| ping_pong(&cluster.a.pods[0], &cluster.c.pods[0], seconds, 99.0)),
 ];
 
 /// The rounds of one measure in one mode.
@@ -123,10 +127,47 @@ fn udp(from: &Pod, to: &Pod, seconds: u32) -> f64 {
     }
     let elapsed = start.elapsed();
     // What is under way arrives.
-    std::thread::sleep(Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(100));
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let arrived = (datagrams(&to.netns) - before) as f64;
     arrived / elapsed.as_secs_f64() / 1e6
+}
+
+/// The round trip between two pods at a percentile, in microseconds: one datagram of 18 bytes there and back at a time.
+fn ping_pong(from: &Pod, to: &Pod, seconds: u32, percentile: f64) -> f64 {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let (client, server) = (bind(from), bind(to));
+    for socket in [&client, &server] {
+        socket.set_read_timeout(Some(LIMIT)).expect("a timeout");
+    }
+    client.connect(server.local_addr().expect("bound")).expect("a route");
+    let (running, mut trips) = (AtomicBool::new(true), Histogram::<u64>::new(3).expect("three digits"));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 64];
+            while running.load(Ordering::Relaxed) {
+                if let Ok((len, source)) = server.recv_from(&mut buffer) {
+                    let _lost = server.send_to(&buffer[..len], source);
+                }
+            }
+        });
+        let end = Instant::now() + Duration::from_secs(u64::from(seconds));
+        while Instant::now() < end {
+            let start = Instant::now();
+            let answered = client.send(&[0; 18]).and_then(|_| client.recv(&mut [0; 64])).is_ok();
+            // A lost one counts as long as it was waited for.
+            let trip = if answered { start.elapsed() } else { LIMIT };
+            trips.saturating_record(u64::try_from(trip.as_nanos()).unwrap_or(u64::MAX));
+        }
+        running.store(false, Ordering::Relaxed);
+    });
+    #[expect(clippy::cast_precision_loss, reason = "nanoseconds for people")]
+    let trip = trips.value_at_percentile(percentile) as f64;
+    trip / 1e3
+}
+
+fn bind(pod: &Pod) -> UdpSocket {
+    pod.netns.within(|| UdpSocket::bind((pod.v4, 0))).expect("bind in the pod")
 }
 
 /// UDP datagrams that reached a socket of the namespace, whether it had room for them or not.
