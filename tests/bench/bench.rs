@@ -113,9 +113,7 @@ fn tcp(from: &Pod, to: &Pod, seconds: u32) -> f64 {
 fn udp(from: &Pod, to: &Pod, seconds: u32) -> f64 {
     const BYTES: usize = 18;
     const BETWEEN_LOOKS: u32 = 64;
-    let bind =
-        |pod: &Pod, address: IpAddr| pod.netns.within(|| UdpSocket::bind((address, 0))).expect("bind in the pod");
-    let (sender, receiver) = (bind(from, from.v4.into()), bind(to, to.v4.into()));
+    let (sender, receiver) = (bind(from), bind(to));
     sender.connect(receiver.local_addr().expect("bound")).expect("a route");
     let (before, start) = (datagrams(&to.netns), Instant::now());
     let end = Duration::from_secs(u64::from(seconds));
