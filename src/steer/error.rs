@@ -6,7 +6,7 @@ use crate::ids::{IfIndex, QueueId, WorkerId};
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
     #[error(
-        "the kernel refused the steering programs: {0}; they need Linux 6.6 or later, CAP_BPF and CAP_NET_ADMIN \
+        "the kernel refused the steering programs: {0}; they need Linux 6.1 or later, CAP_BPF and CAP_NET_ADMIN \
          (the verifier's words are in the log, target `libbpf`)"
     )]
     Load(io::Error),
@@ -19,6 +19,11 @@ pub enum SteerError {
     UplinkTaken { ifindex: IfIndex, program: u32 },
     #[error("cannot attach {program} to interface {ifindex} ({mode}): {source}")]
     Attach { program: &'static str, ifindex: IfIndex, mode: &'static str, source: io::Error },
+    #[error(
+        "cannot attach {program} to interface {ifindex}: neither by tcx ({tcx}), which needs Linux 6.6 or later, nor by \
+         a clsact filter ({clsact}), which needs Linux 6.1 or later with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
+    )]
+    Ingress { program: &'static str, ifindex: IfIndex, tcx: io::Error, clsact: io::Error },
     #[error(
         "the steering programs have fewer credit slots than there are pod ids: the binary was built from mixed sources"
     )]

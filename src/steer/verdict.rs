@@ -6,7 +6,7 @@ table! {
     /// A program that gives every frame one verdict.
     pub enum Program {
         Nic => "nic_steer", "XDP on the uplink: frames from the wire";
-        Pod => "pod_steer", "tcx on the host end of each pod's veth pair: frames from pods";
+        Pod => "pod_steer", "tc on the host end of each pod's veth pair: frames from pods";
     }
 }
 

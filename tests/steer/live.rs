@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use libbpf_rs::{Xdp, XdpFlags};
 use podwire::ids::WorkerId;
-use podwire::steer::{Program, Steer, SteerConfig, SteerError, Verdict, XdpChoice, XdpMode};
+use podwire::steer::{Program, Steer, SteerConfig, SteerError, TcChoice, Verdict, XdpChoice, XdpMode};
 
 use crate::lab::{Lab, Tapped};
 use crate::packets::*;
 use crate::rig::{MTU, config, is_root, now_ns, pod};
+
+const HOOKS: [TcChoice; 2] = [TcChoice::Tcx, TcChoice::Clsact];
 
 /// A node with two pods, a hub and two workers that are alive. `pw1` and `pw2` are the pods' host ends; `eth1` is
 /// pod A's own end, in the node's namespace; pod B's is `eth2`, in one of its own.
@@ -20,12 +22,17 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
+        Self::by(TcChoice::Auto)
+    }
+
+    fn by(choice: TcChoice) -> Self {
         let (host, pod_b) = (Lab::new(), Lab::new());
         host.veth("pw1", "eth1");
         host.veth("pw2", "eth2");
         host.give("eth2", &pod_b);
         host.veth("pwhub0", "pwhub1");
         let mut steer = Steer::load(&SteerConfig { workers: 2, hub: host.ifindex("pwhub0"), ..config(V4) }).unwrap();
+        steer.set_tc(choice);
         for (device, id, addresses, mac) in [("pw1", 1, POD_A, POD_A_MAC), ("pw2", 2, POD_B, POD_B_MAC)] {
             let ifindex = host.ifindex(device);
             for address in addresses {
@@ -63,21 +70,23 @@ fn hands_each_pods_frames_to_its_worker_with_the_pods_id_and_to_nobody_else() {
     if !is_root() {
         return;
     }
-    let node = Node::new();
-    let rings = [0, 1].map(|_| node.host.socket("pwhub0", libc::ETH_P_ALL));
-    for ring in &rings {
-        ring.join(7, node.steer.fanout_fd());
+    for choice in HOOKS {
+        let node = Node::by(choice);
+        let rings = [0, 1].map(|_| node.host.socket("pwhub0", libc::ETH_P_ALL));
+        for ring in &rings {
+            ring.join(7, node.steer.fanout_fd());
+        }
+        // a protocol's own tap comes after tcx: it sees what the stack would see
+        let stack = node.host.socket("pwhub0", libc::ETH_P_IP);
+        let from_b = udp([POD_B_MAC, GATEWAY_MAC], [POD_B[V4], REMOTE_POD[V4]], [1, 2], b"from b");
+        node.host.socket("eth1", 0).send(&from_a(REMOTE_POD[V4], 9));
+        node.pod_b.socket("eth2", 0).send(&from_b);
+        assert_eq!(rings[1].receive(), Some(Tapped { vlan: Some(1), frame: from_a(REMOTE_POD[V4], 9) }));
+        assert_eq!(rings[0].receive(), Some(Tapped { vlan: Some(2), frame: from_b }));
+        assert_eq!(rings.map(|ring| ring.receive()), [None, None]);
+        assert_eq!(stack.receive(), None, "hub_drop lets nothing through");
+        node.expect(Verdict::Claimed, 2);
     }
-    // a protocol's own tap comes after tcx: it sees what the stack would see
-    let stack = node.host.socket("pwhub0", libc::ETH_P_IP);
-    let from_b = udp([POD_B_MAC, GATEWAY_MAC], [POD_B[V4], REMOTE_POD[V4]], [1, 2], b"from b");
-    node.host.socket("eth1", 0).send(&from_a(REMOTE_POD[V4], 9));
-    node.pod_b.socket("eth2", 0).send(&from_b);
-    assert_eq!(rings[1].receive(), Some(Tapped { vlan: Some(1), frame: from_a(REMOTE_POD[V4], 9) }));
-    assert_eq!(rings[0].receive(), Some(Tapped { vlan: Some(2), frame: from_b }));
-    assert_eq!(rings.map(|ring| ring.receive()), [None, None]);
-    assert_eq!(stack.receive(), None, "hub_drop lets nothing through");
-    node.expect(Verdict::Claimed, 2);
 }
 
 #[test]
@@ -85,20 +94,22 @@ fn delivers_between_pods_of_a_node_and_drops_a_spoofers_frames() {
     if !is_root() {
         return;
     }
-    let node = Node::new();
-    let (sender, receiver) = (node.host.socket("eth1", 0), node.pod_b.socket("eth2", libc::ETH_P_ALL));
-    for family in FAMILIES {
-        let frame = from_a(POD_B[family], 9);
-        sender.send(&patched(frame.clone(), 6, &POD_B_MAC.0));
-        sender.send(&frame);
-        let got = receiver.receive().expect("the honest frame arrives");
-        assert_eq!(got.frame[..12], [POD_B_MAC.0, GATEWAY_MAC.0].concat());
-        let ttl = ETHERNET + [8, 7][family];
-        assert_eq!(got.frame[ttl], frame[ttl] - 1);
-        assert_eq!(receiver.receive(), None, "and no other");
+    for choice in HOOKS {
+        let node = Node::by(choice);
+        let (sender, receiver) = (node.host.socket("eth1", 0), node.pod_b.socket("eth2", libc::ETH_P_ALL));
+        for family in FAMILIES {
+            let frame = from_a(POD_B[family], 9);
+            sender.send(&patched(frame.clone(), 6, &POD_B_MAC.0));
+            sender.send(&frame);
+            let got = receiver.receive().expect("the honest frame arrives");
+            assert_eq!(got.frame[..12], [POD_B_MAC.0, GATEWAY_MAC.0].concat());
+            let ttl = ETHERNET + [8, 7][family];
+            assert_eq!(got.frame[ttl], frame[ttl] - 1);
+            assert_eq!(receiver.receive(), None, "and no other");
+        }
+        node.expect(Verdict::Local, 2);
+        node.expect(Verdict::SpoofMac, 2);
     }
-    node.expect(Verdict::Local, 2);
-    node.expect(Verdict::SpoofMac, 2);
 }
 
 #[test]
@@ -106,26 +117,28 @@ fn a_pods_vlan_tag_hides_no_source_address_from_the_check() {
     if !is_root() {
         return;
     }
-    let node = Node::new();
-    let sender = node.host.socket("eth1", 0);
-    // a protocol's own tap comes after the stack has taken the tags of VLAN 0 off
-    let stack = [libc::ETH_P_IP, libc::ETH_P_IPV6].map(|protocol| node.host.socket("pw1", protocol));
-    for family in FAMILIES {
-        let honest = from_a(NO_POD[family], 9);
-        let spoofed = udp([POD_A_MAC, GATEWAY_MAC], [POD_B[family], NO_POD[family]], [1, 2], &[]);
-        for frame in [&honest, &spoofed] {
-            for tag in TAGS {
-                sender.send(&tagged(frame.clone(), tag, 0));
-                sender.send(&tagged(tagged(frame.clone(), TAGS[0], 0), tag, 0));
+    for choice in HOOKS {
+        let node = Node::by(choice);
+        let sender = node.host.socket("eth1", 0);
+        // a protocol's own tap comes after the stack has taken the tags of VLAN 0 off
+        let stack = [libc::ETH_P_IP, libc::ETH_P_IPV6].map(|protocol| node.host.socket("pw1", protocol));
+        for family in FAMILIES {
+            let honest = from_a(NO_POD[family], 9);
+            let spoofed = udp([POD_A_MAC, GATEWAY_MAC], [POD_B[family], NO_POD[family]], [1, 2], &[]);
+            for frame in [&honest, &spoofed] {
+                for tag in TAGS {
+                    sender.send(&tagged(frame.clone(), tag, 0));
+                    sender.send(&tagged(tagged(frame.clone(), TAGS[0], 0), tag, 0));
+                }
             }
+            sender.send(&spoofed);
+            sender.send(&honest);
+            assert_eq!(stack[family].receive(), Some(Tapped { vlan: None, frame: honest }), "the one without a tag");
+            assert_eq!(stack[family].receive(), None, "and no other");
         }
-        sender.send(&spoofed);
-        sender.send(&honest);
-        assert_eq!(stack[family].receive(), Some(Tapped { vlan: None, frame: honest }), "the one without a tag");
-        assert_eq!(stack[family].receive(), None, "and no other");
+        node.expect(Verdict::PodVlan, 16);
+        node.expect(Verdict::SpoofIp, 2);
     }
-    node.expect(Verdict::PodVlan, 16);
-    node.expect(Verdict::SpoofIp, 2);
 }
 
 #[test]
@@ -157,21 +170,23 @@ fn a_detached_pod_takes_the_kernel_path() {
     if !is_root() {
         return;
     }
-    let mut node = Node::new();
-    let (sender, pw1) = (node.host.socket("eth1", 0), node.host.ifindex("pw1"));
-    let stack = node.host.socket("pw1", libc::ETH_P_IP);
-    let frame = from_a(REMOTE_POD[V4], 9);
-    node.host.within(|| node.steer.attach_pod(pw1)).expect("attaching again replaces our own");
-    sender.send(&frame);
-    assert_eq!(stack.receive(), None);
-    node.expect(Verdict::Claimed, 1);
-    node.steer.detach_pod(pw1);
-    node.steer.detach_pod(pw1);
-    sender.send(&frame);
-    assert_eq!(stack.receive(), Some(Tapped { vlan: None, frame }));
-    node.expect(Verdict::Claimed, 1);
-    let missing = node.host.within(|| node.steer.attach_pod(podwire::ids::IfIndex(424_242))).unwrap_err();
-    assert!(missing.to_string().starts_with("cannot attach pod_steer to interface 424242"), "{missing}");
+    for choice in HOOKS {
+        let mut node = Node::by(choice);
+        let (sender, pw1) = (node.host.socket("eth1", 0), node.host.ifindex("pw1"));
+        let stack = node.host.socket("pw1", libc::ETH_P_IP);
+        let frame = from_a(REMOTE_POD[V4], 9);
+        node.host.within(|| node.steer.attach_pod(pw1)).expect("attaching again replaces our own");
+        sender.send(&frame);
+        assert_eq!(stack.receive(), None);
+        node.expect(Verdict::Claimed, 1);
+        node.host.within(|| node.steer.detach_pod(pw1));
+        node.host.within(|| node.steer.detach_pod(pw1));
+        sender.send(&frame);
+        assert_eq!(stack.receive(), Some(Tapped { vlan: None, frame }));
+        node.expect(Verdict::Claimed, 1);
+        let missing = node.host.within(|| node.steer.attach_pod(podwire::ids::IfIndex(424_242))).unwrap_err();
+        assert!(missing.to_string().starts_with("cannot attach pod_steer to interface 424242"), "{missing}");
+    }
 }
 
 #[test]

@@ -1,0 +1,159 @@
+//! The filter that takes the place of a tcx link: what it replaces, what it leaves, and when it is chosen.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use libbpf_rs::{Object, ObjectBuilder, Program, TC_INGRESS, TcHook, TcHookBuilder};
+use podwire::ids::IfIndex;
+use podwire::steer::{Steer, SteerError, TcChoice};
+
+use crate::lab::Lab;
+use crate::packets::V4;
+use crate::rig::{config, is_root};
+
+const OURS: u32 = 240;
+
+/// A namespace with a device that pods' frames may come to, and programs of another process.
+struct Scene {
+    lab: Lab,
+    device: IfIndex,
+    others: Object,
+    steer: Steer,
+}
+
+impl Scene {
+    fn new(choice: TcChoice) -> Self {
+        let lab = Lab::new();
+        lab.veth("pw1", "eth1");
+        let device = lab.ifindex("pw1");
+        let others = ObjectBuilder::default().open_file(concat!(env!("OUT_DIR"), "/steer.bpf.o")).unwrap().load();
+        let mut steer = Steer::load(&config(V4)).unwrap();
+        steer.set_tc(choice);
+        Self { lab, device, others: others.unwrap(), steer }
+    }
+
+    fn attach(&mut self) -> Result<(), SteerError> {
+        self.lab.within(|| self.steer.attach_pod(self.device))
+    }
+
+    fn detach(&mut self) {
+        self.lab.within(|| self.steer.detach_pod(self.device));
+    }
+
+    /// Attaches a program of the other process; returns its id.
+    fn attach_other(&self, name: &str, place: u32) -> u32 {
+        let program = self.others.progs().find(|program| program.name() == name).unwrap();
+        let fd = program.as_fd();
+        self.lab.within(|| {
+            let mut hook = self.hook(fd, place);
+            hook.create().unwrap();
+            hook.attach().unwrap();
+        });
+        Program::id_from_fd(fd).unwrap()
+    }
+
+    /// The program of the filter at a place.
+    fn attached(&self, place: u32) -> Option<u32> {
+        let any = self.steer.fanout_fd();
+        self.lab.within(|| self.hook(any, place).query().ok())
+    }
+
+    fn hook(&self, program: BorrowedFd<'_>, place: u32) -> TcHook {
+        let ifindex = i32::try_from(self.device.0).unwrap();
+        TcHookBuilder::new(program).ifindex(ifindex).priority(place).handle(place).hook(TC_INGRESS)
+    }
+
+    fn ours(&self) -> Option<u32> {
+        Program::id_from_fd(self.steer.program_fd(podwire::steer::Program::Pod)).ok()
+    }
+}
+
+#[test]
+fn a_filter_goes_with_its_owner_and_leaves_the_others() {
+    if !is_root() {
+        return;
+    }
+    let mut scene = Scene::new(TcChoice::Clsact);
+    let other = scene.attach_other("hub_drop", OURS + 1);
+    scene.attach().unwrap();
+    assert_eq!((scene.attached(OURS), scene.attached(OURS + 1)), (scene.ours(), Some(other)));
+    scene.attach().expect("attaching again replaces our own");
+    assert_eq!(scene.attached(OURS), scene.ours());
+    scene.detach();
+    assert_eq!((scene.attached(OURS), scene.attached(OURS + 1)), (None, Some(other)));
+    scene.attach().unwrap();
+    let steer = std::mem::replace(&mut scene.steer, Steer::load(&config(V4)).unwrap());
+    scene.lab.within(|| drop(steer));
+    assert_eq!((scene.attached(OURS), scene.attached(OURS + 1)), (None, Some(other)));
+}
+
+#[test]
+fn a_filter_of_a_killed_process_is_replaced_and_a_foreign_one_is_not() {
+    if !is_root() {
+        return;
+    }
+    let mut scene = Scene::new(TcChoice::Clsact);
+    let stale = scene.attach_other("pod_steer", OURS);
+    assert_eq!(scene.attached(OURS), Some(stale));
+    scene.attach().unwrap();
+    assert_eq!(scene.attached(OURS), scene.ours());
+    scene.detach();
+    let foreign = scene.attach_other("hub_drop", OURS);
+    let error = scene.attach().unwrap_err().to_string();
+    assert!(error.contains("(clsact)") && error.contains(&format!("bpftool prog show id {foreign}")), "{error}");
+    assert_eq!(scene.attached(OURS), Some(foreign));
+}
+
+#[test]
+fn is_chosen_by_itself_only_where_the_kernel_has_no_tcx() {
+    if !is_root() {
+        return;
+    }
+    let mut scene = Scene::new(TcChoice::Auto);
+    scene.attach().unwrap();
+    assert_eq!(scene.attached(OURS), None, "this kernel has tcx");
+    for missing in [libc::EINVAL, libc::EOPNOTSUPP] {
+        attach_without_links(&mut scene, missing).unwrap();
+        assert_eq!(scene.attached(OURS), scene.ours());
+        scene.detach();
+    }
+    let error = attach_without_links(&mut scene, libc::EPERM).unwrap_err();
+    assert!(matches!(error, SteerError::Attach { mode: "tcx", .. }), "{error}");
+    assert_eq!(scene.attached(OURS), None, "another refusal is no reason");
+    scene.attach_other("hub_drop", OURS);
+    let error = attach_without_links(&mut scene, libc::EINVAL).unwrap_err().to_string();
+    assert!(error.contains("tcx (Invalid argument") && error.contains("Linux 6.6"), "{error}");
+    assert!(error.contains("clsact filter (its ingress filter") && error.contains("Linux 6.1"), "{error}");
+}
+
+/// Attaches as on a kernel that refuses links with `errno`.
+fn attach_without_links(scene: &mut Scene, errno: i32) -> Result<(), SteerError> {
+    let Scene { lab, device, steer, .. } = scene;
+    lab.within(|| {
+        refuse_links(errno).unwrap();
+        steer.attach_pod(*device)
+    })
+}
+
+/// Makes every `BPF_LINK_CREATE` of the calling thread fail with `errno`, for the rest of its life.
+fn refuse_links(errno: i32) -> io::Result<()> {
+    const LOAD: u16 = 0x20;
+    const IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const NUMBER: u32 = 0;
+    const FIRST_ARGUMENT: u32 = 16;
+    const LINK_CREATE: u32 = 28;
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    let mut steps = [
+        step(LOAD, 0, NUMBER),
+        step(IF_EQUAL, 3, u32::try_from(libc::SYS_bpf).unwrap()),
+        step(LOAD, 0, FIRST_ARGUMENT),
+        step(IF_EQUAL, 1, LINK_CREATE),
+        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno.cast_unsigned()),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 6, filter: steps.as_mut_ptr() };
+    // SAFETY: `program` describes `steps`; both outlive the call, which reads them only.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
