@@ -61,11 +61,13 @@ pub(super) enum Verb {
     )]
     Pods(PodsVerb),
     /// Show what the daemon does and what is wrong; fails when no daemon runs.
-    #[command(after_help = "Example:\n  podwire status --output json | jq .dataplane.state")]
-    Status,
+    #[command(
+        after_help = "Example:\n  podwire status --output json | jq .dataplane.state\n  podwire status --watch 5"
+    )]
+    Status(Watch),
     /// Show counters: workers, drops by reason, pods, steering verdicts, kernel devices.
     #[command(after_help = "Example:\n  podwire stats\n  podwire stats --watch 5")]
-    Stats(Stats),
+    Stats(Watch),
     /// Show the prefixes of remote nodes, their next hops, and which path their packets take.
     #[command(after_help = "Example:\n  podwire routes")]
     Routes,
@@ -124,8 +126,8 @@ pub(super) struct Attach {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Stats {
-    /// Read again every SECS seconds and show rates, until Ctrl-C.
+pub(super) struct Watch {
+    /// Read again every SECS seconds until Ctrl-C; counters show their rates.
     #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub watch: Option<u64>,
 }

@@ -1,5 +1,4 @@
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -27,9 +26,8 @@ pub(super) fn run(args: &Args, watch: Option<u64>) -> Result<(), CliError> {
         match args.output {
             Format::Json => output::write(serde_json::to_string(&next).map_err(std::io::Error::from)? + "\n")?,
             Format::Text => {
-                let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
                 let since = Since { before: sections(&reading), elapsed: now - at };
-                output::write(format_args!("{clear}{}\n", text(&sections(&next), Some(&since))))?;
+                output::write(format_args!("{}{}\n", output::clear(), text(&sections(&next), Some(&since))))?;
             }
         }
         (reading, at) = (next, now);

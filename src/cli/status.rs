@@ -1,11 +1,38 @@
 use std::fmt::Write as _;
+use std::thread::sleep;
+use std::time::Duration;
 
+use super::args::{Args, Format};
 use super::table::Table;
-use crate::control::api::{DataplaneReport, DataplaneState, Path, Status, Uplink};
+use super::verbs::{ask, unexpected};
+use super::{CliError, output};
+use crate::control::api::{DataplaneReport, DataplaneState, Path, Reply, Request, Status, Uplink};
 use crate::control::view::DataplaneStatus;
 
-/// `podwire status` for people.
-pub(super) fn text(status: &Status) -> String {
+/// `podwire status`: once, or every `watch` seconds until interrupted.
+pub(super) fn run(args: &Args, watch: Option<u64>) -> Result<(), CliError> {
+    loop {
+        let Some(secs) = watch else {
+            return Ok(output::print(args.output, &read(args)?, |status| text(status))?);
+        };
+        let status = read(args)?;
+        match args.output {
+            Format::Json => output::write(serde_json::to_string(&status).map_err(std::io::Error::from)? + "\n")?,
+            Format::Text => output::write(format_args!("{}{}\n", output::clear(), text(&status)))?,
+        }
+        sleep(Duration::from_secs(secs));
+    }
+}
+
+fn read(args: &Args) -> Result<Box<Status>, CliError> {
+    match ask(args, Request::Status)? {
+        Reply::Status(status) => Ok(status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The status for people.
+fn text(status: &Status) -> String {
     let mut text = summary(status).to_string();
     if let Some(figures) = &status.dataplane.figures {
         append(&mut text, &workers(figures));

@@ -22,10 +22,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
             Reply::Pods(pods) => Ok(output::print(args.output, &pods, |pods| pods_text(pods))?),
             other => Err(unexpected(&other)),
         },
-        Verb::Status => match ask(args, Request::Status)? {
-            Reply::Status(status) => Ok(output::print(args.output, &status, |status| status::text(status))?),
-            other => Err(unexpected(&other)),
-        },
+        Verb::Status(verb) => status::run(args, verb.watch),
         Verb::Stats(verb) => stats::run(args, verb.watch),
         Verb::Routes => match ask(args, Request::Routes)? {
             Reply::Routes(routes) => Ok(output::print(args.output, &routes, |routes| routes_text(routes))?),
