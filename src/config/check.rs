@@ -1,9 +1,9 @@
 //! Checks that need more than one key, or more than its type.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::MAX_WORKERS;
 use super::parse::NodeKeys;
@@ -13,6 +13,26 @@ use super::reader::{At, Document};
 /// needs one too.
 const LONGEST_V4: u8 = 30;
 const LONGEST_V6: u8 = 126;
+
+/// Where no pod can be, and what is there (RFC 6890 section 2.2, RFC 5771 and RFC 4291 section 2.4 for multicast).
+const RESERVED: [(IpNet, &str); 8] = [
+    (v4([0, 0, 0, 0], 8), "unspecified"),
+    (v4([127, 0, 0, 0], 8), "loopback"),
+    (v4([169, 254, 0, 0], 16), "link-local"),
+    (v4([224, 0, 0, 0], 4), "multicast"),
+    (v6(Ipv6Addr::UNSPECIFIED, 128), "unspecified"),
+    (v6(Ipv6Addr::LOCALHOST, 128), "loopback"),
+    (v6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10), "link-local"),
+    (v6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8), "multicast"),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length))
+}
+
+const fn v6(address: Ipv6Addr, length: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(address, length))
+}
 
 /// IFNAMSIZ without the terminating zero (`include/uapi/linux/if.h`).
 const DEVICE_NAME_MAX: usize = 15;
@@ -58,11 +78,13 @@ pub(super) fn cores(doc: &Document<'_>, cores: &At<Vec<At<usize>>>, online: &[us
 /// All that nodes must agree on or may not share.
 pub(super) fn nodes(doc: &Document<'_>, own: &NodeKeys, peers: &[NodeKeys], cluster: &[At<IpNet>]) {
     for cidr in cluster {
-        host_bits(doc, cidr);
+        range(doc, cidr);
     }
     let all = || std::iter::once(own).chain(peers);
     unique_names(doc, all());
-    underlays(doc, all(), cluster);
+    let pods: Vec<IpNet> =
+        cluster.iter().chain(all().flat_map(|node| &node.pod_cidrs)).map(|cidr| cidr.value).collect();
+    underlays(doc, all(), &pods);
     macs(doc, all());
     for node in all() {
         ranges(doc, node, cluster);
@@ -95,7 +117,7 @@ fn is_dns_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label)
 }
 
-fn underlays<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>, cluster: &[At<IpNet>]) {
+fn underlays<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>, pods: &[IpNet]) {
     let mut taken = HashMap::new();
     let mut family = None;
     for underlay in nodes.filter_map(|node| node.underlay.as_ref()) {
@@ -103,8 +125,8 @@ fn underlays<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>, 
         if let Some(reason) = not_a_vtep(underlay.value) {
             refuse(reason.to_owned());
         }
-        if let Some(range) = cluster.iter().find(|range| range.value.contains(&underlay.value)) {
-            refuse(format!("lies inside the pod range {}; tunnels cannot end there", range.value));
+        if let Some(range) = pods.iter().find(|range| range.contains(&underlay.value)) {
+            refuse(format!("lies inside the pod range {range}; tunnels cannot end there"));
         }
         let (is_ipv6, other) = *family.get_or_insert((underlay.value.is_ipv6(), &underlay.place.key));
         if is_ipv6 != underlay.value.is_ipv6() {
@@ -151,7 +173,7 @@ fn macs<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>) {
 fn ranges(doc: &Document<'_>, node: &NodeKeys, cluster: &[At<IpNet>]) {
     let mut families = HashMap::new();
     for cidr in &node.pod_cidrs {
-        host_bits(doc, cidr);
+        range(doc, cidr);
         let longest = if cidr.value.addr().is_ipv6() { LONGEST_V6 } else { LONGEST_V4 };
         if cidr.value.prefix_len() > longest {
             doc.refuse(&cidr.place, format!("is too small; the longest prefix of a node is /{longest}"));
@@ -165,9 +187,16 @@ fn ranges(doc: &Document<'_>, node: &NodeKeys, cluster: &[At<IpNet>]) {
     }
 }
 
-fn host_bits(doc: &Document<'_>, cidr: &At<IpNet>) {
+/// A range that pods can be in.
+fn range(doc: &Document<'_>, cidr: &At<IpNet>) {
+    let overlaps = |reserved: &IpNet| reserved.contains(&cidr.value) || cidr.value.contains(reserved);
     if cidr.value.addr() != cidr.value.network() {
         doc.refuse(&cidr.place, format!("has host bits set; the range is {}", cidr.value.trunc()));
+    }
+    if cidr.value.prefix_len() == 0 {
+        doc.refuse(&cidr.place, "is every address of its family");
+    } else if let Some((reserved, what)) = RESERVED.iter().find(|(reserved, _)| overlaps(reserved)) {
+        doc.refuse(&cidr.place, format!("overlaps {reserved}, which is {what}; no pod can be there"));
     }
 }
 

@@ -123,6 +123,51 @@ fn each_fault_is_named_with_line_key_value_and_reason() {
 }
 
 #[test]
+fn a_range_where_no_pod_can_be_is_refused_of_node_peer_and_cluster() {
+    let all = "is every address of its family";
+    let rows = [
+        ("0.0.0.0/0", all),
+        ("::/0", all),
+        ("0.0.0.0/1", "overlaps 0.0.0.0/8, which is unspecified"),
+        ("127.1.0.0/24", "overlaps 127.0.0.0/8, which is loopback"),
+        ("169.254.0.0/16", "overlaps 169.254.0.0/16, which is link-local"),
+        ("168.0.0.0/6", "overlaps 169.254.0.0/16"),
+        ("239.1.2.0/24", "overlaps 224.0.0.0/4, which is multicast"),
+        ("::/64", "overlaps ::/128, which is unspecified"),
+        ("::/126", "overlaps ::/128"),
+        ("fe80:0:0:1::/64", "overlaps fe80::/10, which is link-local"),
+        ("ff02::/64", "overlaps ff00::/8, which is multicast"),
+    ];
+    let keys = [
+        ("10.244.1.0/24", "node.pod_cidrs[0]"),
+        ("10.244.2.0/24", "peers[0].pod_cidrs[0]"),
+        ("10.244.0.0/16", "cluster.pod_cidrs[0]"),
+    ];
+    for ((range, reason), (old, key)) in rows.iter().flat_map(|row| keys.map(|key| (*row, key))) {
+        let (found, expected) = (faults(old, range), format!("{key} = \"{range}\": {reason}"));
+        assert!(found.iter().any(|fault| fault.contains(&expected)), "expected {expected:?} in {found:#?}");
+    }
+    for (old, range) in [("10.244.1.0/24", "126.0.0.0/24"), ("fd00:244:1::/64", "fec0:0:0:1::/64")] {
+        assert_eq!(faults(old, range), [] as [&str; 0], "beside what is reserved");
+    }
+}
+
+#[test]
+fn an_underlay_address_inside_any_nodes_pod_range_is_refused() {
+    let own = ("uplink = \"eth0\"", "uplink = \"eth0\"\nunderlay = \"10.250.7.9\"", "node.underlay");
+    let peer = ("192.168.1.3", "10.250.7.9", "peers[0].underlay");
+    for (old, new, key) in [own, peer] {
+        for range in ["10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24"] {
+            let text = GOOD.replacen(old, new, 1).replacen(range, "10.250.7.0/24", 1);
+            let Err(ConfigError::Invalid(problems)) = parse(&text) else { panic!("{key} in {range} accepted") };
+            let found: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            let expected = format!("{key} = \"10.250.7.9\": lies inside the pod range 10.250.7.0/24");
+            assert!(found.len() == 1 && found[0].contains(&expected), "{found:#?}");
+        }
+    }
+}
+
+#[test]
 fn a_range_outside_of_the_cluster_is_a_warning() {
     let config = parse(&GOOD.replace("10.244.1.0/24", "10.245.1.0/24")).unwrap();
     let warnings: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
