@@ -152,12 +152,13 @@ mod tests {
     #[test]
     fn watch_takes_an_optional_number_of_seconds() {
         let watch = |args: &[&str]| match Args::try_parse_from(args).map(|args| args.verb) {
-            Ok(Verb::Stats(stats)) => Some(stats.watch),
+            Ok(Verb::Stats(verb) | Verb::Status(verb)) => Some(verb.watch),
             _ => None,
         };
         assert_eq!(watch(&["podwire", "stats"]), Some(None));
         assert_eq!(watch(&["podwire", "stats", "--watch"]), Some(Some(1)));
         assert_eq!(watch(&["podwire", "stats", "--watch", "5"]), Some(Some(5)));
+        assert_eq!(watch(&["podwire", "status", "--watch", "5"]), Some(Some(5)));
         assert_eq!(watch(&["podwire", "stats", "--watch", "0"]), None);
     }
 }

@@ -36,12 +36,13 @@ fn mixed(one: &Pod, other: &Pod) -> bool {
     })
 }
 
-/// Attaches a pod, lets it talk, detaches it.
+/// Attaches a pod, lets it talk, detaches it. The others overload the wire, where some frames in ten thousand get lost:
+/// one answer to a few requests will do.
 fn churn(node: &mut PodwireNode, prefix: &Prefix, serial: &AtomicU64, to: &Pod) -> bool {
     let name = format!("{}-{}", node.host.letter, serial.fetch_add(1, Ordering::Relaxed));
     node.add_pod(prefix, &name);
     let pod = node.pods.last().expect("just added").clone();
-    let talked = to.addresses().into_iter().all(|destination| pings(&pod, destination, ""));
+    let talked = to.addresses().into_iter().all(|destination| (0..3).any(|_| pings(&pod, destination, "")));
     node.remove_pod();
     pod.netns.remove();
     talked
