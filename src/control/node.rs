@@ -124,8 +124,8 @@ impl Node {
         let old = std::mem::replace(&mut self.config, config);
         self.file.generation += 1;
         tracing::info!(generation = self.file.generation, "the configuration has changed");
-        let new = &self.config;
-        if (&old.node, &old.vxlan, &old.dataplane) != (&new.node, &new.vxlan, &new.dataplane) {
+        // The VXLAN device is made anew; all else that takes a new data plane is in its settings.
+        if old.vxlan != self.config.vxlan {
             self.lifecycle.stop();
         }
         self.reconcile(now);

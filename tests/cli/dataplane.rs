@@ -1,7 +1,7 @@
 //! The data plane over time, as `status` and the log tell it.
 
 use crate::node::Node;
-use crate::{CONFIG, is_root};
+use crate::{CONFIG, PEER_C, is_root};
 
 /// The configuration with a data plane of one worker.
 fn adaptive(more: &str) -> String {
@@ -85,4 +85,30 @@ fn counters_outlive_the_data_plane_that_counted_and_end_in_the_log() {
     let log = node.log();
     assert_eq!(log.matches("final figures worker=0").count(), 2, "{log}");
     assert!(log.contains("8192 = pool ") && !log.contains('\u{1b}'), "{log}");
+}
+
+#[test]
+fn a_new_name_or_peer_does_not_restart_the_data_plane_and_a_new_vni_does() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    let starts = |node: &Node| node.log().matches("the data plane runs").count();
+    let reload = |node: &Node, generation: u64, text: &str| {
+        node.configure(text);
+        node.wait_for("the reload", |node| node.json(&["status"])["config"]["generation"] == generation);
+        node.wait_for("the data plane", |node| state(node) == "running");
+    };
+    reload(&node, 2, &adaptive(""));
+    let renamed = adaptive("").replace("node-a", "node-z");
+    reload(&node, 3, &renamed);
+    let peered = format!("{renamed}{PEER_C}");
+    reload(&node, 4, &peered);
+    let status = node.json(&["status"]);
+    assert_eq!((&status["node"], status["peers"].as_array().unwrap().len()), (&"node-z".into(), 2));
+    assert_eq!(node.json(&["stats"])["retired"]["counts"], serde_json::json!({}), "{}", node.log());
+    assert_eq!(starts(&node), 1, "{}", node.log());
+    reload(&node, 5, &format!("{peered}[vxlan]\nvni = 7\n"));
+    assert_eq!(starts(&node), 2, "{}", node.log());
+    node.stop("TERM");
 }
