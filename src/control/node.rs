@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -64,7 +65,7 @@ pub enum ReloadError {
     #[error(transparent)]
     Invalid(#[from] crate::config::ConfigError),
     #[error("pod {0} has the address {1}, which node.pod_cidrs would not hold any more; detach it first")]
-    PodOutside(String, std::net::IpAddr),
+    PodOutside(String, IpAddr),
 }
 
 impl ConfigFile {
@@ -80,7 +81,7 @@ impl ConfigFile {
 impl Node {
     /// A node that is not yet as its configuration wants it: see [`Node::reconcile`].
     pub fn new((file, config): (ConfigFile, Config), kernel: Kernel, store: Store, start: Starter) -> Self {
-        Self {
+        let node = Self {
             started: Instant::now(),
             file,
             config,
@@ -90,7 +91,9 @@ impl Node {
             observed: Observed::default(),
             faults: BTreeMap::new(),
             notices: Vec::new(),
-        }
+        };
+        node.strays().for_each(|stray| tracing::error!("{stray}"));
+        node
     }
 
     /// Adds what `status` is to show among the problems from now on.
@@ -133,13 +136,27 @@ impl Node {
     }
 
     fn check_pods(&self, config: &Config) -> Result<(), ReloadError> {
-        for pod in self.store.pods() {
-            let outside = |address: &&_| !config.node.pod_cidrs.iter().any(|cidr| cidr.contains(*address));
-            if let Some(address) = pod.addresses.iter().find(outside) {
-                return Err(ReloadError::PodOutside(pod.name.clone(), *address));
-            }
+        match self.outside(config).next() {
+            Some((pod, address)) => Err(ReloadError::PodOutside(pod.name.clone(), address)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The addresses of pods that a configuration's ranges do not hold.
+    fn outside<'n>(&'n self, config: &'n Config) -> impl Iterator<Item = (&'n Pod, IpAddr)> {
+        let held = |address: &IpAddr| config.node.pod_cidrs.iter().any(|cidr| cidr.contains(address));
+        let addresses =
+            self.store.pods().iter().flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)));
+        addresses.filter(move |(_, address)| !held(address))
+    }
+
+    /// What is wrong with pods outside of the ranges in force. A reload leaves none; the file may have changed while
+    /// no daemon ran.
+    fn strays(&self) -> impl Iterator<Item = String> {
+        let outside = self.outside(&self.config);
+        outside.map(|(pod, address)| {
+            format!("pod {} has the address {address}, which is outside of node.pod_cidrs; detach it", pod.name)
+        })
     }
 
     /// Brings kernel and data plane to the desired state. What fails is kept as a problem, and the
@@ -216,7 +233,8 @@ impl Node {
 
     /// All that is wrong now.
     pub(super) fn problems(&self) -> Vec<String> {
-        self.notices.iter().chain(&self.observed.problems).chain(self.faults.values()).cloned().collect()
+        let seen = self.notices.iter().chain(&self.observed.problems).chain(self.faults.values());
+        seen.cloned().chain(self.strays()).collect()
     }
 
     /// Stops the data plane and leaves the kernel path as it is.

@@ -371,6 +371,24 @@ fn a_pod_that_broke_its_own_end_is_found_at_the_next_start() {
 }
 
 #[test]
+fn a_pod_outside_of_ranges_that_changed_while_no_daemon_ran_is_shown_until_it_is_detached() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.attach("web");
+    node.stop("TERM");
+    node.configure(&CONFIG.replace("10.244.1.0/24", "10.244.9.0/24"));
+    node.run();
+    let status = node.json(&["status"]);
+    let stray = "pod web has the address 10.244.1.1, which is outside of node.pod_cidrs; detach it";
+    assert!(texts(&status["problems"], None).contains(&stray), "{status}");
+    assert!(node.log().contains(stray) && !status["problems"].to_string().contains("fd00:244:1::1, which"), "{status}");
+    assert!(node.ask(&["pods", "detach", "--name", "web"]).status.success());
+    node.wait_for("no problem", |node| node.json(&["status"])["problems"] == json!([]));
+}
+
+#[test]
 fn status_stats_and_routes_describe_the_kernel_path() {
     if !is_root() {
         return;
