@@ -16,7 +16,7 @@ use super::kernel::{Kernel, KernelError};
 use super::lifecycle::Starter;
 use super::netlink::{Monitor, News};
 use super::node::{ConfigFile, Node, ReloadError};
-use super::runtime::{RuntimeDir, RuntimeError};
+use super::runtime::{Namespace, RuntimeDir, RuntimeError};
 use super::server::{Call, Server, ServerError};
 use super::store::{Store, StoreError};
 use super::watch::ConfigWatch;
@@ -62,6 +62,7 @@ pub enum DaemonError {
 pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), DaemonError> {
     let path = std::path::absolute(config)?;
     let config = ConfigFile::open(&path)?;
+    let _namespace = Namespace::claim()?;
     let dir = RuntimeDir::claim(runtime_dir)?;
     let (store, torn) = Store::open(&dir.pods())?;
     let mut node = Node::new(config, Kernel::new()?, store, start);

@@ -1,19 +1,25 @@
-//! The runtime directory: where one daemon keeps its lock, its control socket and its state.
+//! What one daemon has for itself: its network namespace, and the runtime directory with its lock,
+//! its control socket and its state.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 
 /// The runtime directory of a daemon that was told none.
 pub const DEFAULT_DIR: &str = "/run/podwire";
+
+/// The abstract socket that a daemon holds; each network namespace has its own names (unix(7)).
+const NAMESPACE_LOCK: &[u8] = b"podwire";
 
 /// Where the control socket is in a runtime directory.
 pub fn socket_path(dir: &Path) -> PathBuf {
     dir.join("control.sock")
 }
 
-/// Why a runtime directory cannot be used.
+/// Why a network namespace or a runtime directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     #[error("runtime directory {path}: {source}; choose another one with --runtime-dir", path = .0.display(), source = .1)]
@@ -24,6 +30,36 @@ pub enum RuntimeError {
     Shared(PathBuf, u32),
     #[error("runtime directory {path} is in use by another podwire; stop it, or choose another one with --runtime-dir", path = .0.display())]
     Busy(PathBuf),
+    #[error(
+        "this network namespace is in use by another podwire, which holds the socket @{0} (`ss -xlp` names it); stop it, or start this one in another network namespace"
+    )]
+    BusyNamespace(String),
+    #[error("cannot take the socket @{0}, by which a podwire claims its network namespace: {1}")]
+    Namespace(String, #[source] io::Error),
+}
+
+/// The network namespace of the thread that claimed it: no second daemon changes its routes and
+/// devices until the value is dropped.
+#[derive(Debug)]
+pub struct Namespace {
+    _lock: UnixListener,
+}
+
+impl Namespace {
+    /// Locks it against a second daemon, whatever its runtime directory is. The kernel releases
+    /// the lock however this process ends.
+    pub fn claim() -> Result<Self, RuntimeError> {
+        Self::hold(NAMESPACE_LOCK)
+    }
+
+    fn hold(name: &[u8]) -> Result<Self, RuntimeError> {
+        let shown = String::from_utf8_lossy(name).into_owned();
+        match SocketAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address)) {
+            Ok(lock) => Ok(Self { _lock: lock }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(RuntimeError::BusyNamespace(shown)),
+            Err(error) => Err(RuntimeError::Namespace(shown, error)),
+        }
+    }
 }
 
 /// A runtime directory that this process owns until the value is dropped.
@@ -76,6 +112,15 @@ fn lock_options() -> OpenOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_is_held_by_one_daemon_at_a_time() {
+        let name = format!("podwire-test-{}", std::process::id());
+        let first = Namespace::hold(name.as_bytes()).unwrap();
+        assert!(matches!(Namespace::hold(name.as_bytes()), Err(RuntimeError::BusyNamespace(busy)) if busy == name));
+        drop(first);
+        Namespace::hold(name.as_bytes()).unwrap();
+    }
 
     #[test]
     fn a_directory_is_made_closed_and_held_by_one_daemon_at_a_time() {

@@ -144,6 +144,30 @@ fn a_second_daemon_on_the_same_directory_is_refused() {
 }
 
 #[test]
+fn a_second_daemon_in_the_same_namespace_is_refused_and_touches_nothing() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.attach("web");
+    let elsewhere = Node::start();
+    let objects = "ip route; ip -6 route; ip neigh show nud permanent; ip -br link";
+    let before = node.inside(objects);
+    assert!(before.contains("10.244.1."), "{before}");
+    let other_dir = elsewhere.config().with_file_name("other");
+    let second = node.daemon_command_in(&other_dir).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let said = stderr(&second);
+    assert!(said.contains("network namespace is in use by another podwire") && said.contains("stop it, or"), "{said}");
+    assert!(!other_dir.exists());
+    assert_eq!(node.inside(objects), before);
+    assert!(elsewhere.ask(&["status"]).status.success());
+
+    assert!(!node.stop("KILL").success());
+    node.run();
+}
+
+#[test]
 fn hostile_input_on_the_socket_is_answered_with_an_error_and_the_daemon_lives() {
     if !is_root() {
         return;

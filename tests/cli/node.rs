@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio, id};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
@@ -72,9 +72,14 @@ impl Node {
     }
 
     pub fn daemon_command(&self) -> Command {
+        self.daemon_command_in(&self.runtime_dir())
+    }
+
+    /// The daemon with a runtime directory other than the node's.
+    pub fn daemon_command_in(&self, runtime_dir: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.netns)).args([BINARY, "run"]);
-        command.arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir());
+        command.arg("--config").arg(self.config()).arg("--runtime-dir").arg(runtime_dir);
         command
     }
 
