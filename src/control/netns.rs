@@ -6,11 +6,14 @@
 //! Invariant 1: the descriptor given to `setns` is open for the whole call.
 #![allow(unsafe_code, reason = "setns(2) has no safe face in std or libc")]
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+/// The type of the file system that namespaces live in (`include/uapi/linux/magic.h`).
+const NSFS_MAGIC: u32 = 0x6e73_6673;
 
 /// A network namespace, held open.
 #[derive(Debug)]
@@ -18,9 +21,17 @@ pub struct Netns(File);
 
 impl Netns {
     /// Opens the namespace that is mounted at `path`, such as `/run/netns/NAME` or
-    /// `/proc/PID/ns/net`. Entering it later fails when the file is no network namespace.
+    /// `/proc/PID/ns/net`. Never waits, not even for the writer of a FIFO. Any file that is no
+    /// namespace is refused; a namespace of another kind is refused when it is entered.
     pub fn open(path: &Path) -> io::Result<Self> {
-        File::open(path).map(Self)
+        let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        let kind = rustix::fs::fstatfs(&file)?.f_type;
+        if u32::try_from(kind) != Ok(NSFS_MAGIC) {
+            let advice = "not a network namespace; give one such as /run/netns/NAME or /proc/PID/ns/net";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, advice));
+        }
+        Ok(Self(file))
     }
 
     /// The namespace of the calling thread.
@@ -70,7 +81,22 @@ mod tests {
         let current = Netns::current().unwrap();
         assert!(current.is(&Netns::open(Path::new("/proc/self/ns/net")).unwrap()).unwrap());
         assert!(Netns::open(Path::new("/nonexistent/netns")).is_err());
-        let file = Netns::open(Path::new("/proc/self/status")).unwrap();
-        assert!(file.within(|| ()).is_err());
+        let other_kind = Netns::open(Path::new("/proc/self/ns/uts")).unwrap();
+        assert!(other_kind.within(|| ()).is_err());
+        for path in ["/proc/self/status", "/etc/passwd", "/dev/null", "/proc/self/ns"] {
+            let error = Netns::open(Path::new(path)).unwrap_err().to_string();
+            assert!(error.contains("not a network namespace"), "{path}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_fifo_without_a_writer_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(Netns::open(&path).map_err(|error| error.to_string())));
+        let answer = told.recv_timeout(std::time::Duration::from_secs(10)).expect("opening it does not wait");
+        assert!(answer.unwrap_err().contains("not a network namespace"));
     }
 }
