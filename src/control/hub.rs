@@ -2,7 +2,8 @@
 //! workers' packet rings. It carries nothing else, and the kernel sends nothing on it.
 
 use super::kernel::{ETH_MAX_MTU, Kernel, KernelError, delete_link, request};
-use super::netlink::{LinkKind, LinkSettings, Veth, VethEnd};
+use super::netlink::{Link, LinkKind, LinkSettings, Veth, VethEnd};
+use super::plan::ALIAS;
 use super::sysctl;
 use crate::ids::IfIndex;
 
@@ -12,9 +13,13 @@ const FAR: &str = "pwhub1";
 
 impl Kernel {
     /// The hub's near end; the pair is made when missing and set right when not. Super-packets
-    /// pass it whole.
+    /// pass it whole. A device of either name that is not ours is left as it is.
     pub fn ensure_hub(&mut self) -> Result<IfIndex, KernelError> {
-        if self.link(NEAR)?.is_none() {
+        let (near, far) = (self.hub_end(NEAR)?, self.hub_end(FAR)?);
+        if near.is_none() || far.is_none() {
+            if let Some(alone) = near.or(far) {
+                self.delete_hub_end(&alone)?;
+            }
             let end = |name: &str| VethEnd { name: name.to_owned(), mac: None };
             let veth = Veth { near: end(NEAR), far: end(FAR), far_netns: None, mtu: ETH_MAX_MTU };
             self.netlink.add_veth(&veth).map_err(request(format!("create the hub {NEAR}, {FAR}")))?;
@@ -23,22 +28,40 @@ impl Kernel {
         self.set_up_hub_end(NEAR)
     }
 
-    /// Removes the hub; nothing to do is success.
+    /// Removes the hub; nothing to do is success, and so is a device of its name that is not ours.
     pub fn remove_hub(&mut self) -> Result<(), KernelError> {
-        match self.link(NEAR)? {
-            Some(link) => delete_link(&mut self.netlink, link.index).map_err(request(format!("delete the hub {NEAR}"))),
+        match self.link(NEAR)?.filter(is_ours) {
+            Some(link) => self.delete_hub_end(&link),
             None => Ok(()),
         }
     }
 
+    fn delete_hub_end(&mut self, link: &Link) -> Result<(), KernelError> {
+        delete_link(&mut self.netlink, link.index).map_err(request(format!("delete the hub {}", link.name)))
+    }
+
+    /// The end called `name`, if there is one.
+    fn hub_end(&mut self, name: &str) -> Result<Option<Link>, KernelError> {
+        match self.link(name)? {
+            Some(link) if !is_ours(&link) => Err(KernelError::ForeignHub(name.to_owned())),
+            link => Ok(link),
+        }
+    }
+
     fn set_up_hub_end(&mut self, name: &str) -> Result<IfIndex, KernelError> {
+        let link = self.hub_end(name)?.ok_or_else(|| KernelError::Vanished(name.to_owned()))?;
         sysctl::ensure(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
-        let link = self.link(name)?.filter(|link| link.kind == LinkKind::Veth);
-        let link = link.ok_or_else(|| KernelError::ForeignHub(name.to_owned()))?;
-        if !link.up || link.mtu != ETH_MAX_MTU {
-            let settings = LinkSettings { up: Some(true), mtu: Some(ETH_MAX_MTU), ..LinkSettings::default() };
+        if !link.up || link.mtu != ETH_MAX_MTU || link.alias != ALIAS {
+            let settings =
+                LinkSettings { up: Some(true), mtu: Some(ETH_MAX_MTU), alias: Some(ALIAS), ..LinkSettings::default() };
             self.netlink.set_link(link.index, settings).map_err(request(format!("set up {name}")))?;
         }
         Ok(link.index)
     }
+}
+
+/// Whether it bears our mark, or is just as we make it: a daemon may have ended before marking it.
+fn is_ours(link: &Link) -> bool {
+    let unmarked = link.alias.is_empty() && !link.up && link.mtu == ETH_MAX_MTU;
+    link.kind == LinkKind::Veth && (link.alias == ALIAS || unmarked)
 }

@@ -105,9 +105,9 @@ pub enum KernelError {
     SameAsPeer { what: String, peer: String },
     #[error("the MTU {mtu} of {uplink} leaves pods less than {MTU_MIN} bytes")]
     SmallMtu { uplink: String, mtu: u32 },
-    #[error("{0} exists and is no VXLAN device; choose another vxlan.device")]
+    #[error("{0} exists and is not podwire's VXLAN device (alias podwire); remove it or choose another vxlan.device")]
     ForeignDevice(String),
-    #[error("{0} exists and is not one end of podwire's hub; remove or rename it")]
+    #[error("{0} exists and is not one end of podwire's hub (a veth with the alias podwire); remove or rename it")]
     ForeignHub(String),
     #[error("{0} was removed while it was being set up")]
     Vanished(String),

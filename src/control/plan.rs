@@ -21,7 +21,7 @@ use crate::wire::Mac;
 /// Marks our routes (`rtm_protocol`; 192 to 252 are free of the kernel's and of iproute2's names).
 pub const PROTOCOL: u8 = 240;
 
-/// Marks our VXLAN device (`IFLA_IFALIAS`), so that it is found again under another name.
+/// Marks our VXLAN device and the hub (`IFLA_IFALIAS`): what does not bear it is not ours to change.
 pub const ALIAS: &str = "podwire";
 
 /// A kernel object, in the order of making: a route needs its source address, and must not lead
@@ -96,22 +96,25 @@ pub enum DevicePlan {
     Recreate,
     /// It stays, with these settings, if any.
     Keep(LinkSettings),
-    /// The name belongs to something that is no VXLAN device.
+    /// The name belongs to a device that is not ours.
     Foreign,
 }
 
-/// What to do about the VXLAN device.
+/// What to do about the VXLAN device. Without our mark it is ours only when it is just as we make
+/// it: a daemon may have ended between making and marking it.
 pub fn plan_device(desired: &VxlanDevice, observed: Option<&Link>) -> DevicePlan {
     let Some(link) = observed else { return DevicePlan::Create };
+    let marked = link.alias == ALIAS;
+    let unmarked = link.alias.is_empty() && !link.up && link.mac == Some(desired.mac);
     match &link.kind {
-        LinkKind::Vxlan(vxlan) if *vxlan == desired.vxlan => DevicePlan::Keep(LinkSettings {
+        LinkKind::Vxlan(vxlan) if *vxlan == desired.vxlan && (marked || unmarked) => DevicePlan::Keep(LinkSettings {
             up: (!link.up).then_some(true),
             mtu: (link.mtu != desired.mtu).then_some(desired.mtu),
             mac: (link.mac != Some(desired.mac)).then_some(desired.mac),
-            alias: (link.alias != ALIAS).then_some(ALIAS),
+            alias: (!marked).then_some(ALIAS),
         }),
-        LinkKind::Vxlan(_) | LinkKind::OtherVxlan => DevicePlan::Recreate,
-        LinkKind::Veth | LinkKind::Other => DevicePlan::Foreign,
+        LinkKind::Vxlan(_) | LinkKind::OtherVxlan if marked => DevicePlan::Recreate,
+        _ => DevicePlan::Foreign,
     }
 }
 

@@ -214,7 +214,10 @@ fn refuses_what_cannot_be_and_says_why() {
     let Some(one) = One::new() else { return };
     let refused = |config: &str| one.outcome(config).unwrap_err().to_string();
     one.lab.ip("a", "link add bridge7 type bridge");
-    assert!(refused(&(one.config.clone() + "[vxlan]\ndevice = \"bridge7\"\n")).contains("is no VXLAN device"));
+    assert!(
+        refused(&(one.config.clone() + "[vxlan]\ndevice = \"bridge7\"\n"))
+            .contains("bridge7 exists and is not podwire's")
+    );
     assert!(refused(&one.config.replace("eth0", "eth9")).contains("there is no device eth9"));
     assert!(refused(&one.config.replace("eth0", "lo")).contains("lo is not an Ethernet device"));
     let same = one.config.replace("192.168.1.3", "192.168.1.2");
@@ -259,6 +262,59 @@ fn the_hub_is_made_once_kept_quiet_and_removed() {
         kernel.remove_hub().unwrap();
     });
     assert!(!one.lab.ip("a", "link").contains("pwhub"));
+}
+
+#[test]
+fn a_foreign_vxlan_device_of_our_name_is_named_and_left_as_it_is() {
+    let Some(lab) = Lab::new(false) else { return };
+    let config = Config::parse(&config(&lab.node('a', 1), &[peer('b', 2)])).unwrap();
+    let reconcile = || lab.kernel("a", |kernel| kernel.reconcile(&config, &[]));
+    let state = || lab.ip("a", "-d address show podwire.1") + &lab.run("a", "bridge fdb show dev podwire.1");
+    for port in [8472, 4790] {
+        let device = "podwire.1 type vxlan id 1 local 192.168.1.2 dev eth0 nolearning noudpcsum";
+        lab.ip("a", &format!("link add {device} dstport {port}"));
+        lab.ip("a", "link set podwire.1 up");
+        lab.ip("a", "address add 10.9.9.9/24 dev podwire.1 noprefixroute");
+        lab.run("a", "bridge fdb add 02:00:00:00:00:99 dev podwire.1 dst 192.168.1.9");
+        let before = state();
+        let error = reconcile().unwrap_err();
+        assert!(matches!(&error, KernelError::ForeignDevice(name) if name == "podwire.1"), "{error}");
+        assert_eq!(state(), before);
+        lab.ip("a", "link del podwire.1");
+    }
+    reconcile().expect("the name is free");
+    assert!(lab.ip("a", "link show podwire.1").contains("alias podwire"));
+}
+
+#[test]
+fn foreign_devices_with_the_hubs_names_are_named_and_left_as_they_are() {
+    let Some(lab) = Lab::new(false) else { return };
+    lab.node('a', 1);
+    let devices = [
+        ("pwhub0", "link add pwhub0 type bridge"),
+        ("pwhub0", "link add pwhub0 type veth peer name other0"),
+        ("pwhub1", "link add pwhub1 mtu 65535 up type veth peer name other1"),
+    ];
+    for (name, make) in devices {
+        lab.ip("a", make);
+        // Not the link's state, which settles by itself.
+        let state = || {
+            let printed = lab.ip("a", &format!("link show {name}"));
+            let words: Vec<_> = printed.split_whitespace().map(str::to_owned).collect();
+            let mtu = words.iter().skip_while(|word| *word != "mtu").nth(1).cloned();
+            let sysctl = lab.run("a", &format!("cat /proc/sys/net/ipv6/conf/{name}/disable_ipv6"));
+            (words.first().cloned(), mtu, sysctl)
+        };
+        let before = state();
+        let error = lab.kernel("a", |kernel| kernel.ensure_hub().unwrap_err());
+        assert!(matches!(&error, KernelError::ForeignHub(named) if named == name), "{error}");
+        lab.kernel("a", |kernel| kernel.remove_hub().unwrap());
+        assert_eq!(state(), before);
+        lab.ip("a", &format!("link del {name}"));
+    }
+    let hub = lab.kernel("a", |kernel| kernel.ensure_hub().unwrap());
+    assert!(lab.ip("a", "link show pwhub0").starts_with(&format!("{hub}:")));
+    assert!(lab.ip("a", "link show pwhub1").contains("alias podwire"));
 }
 
 #[test]

@@ -166,4 +166,15 @@ fn a_device_is_kept_corrected_recreated_or_refused() {
     }
     assert_eq!(plan_device(&desired, Some(&link(LinkKind::OtherVxlan, 1450, true))), DevicePlan::Recreate);
     assert_eq!(plan_device(&desired, Some(&link(LinkKind::Other, 1450, true))), DevicePlan::Foreign);
+
+    let unmarked = |kind, up| Link { alias: String::new(), ..link(kind, 1450, up) };
+    let adopted = LinkSettings { up: Some(true), alias: Some(ALIAS), ..LinkSettings::default() };
+    let foreign = Some(DevicePlan::Foreign);
+    let planned = |link: Link| Some(plan_device(&desired, Some(&link)));
+    assert_eq!(planned(unmarked(LinkKind::Vxlan(vxlan), false)), Some(DevicePlan::Keep(adopted)));
+    assert_eq!(planned(unmarked(LinkKind::Vxlan(vxlan), true)), foreign);
+    assert_eq!(planned(Link { mac: Some(Mac([4; 6])), ..unmarked(LinkKind::Vxlan(vxlan), false) }), foreign);
+    assert_eq!(planned(Link { alias: "mine".into(), ..unmarked(LinkKind::Vxlan(vxlan), false) }), foreign);
+    assert_eq!(planned(unmarked(LinkKind::Vxlan(Vxlan { port: 4789, ..vxlan }), false)), foreign);
+    assert_eq!(planned(unmarked(LinkKind::OtherVxlan, false)), foreign);
 }
