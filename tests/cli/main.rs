@@ -2,6 +2,8 @@
 //! network namespaces of its own, on the kernel path.
 
 mod dataplane;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod node;
 
 use std::fs;
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use harness::is_root;
 use node::Node;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_podwire");
@@ -50,14 +53,6 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn is_root() -> bool {
-    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
-    if !root {
-        println!("skipped: needs root");
-    }
-    root
 }
 
 /// The texts of a JSON list, or of one member of each of its objects.
@@ -150,7 +145,7 @@ fn a_second_daemon_in_the_same_namespace_is_refused_and_touches_nothing() {
     }
     let mut node = Node::start();
     node.attach("web");
-    let elsewhere = Node::start();
+    let elsewhere = node.start_beside();
     let objects = "ip route; ip -6 route; ip neigh show nud permanent; ip -br link";
     let before = node.inside(objects);
     assert!(before.contains("10.244.1."), "{before}");

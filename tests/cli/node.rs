@@ -1,18 +1,19 @@
 //! A node to try the binary on: a network namespace, an uplink, a configuration, a daemon.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio, id};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::{Child, Command, ExitStatus, Output};
+use std::rc::Rc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
 
+use crate::harness::{Netns, Prefix, host};
 use crate::{BINARY, CONFIG, podwire, stderr, stdout};
 
 /// How long anything may take.
@@ -20,40 +21,44 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node whose uplink's far end is nobody's. Dropping it removes all of it.
 pub struct Node {
-    netns: String,
-    pods: Vec<String>,
-    dir: TempDir,
+    netns: Netns,
+    pods: BTreeMap<String, Netns>,
     daemon: Option<Child>,
-}
-
-fn sh(command: &str) {
-    let output = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", stderr(&output));
+    dir: PathBuf,
+    prefix: Rc<Prefix>,
 }
 
 impl Node {
     /// Makes the uplink, in the node's namespace.
-    pub const UPLINK: &str = "ip link add eth0 type veth peer name far0; ip link set far0 up; ip link set eth0 up; \
-        ip addr add 192.168.1.2/24 dev eth0";
+    pub const UPLINK: &str = "ip link add eth0 type veth peer name far0 && ip link set far0 up && \
+        ip link set eth0 up && ip addr add 192.168.1.2/24 dev eth0";
 
     /// A node whose daemon answers.
     pub fn start() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let netns = format!("pwcli{}-{}", id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut node = Self { netns, pods: Vec::new(), dir: tempfile::tempdir().unwrap(), daemon: None };
-        let ns = &node.netns;
-        sh(&format!("ip netns add {ns}; ip netns exec {ns} sh -ec 'ip link set lo up; {}'", Self::UPLINK));
+        Self::named("node", Rc::new(Prefix::fresh()))
+    }
+
+    /// Another node whose daemon answers, apart from this one but for the laboratory.
+    pub fn start_beside(&self) -> Self {
+        Self::named("elsewhere", Rc::clone(&self.prefix))
+    }
+
+    fn named(name: &str, prefix: Rc<Prefix>) -> Self {
+        let dir = prefix.dir().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let mut node = Self { netns: prefix.netns(name), pods: BTreeMap::new(), daemon: None, dir, prefix };
+        node.inside(Self::UPLINK);
         node.configure(CONFIG);
         node.run();
         node
     }
 
     pub fn config(&self) -> PathBuf {
-        self.dir.path().join("podwire.toml")
+        self.dir.join("podwire.toml")
     }
 
     pub fn runtime_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
+        self.dir.join("run")
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -61,12 +66,12 @@ impl Node {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
     /// Replaces the configuration file in one step.
     pub fn configure(&self, text: &str) {
-        let aside = self.dir.path().join("new");
+        let aside = self.dir.join("new");
         fs::write(&aside, text).unwrap();
         fs::rename(aside, self.config()).unwrap();
     }
@@ -77,16 +82,15 @@ impl Node {
 
     /// The daemon with a runtime directory other than the node's.
     pub fn daemon_command_in(&self, runtime_dir: &Path) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.netns)).args([BINARY, "run"]);
-        command.arg("--config").arg(self.config()).arg("--runtime-dir").arg(runtime_dir);
+        let mut command = self.netns.command(BINARY);
+        command.arg("run").arg("--config").arg(self.config()).arg("--runtime-dir").arg(runtime_dir);
         command
     }
 
     /// Starts the daemon and waits until it answers.
     pub fn run(&mut self) {
-        let log = OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        self.daemon = Some(self.daemon_command().stderr(log).stdin(Stdio::null()).spawn().unwrap());
+        let log = OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
+        self.daemon = Some(self.daemon_command().stderr(log).spawn().unwrap());
         let end = Instant::now() + PATIENCE;
         while !self.ask(&["status"]).status.success() {
             let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
@@ -96,7 +100,7 @@ impl Node {
     }
 
     pub fn signal(&self, signal: &str) {
-        sh(&format!("kill -{signal} {}", self.daemon.as_ref().unwrap().id()));
+        host(&format!("kill -{signal} {}", self.daemon.as_ref().unwrap().id()));
     }
 
     /// Ends the daemon by a signal.
@@ -120,16 +124,15 @@ impl Node {
 
     /// Makes a namespace for a pod and gives its path.
     pub fn pod_netns(&mut self, name: &str) -> String {
-        let netns = format!("{}-{name}", self.netns);
-        sh(&format!("ip netns add {netns}; ip -n {netns} link set lo up"));
-        self.pods.push(netns.clone());
-        format!("/run/netns/{netns}")
+        let netns = self.prefix.netns(name);
+        let path = netns.path().to_str().unwrap().to_owned();
+        self.pods.insert(name.to_owned(), netns);
+        path
     }
 
     /// Removes a pod's namespace behind the daemon's back.
     pub fn remove_pod_netns(&mut self, name: &str) {
-        sh(&format!("ip netns del {}-{name}", self.netns));
-        self.pods.retain(|pod| !pod.ends_with(&format!("-{name}")));
+        self.pods.remove(name).unwrap().remove();
     }
 
     /// Attaches a new pod with addresses of the daemon's choice.
@@ -140,13 +143,12 @@ impl Node {
 
     /// The standard output of a command in the node's namespace.
     pub fn inside(&self, command: &str) -> String {
-        let netns = format!("--net=/run/netns/{}", self.netns);
-        stdout(&Command::new("nsenter").args([&netns, "sh", "-c", command]).output().unwrap())
+        stdout(&self.netns.command("sh").args(["-c", command]).output().unwrap())
     }
 
     /// Runs a command in a pod's namespace.
     pub fn inside_pod(&self, name: &str, command: &str) {
-        sh(&format!("ip netns exec {}-{name} {command}", self.netns));
+        self.pods[name].run(command);
     }
 
     /// Whether an address answers the node at the first packet.
@@ -179,9 +181,6 @@ impl Drop for Node {
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.kill();
             let _ = daemon.wait();
-        }
-        for netns in self.pods.iter().chain([&self.netns]) {
-            let _ = Command::new("ip").args(["netns", "del", netns]).status();
         }
     }
 }
