@@ -231,6 +231,5 @@ fn next_hop(settings: &Settings, remote: &RemoteView) -> NextHop {
 
 /// The largest inner packet, in bytes, that fits a chunk of packet memory with its outer headers.
 pub fn largest_inner(underlay: IpAddr) -> u16 {
-    let outer = if underlay.is_ipv4() { 64 } else { 84 };
-    u16::try_from(MAX_FRAME - outer).unwrap_or(u16::MAX)
+    u16::try_from(MAX_FRAME - OuterTemplate::len_over(underlay)).unwrap_or(u16::MAX)
 }

@@ -23,9 +23,10 @@ pub use ring::{Fanout, Ring, Slot};
 pub use sender::Sender;
 
 use crate::ids::IfIndex;
+use crate::offload::VirtioNetHdr;
 
 /// Bytes of the `struct virtio_net_hdr` that stands before each frame in both directions.
-pub const VIRTIO_HEADER: usize = 10;
+pub const VIRTIO_HEADER: usize = VirtioNetHdr::LEN;
 
 /// Why a packet socket could not be opened.
 #[derive(Debug, thiserror::Error)]

@@ -82,6 +82,11 @@ impl OuterTemplate {
         }
     }
 
+    /// The bytes that the headers take over an underlay of that address' family.
+    pub fn len_over(underlay: IpAddr) -> usize {
+        if underlay.is_ipv4() { V4_LEN } else { V6_LEN }
+    }
+
     /// The bytes that the headers take in front of the inner IP packet, inner Ethernet header included.
     #[inline]
     #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
@@ -248,7 +253,7 @@ mod tests {
         };
         for (v6, len, most) in [(false, 64, 65535 - 50), (true, 84, 65535 - 30)] {
             let template = OuterTemplate::new(&outer_params(v6, true)).unwrap();
-            assert_eq!(template.len(), len);
+            assert_eq!((template.len(), OuterTemplate::len_over(outer_params(v6, true).local)), (len, len));
             assert!(template.write(&mut vec![0; len], &Inner { l3_len: most, ..inner }));
             assert!(!template.write(&mut vec![0; len], &Inner { l3_len: most + 1, ..inner }));
             assert!(!template.write(&mut vec![0; len], &Inner { l3_len: usize::MAX, ..inner }));

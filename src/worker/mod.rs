@@ -37,7 +37,7 @@ pub enum Polling {
     Adaptive,
 }
 
-/// How long an adaptive worker polls in vain before it sleeps. A sleep and a wake-up cost some 5 µs of CPU.
+/// How long an adaptive worker polls in vain before it sleeps.
 const SPIN_NS: u64 = 50_000;
 
 /// How often a polling worker says that it is alive.
@@ -199,8 +199,8 @@ impl Worker<Uplink, Hub> {
 /// Pins the calling thread and puts it before others on its core: a worker that waits for its core is taken for hung.
 /// Without the privilege it runs as any thread. Returns whether it is pinned.
 fn settle_on(core: core_affinity::CoreId) -> bool {
-    // About three times a thread's usual share. Further down a worker that spins starves the softirqs that the kernel
-    // defers to ksoftirqd on its core, and with them its own frames: at -20 transfers took five times as long.
+    // About three times a thread's usual share. Much further down a worker that spins can starve what the kernel defers
+    // to ksoftirqd on its core, and with it its own frames.
     const FIRST: i32 = -5;
     // On Linux a priority is a thread's.
     let _unprivileged = rustix::process::setpriority_process(None, FIRST);
