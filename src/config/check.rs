@@ -84,7 +84,8 @@ pub(super) fn nodes(doc: &Document<'_>, own: &NodeKeys, peers: &[NodeKeys], clus
     unique_names(doc, all());
     let pods: Vec<IpNet> =
         cluster.iter().chain(all().flat_map(|node| &node.pod_cidrs)).map(|cidr| cidr.value).collect();
-    underlays(doc, all(), &pods);
+    underlay_family(doc, all());
+    addresses(doc, all(), &pods);
     macs(doc, all());
     for node in all() {
         ranges(doc, node, cluster);
@@ -117,28 +118,42 @@ fn is_dns_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label)
 }
 
-fn underlays<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>, pods: &[IpNet]) {
-    let mut taken = HashMap::new();
+fn underlay_family<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>) {
     let mut family = None;
     for underlay in nodes.filter_map(|node| node.underlay.as_ref()) {
-        let refuse = |reason: String| doc.refuse(&underlay.place, reason);
-        if let Some(reason) = not_a_vtep(underlay.value) {
-            refuse(reason.to_owned());
-        }
-        if let Some(range) = pods.iter().find(|range| range.contains(&underlay.value)) {
-            refuse(format!("lies inside the pod range {range}; tunnels cannot end there"));
-        }
         let (is_ipv6, other) = *family.get_or_insert((underlay.value.is_ipv6(), &underlay.place.key));
         if is_ipv6 != underlay.value.is_ipv6() {
-            refuse(format!("is not of the family of {other}; all underlay addresses are of one"));
-        }
-        if let Some(other) = taken.insert(underlay.value, &underlay.place.key) {
-            refuse(format!("is also {other}"));
+            let reason = format!("is not of the family of {other}; all underlay addresses are of one");
+            doc.refuse(&underlay.place, reason);
         }
     }
 }
 
-fn not_a_vtep(address: IpAddr) -> Option<&'static str> {
+/// The addresses of the nodes themselves: each of one node, none a pod's.
+fn addresses<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>, pods: &[IpNet]) {
+    let mut taken = HashMap::new();
+    for node in nodes {
+        for address in node.underlay.iter().chain(&node.addresses) {
+            let refuse = |reason: String| doc.refuse(&address.place, reason);
+            if let Some(reason) = unreachable_address(address.value) {
+                refuse(reason.to_owned());
+            }
+            if let Some(range) = pods.iter().find(|range| range.contains(&address.value)) {
+                refuse(format!("lies inside the pod range {range}; a node cannot have it"));
+            }
+            if let Some(other) = taken.insert(address.value, &address.place.key) {
+                refuse(format!("is also {other}"));
+            }
+        }
+        let families: Vec<bool> = node.pod_cidrs.iter().map(|cidr| cidr.value.addr().is_ipv6()).collect();
+        for address in node.addresses.iter().filter(|address| !families.contains(&address.value.is_ipv6())) {
+            doc.refuse(&address.place, "is of a family that the node has no pod range of; no tunnel leads there");
+        }
+    }
+}
+
+/// Why a node cannot have this address.
+fn unreachable_address(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(address) => address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local() || address.to_ipv4_mapped().is_some(),
@@ -150,7 +165,7 @@ fn not_a_vtep(address: IpAddr) -> Option<&'static str> {
     } else if address.is_multicast() {
         Some("is a multicast address; list the nodes one by one")
     } else if link_local {
-        Some("is not an address that a tunnel can end at")
+        Some("is not an address that other nodes can reach")
     } else {
         None
     }

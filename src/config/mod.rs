@@ -99,6 +99,8 @@ pub struct Peer {
     pub vtep_mac: Mac,
     /// At most one of each family.
     pub pod_cidrs: Vec<IpNet>,
+    /// Its own addresses besides `underlay` that pods reach through the overlay.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// How the workers poll.
@@ -152,6 +154,24 @@ impl Config {
     pub fn underlay_is_ipv6(&self) -> Option<bool> {
         let underlay = self.node.underlay.or_else(|| self.peers.first().map(|peer| peer.underlay));
         underlay.map(|address| address.is_ipv6())
+    }
+}
+
+impl Peer {
+    /// The addresses of the node itself: `underlay` first.
+    pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.underlay).chain(self.addresses.iter().copied())
+    }
+
+    /// The pod range through which packets of pods for `address`, one of the node's own, travel.
+    pub fn range_for(&self, address: IpAddr) -> Option<IpNet> {
+        self.pod_cidrs.iter().copied().find(|cidr| cidr.addr().is_ipv6() == address.is_ipv6())
+    }
+
+    /// All that pods reach through the overlay: pod ranges, and the node's own addresses of their families.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        let addresses = self.node_addresses().filter(|address| self.range_for(*address).is_some());
+        self.pod_cidrs.iter().copied().chain(addresses.map(IpNet::from))
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) struct NodeKeys {
     pub underlay: Option<At<IpAddr>>,
     pub vtep_mac: Option<At<Mac>>,
     pub pod_cidrs: Vec<At<IpNet>>,
+    /// Of a peer only.
+    pub addresses: Vec<At<IpAddr>>,
 }
 
 /// Validates `text` for a machine whose CPUs `online` are.
@@ -67,6 +69,11 @@ fn node_keys(section: &mut Section<'_, '_>, is_peer: bool) -> NodeKeys {
         underlay: if is_peer { section.required("underlay") } else { section.optional("underlay") },
         vtep_mac: section.optional("vtep_mac"),
         pod_cidrs: section.required_list("pod_cidrs").map_or_else(Vec::new, |list| list.value),
+        addresses: if is_peer {
+            section.list("addresses").map_or_else(Vec::new, |list| list.value)
+        } else {
+            Vec::new()
+        },
     }
 }
 
@@ -90,6 +97,7 @@ impl NodeKeys {
             underlay: self.underlay?.value,
             vtep_mac,
             pod_cidrs: values(self.pod_cidrs),
+            addresses: values(self.addresses),
         })
     }
 }

@@ -28,6 +28,9 @@ underlay = "192.168.1.4"
 pod_cidrs = ["10.244.3.0/24"]
 "#;
 
+/// The ranges of the last peer.
+const LAST: &str = "pod_cidrs = [\"10.244.3.0/24\"]";
+
 fn parse(text: &str) -> Result<Config, ConfigError> {
     parse::document(text, &[0, 1])
 }
@@ -105,10 +108,23 @@ fn each_fault_is_named_with_line_key_value_and_reason() {
         ("\"192.168.1.3\"", "\"127.0.0.1\"", "peers[0].underlay = \"127.0.0.1\": is a loopback address"),
         ("\"192.168.1.3\"", "\"224.0.0.1\"", "is a multicast address"),
         ("\"192.168.1.3\"", "\"0.0.0.0\"", "is the unspecified address"),
-        ("\"192.168.1.3\"", "\"fe80::1\"", "is not an address that a tunnel can end at"),
+        ("\"192.168.1.3\"", "\"fe80::1\"", "is not an address that other nodes can reach"),
         ("\"192.168.1.3\"", "\"10.244.200.1\"", "lies inside the pod range 10.244.0.0/16"),
         ("\"192.168.1.3\"", "\"2001:db8::1\"", "peers[1].underlay = \"192.168.1.4\": is not of the family of peers[0]"),
         ("\"192.168.1.4\"", "\"192.168.1.3\"", "peers[1].underlay = \"192.168.1.3\": is also peers[0].underlay"),
+        (
+            LAST,
+            "pod_cidrs = [\"10.244.3.0/24\"]\naddresses = [\"fd00::4\"]",
+            "line 26: peers[1].addresses[0] = \"fd00::4\": is of a family",
+        ),
+        (LAST, "pod_cidrs = [\"10.244.3.0/24\"]\naddresses = [\"192.168.1.3\"]", "is also peers[0].underlay"),
+        (
+            LAST,
+            "pod_cidrs = [\"10.244.3.0/24\"]\naddresses = [\"10.244.9.9\"]",
+            "lies inside the pod range 10.244.0.0/16",
+        ),
+        (LAST, "pod_cidrs = [\"10.244.3.0/24\"]\naddresses = [\"127.0.0.1\"]", "is a loopback address"),
+        ("uplink", "addresses = [\"192.168.1.9\"]\nuplink", "line 4: node.addresses: is not a known key"),
         ("uplink", "underlay = \"192.168.1.3\"\nuplink", "peers[0].underlay = \"192.168.1.3\": is also node.underlay"),
         ("02:00:00:00:00:02", "03:00:00:00:00:02", "peers[0].vtep_mac = \"03:00:00:00:00:02\": is not a unicast"),
         ("02:00:00:00:00:02", "02:70:c0:a8:01:04", "gives the VTEP MAC 02:70:c0:a8:01:04, which peers[0].vtep_mac has"),

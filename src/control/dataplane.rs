@@ -207,7 +207,7 @@ fn table(settings: &Settings, view: &View) -> Fib {
     let pods = addresses(&view.pods).into_iter().map(|(address, pod)| (IpNet::from(address), NextHop::Local(pod)));
     let remotes = view.remotes.iter().flat_map(|remote| {
         let hop = next_hop(settings, remote);
-        remote.cidrs.iter().map(move |cidr| (*cidr, hop.clone()))
+        remote.prefixes.iter().map(move |prefix| (*prefix, hop.clone()))
     });
     Fib::build(own.chain(remotes).chain(pods))
 }

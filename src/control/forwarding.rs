@@ -1,7 +1,7 @@
 //! The node as a router: the few settings of the whole node that pods need.
 
 use super::kernel::{Kernel, KernelError, Reconciled, request};
-use super::netlink::RouteKind;
+use super::netlink::{MAIN_TABLE, RouteKind};
 use super::sysctl;
 use crate::config::Config;
 
@@ -31,7 +31,7 @@ impl Kernel {
     }
 
     fn devices_with_advertised_routes(&mut self) -> Result<Vec<String>, KernelError> {
-        let routes = self.netlink.routes(PROTOCOL_RA).map_err(request("list advertised routes"))?;
+        let routes = self.netlink.routes(MAIN_TABLE, PROTOCOL_RA).map_err(request("list advertised routes"))?;
         let mut links = self.netlink.links().map_err(request("list devices"))?;
         links.retain(|link| {
             let leads_there = |kind| matches!(kind, RouteKind::Via { device, .. } if device == link.index);

@@ -5,6 +5,8 @@
 //!   pod eth0 ── pwN ──▶ routes ──▶ VXLAN device ──▶ neighbour, FDB ──▶ uplink
 //! ```
 //!
+//! Pods reach the other nodes' own addresses through the overlay too, by a rule and a table of ours.
+//!
 //! Laid out as Flannel does: per peer and family a route to the peer's range through its first
 //! address, a permanent neighbour for that address with the peer's VTEP MAC, and one forwarding
 //! entry from that MAC to the peer's VTEP. [`Kernel::reconcile`] lists, compares and changes only
@@ -13,8 +15,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::netlink::{Link, LinkSettings, Netlink, NetlinkError};
-use super::plan::{self, Action, Change, Object, PROTOCOL};
+use ipnet::IpNet;
+
+use super::netlink::{Link, LinkSettings, MAIN_TABLE, Netlink, NetlinkError};
+use super::plan::{self, Action, Change, NODES_TABLE, Object, PROTOCOL};
 use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
 use super::wiring::{self, Pod};
@@ -101,6 +105,12 @@ pub enum KernelError {
     Queues(String, #[source] std::io::Error),
     #[error("{0} has no usable address of the peers' family; give it one or set node.underlay")]
     NoAddress(String),
+    #[error("node.underlay {0} is not an address of this node; give it to a device or set another one")]
+    ForeignUnderlay(IpAddr),
+    #[error(
+        "our own address {underlay} lies inside the pod range {range}; tunnels cannot end there: set node.underlay, or other pod ranges"
+    )]
+    UnderlayOfPods { underlay: IpAddr, range: IpNet },
     #[error("our own VTEP {what} is that of peer {peer} too; set it right in one of the files")]
     SameAsPeer { what: String, peer: String },
     #[error("the MTU {mtu} of {uplink} leaves pods less than {MTU_MIN} bytes")]
@@ -137,6 +147,7 @@ impl Kernel {
         let wanted = |address: &&IpAddr| config.underlay_is_ipv6().is_none_or(|ipv6| address.is_ipv6() == ipv6);
         let underlay = config.node.underlay.or_else(|| uplink.addresses.iter().find(wanted).copied());
         let underlay = underlay.ok_or_else(|| KernelError::NoAddress(uplink.name.clone()))?;
+        self.check_underlay(config, underlay)?;
         let mac = config.node.vtep_mac.unwrap_or_else(|| derive_vtep_mac(underlay));
         for peer in &config.peers {
             let same = |what: String| KernelError::SameAsPeer { what, peer: peer.name.clone() };
@@ -151,7 +162,7 @@ impl Kernel {
         let mtu = uplink.mtu.min(ETH_MAX_MTU).saturating_sub(overhead);
         let mtu = u16::try_from(mtu).ok().filter(|mtu| u32::from(*mtu) >= MTU_MIN);
         let mtu = mtu.ok_or_else(|| KernelError::SmallMtu { uplink: uplink.name.clone(), mtu: uplink.mtu })?;
-        let addresses = config.node.pod_cidrs.iter().map(ipnet::IpNet::network).collect();
+        let addresses = config.node.pod_cidrs.iter().map(IpNet::network).collect();
         Ok(Vtep { uplink, underlay, mac, mtu, addresses })
     }
 
@@ -189,10 +200,24 @@ impl Kernel {
         self.netlink.link(name).map_err(request(format!("look for {name}")))
     }
 
+    /// What the file alone does not show of the outer source address.
+    fn check_underlay(&mut self, config: &Config, underlay: IpAddr) -> Result<(), KernelError> {
+        let addresses = self.netlink.addresses(None).map_err(request("list addresses"))?;
+        if !addresses.iter().any(|local| local.address.addr() == underlay) {
+            return Err(KernelError::ForeignUnderlay(underlay));
+        }
+        let ranges = [&config.cluster.pod_cidrs, &config.node.pod_cidrs].into_iter();
+        let mut ranges = ranges.chain(config.peers.iter().map(|peer| &peer.pod_cidrs)).flatten();
+        match ranges.find(|range| range.contains(&underlay)) {
+            Some(range) => Err(KernelError::UnderlayOfPods { underlay, range: *range }),
+            None => Ok(()),
+        }
+    }
+
     fn uplink(&mut self, name: &str) -> Result<Uplink, KernelError> {
         let link = self.link(name)?;
         let link = link.ok_or_else(|| KernelError::NoUplink(name.to_owned()))?;
-        let addresses = self.netlink.addresses(link.index).map_err(request("list addresses"))?;
+        let addresses = self.netlink.addresses(Some(link.index)).map_err(request("list addresses"))?;
         Ok(Uplink {
             index: link.index,
             mac: link.mac.filter(|mac| mac.is_unicast()).ok_or_else(|| KernelError::NotEthernet(name.to_owned()))?,
@@ -236,11 +261,14 @@ impl Kernel {
     /// What is ours now.
     fn observe(&mut self, device: IfIndex, pods: &[Pod]) -> Result<Vec<Object>, NetlinkError> {
         let ours: HashSet<IfIndex> = pods.iter().map(|pod| pod.host_ifindex).chain([device]).collect();
-        let mut objects: Vec<Object> = self.netlink.addresses(device)?.into_iter().map(Object::Address).collect();
+        let mut objects: Vec<Object> = self.netlink.addresses(Some(device))?.into_iter().map(Object::Address).collect();
         let neighbours = self.netlink.permanent_neighbours()?.into_iter();
         objects.extend(neighbours.filter(|neighbour| ours.contains(&neighbour.index)).map(Object::Neighbour));
         objects.extend(self.netlink.fdb(device)?.into_iter().map(Object::Fdb));
-        objects.extend(self.netlink.routes(PROTOCOL)?.into_iter().map(Object::Route));
+        for table in [MAIN_TABLE, NODES_TABLE] {
+            objects.extend(self.netlink.routes(table, PROTOCOL)?.into_iter().map(Object::Route));
+        }
+        objects.extend(self.netlink.rules(PROTOCOL)?.into_iter().map(Object::Rule));
         Ok(objects)
     }
 }
@@ -251,12 +279,14 @@ pub(super) fn apply(netlink: &mut Netlink, action: Action, object: &Object) -> R
         (Action::Delete, Object::Address(address)) => netlink.delete_address(address),
         (Action::Delete, Object::Neighbour(neighbour)) => netlink.delete_neighbour(neighbour),
         (Action::Delete, Object::Fdb(entry)) => netlink.delete_fdb(entry),
-        (Action::Delete, Object::Route(route)) => netlink.delete_route(route.destination, PROTOCOL),
+        (Action::Delete, Object::Route(route)) => netlink.delete_route(route.table, route.destination, PROTOCOL),
+        (Action::Delete, Object::Rule(rule)) => netlink.delete_rule(rule, PROTOCOL),
         (_, Object::Address(address)) => netlink.add_address(address),
         (_, Object::Neighbour(neighbour)) => netlink.set_neighbour(neighbour),
         (_, Object::Fdb(entry)) => netlink.set_fdb(entry),
         (Action::Add, Object::Route(route)) => netlink.add_route(route, PROTOCOL),
         (Action::Replace, Object::Route(route)) => netlink.replace_route(route, PROTOCOL),
+        (_, Object::Rule(rule)) => netlink.add_rule(rule, PROTOCOL),
     };
     match result {
         Err(error) if action == Action::Delete && error.is_missing() => Ok(()),

@@ -295,7 +295,7 @@ impl Node {
         let remote = |peer: &crate::config::Peer| match self.observed.hops.get(&peer.name) {
             Some(Ok(hop)) => Some(RemoteView {
                 name: peer.name.clone(),
-                cidrs: peer.pod_cidrs.clone(),
+                prefixes: peer.prefixes().collect(),
                 underlay: peer.underlay,
                 vtep_mac: peer.vtep_mac,
                 dst_mac: hop.dst_mac,

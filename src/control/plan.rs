@@ -1,7 +1,7 @@
 //! What to change in the kernel, decided without touching it: desired objects against observed
 //! ones, each known by its key.
 //!
-//! Only what is ours is ever observed (routes by [`PROTOCOL`], the rest by device), so a plan
+//! Only what is ours is ever observed (routes and rules by [`PROTOCOL`], the rest by device), so a plan
 //! cannot name a foreign object. Nothing is flushed: what is right stays untouched.
 
 use std::collections::BTreeMap;
@@ -11,15 +11,24 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::kernel::Vtep;
-use super::netlink::{Address, FdbEntry, Link, LinkKind, LinkSettings, Neighbour, Route, RouteKind, Vxlan};
+use super::netlink::{
+    Address, FdbEntry, Link, LinkKind, LinkSettings, MAIN_TABLE, Neighbour, Route, RouteKind, Rule, Vxlan,
+};
 use super::sysctl;
 use super::wiring::Pod;
 use crate::config::Config;
 use crate::ids::IfIndex;
 use crate::wire::Mac;
 
-/// Marks our routes (`rtm_protocol`; 192 to 252 are free of the kernel's and of iproute2's names).
+/// Marks our routes and rules, and the underlay's neighbours that we keep resolved (`rtm_protocol`; 192 to 252 are free
+/// of the kernel's and of iproute2's names).
 pub const PROTOCOL: u8 = 240;
+
+/// The routing table in which pods find the addresses of the other nodes.
+pub const NODES_TABLE: u8 = 240;
+
+/// Before the main table, which has the nodes' addresses on the uplink.
+const NODES_PRIORITY: u32 = 240;
 
 /// Marks our VXLAN device and the hub (`IFLA_IFALIAS`): what does not bear it is not ours to change.
 pub const ALIAS: &str = "podwire";
@@ -32,6 +41,7 @@ pub enum Object {
     Neighbour(Neighbour),
     Fdb(FdbEntry),
     Route(Route),
+    Rule(Rule),
 }
 
 /// What there can be only one of.
@@ -40,7 +50,8 @@ enum Key {
     Address(IfIndex, IpNet),
     Neighbour(IfIndex, IpAddr),
     Fdb(IfIndex, Mac),
-    Route(IpNet),
+    Route(u8, IpNet),
+    Rule(Rule),
 }
 
 /// What to do with an object.
@@ -147,11 +158,7 @@ pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> V
         Object::Address(Address { index: device, address })
     });
     // Without it a packet for an address that no pod has would follow the default route.
-    let own = config
-        .node
-        .pod_cidrs
-        .iter()
-        .map(|cidr| Object::Route(Route { destination: *cidr, kind: RouteKind::Unreachable, source: None }));
+    let own = config.node.pod_cidrs.iter().map(|cidr| Object::Route(route(*cidr, RouteKind::Unreachable)));
     let mut objects: Vec<Object> = addresses.chain(own).collect();
     for peer in &config.peers {
         objects.push(Object::Fdb(FdbEntry { index: device, mac: peer.vtep_mac, vtep: peer.underlay }));
@@ -159,11 +166,39 @@ pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> V
             let gateway = cidr.network();
             objects.push(Object::Neighbour(Neighbour { index: device, address: gateway, mac: peer.vtep_mac }));
             let kind = RouteKind::Via { device, gateway: Some(gateway) };
-            objects.push(Object::Route(Route { destination: *cidr, kind, source: None }));
+            objects.push(Object::Route(route(*cidr, kind)));
         }
     }
+    objects.extend(nodes(config, device));
     objects.extend(pods.iter().flat_map(|pod| pod_objects(vtep, pod)));
     objects
+}
+
+/// What leads pods to the other nodes' own addresses through the overlay. By the main table their packets would leave
+/// the uplink bare, and the answers come back by VXLAN: each side's reverse path filter (RFC 3704) drops what the other
+/// sends. The filter asks the rules too, so that both directions pass it when it is strict.
+fn nodes(config: &Config, device: IfIndex) -> Vec<Object> {
+    let mut objects = Vec::new();
+    for own in &config.node.pod_cidrs {
+        let alike = |address: &IpAddr| address.is_ipv6() == own.addr().is_ipv6();
+        let routes = config.peers.iter().flat_map(|peer| {
+            peer.node_addresses().filter(alike).filter_map(move |address| {
+                let gateway = Some(peer.range_for(address)?.network());
+                let kind = RouteKind::Via { device, gateway };
+                Some(Route { table: NODES_TABLE, ..route(address.into(), kind) })
+            })
+        });
+        let before = objects.len();
+        objects.extend(routes.map(Object::Route));
+        if objects.len() > before {
+            objects.push(Object::Rule(Rule { priority: NODES_PRIORITY, source: *own, table: NODES_TABLE }));
+        }
+    }
+    objects
+}
+
+fn route(destination: IpNet, kind: RouteKind) -> Route {
+    Route { table: MAIN_TABLE, destination, kind, source: None }
 }
 
 /// What a pod needs on the host.
@@ -174,7 +209,7 @@ pub fn pod_objects(vtep: &Vtep, pod: &Pod) -> Vec<Object> {
         let kind = RouteKind::Via { device, gateway: None };
         [
             Object::Neighbour(Neighbour { index: device, address: *address, mac: pod.mac }),
-            Object::Route(Route { destination: IpNet::from(*address), kind, source }),
+            Object::Route(Route { source, ..route(IpNet::from(*address), kind) }),
         ]
     };
     pod.addresses.iter().flat_map(objects).collect()
@@ -186,7 +221,8 @@ impl Object {
             Self::Address(address) => Key::Address(address.index, address.address),
             Self::Neighbour(neighbour) => Key::Neighbour(neighbour.index, neighbour.address),
             Self::Fdb(entry) => Key::Fdb(entry.index, entry.mac),
-            Self::Route(route) => Key::Route(route.destination),
+            Self::Route(route) => Key::Route(route.table, route.destination),
+            Self::Rule(rule) => Key::Rule(*rule),
         }
     }
 
@@ -196,7 +232,7 @@ impl Object {
             | Self::Neighbour(Neighbour { index, .. })
             | Self::Fdb(FdbEntry { index, .. }) => Some(*index),
             Self::Route(Route { kind: RouteKind::Via { device, .. }, .. }) => Some(*device),
-            Self::Route(Route { kind: RouteKind::Unreachable, .. }) => None,
+            Self::Route(Route { kind: RouteKind::Unreachable, .. }) | Self::Rule(_) => None,
         }
     }
 }
@@ -207,13 +243,15 @@ impl fmt::Display for Object {
             Self::Address(Address { address, .. }) => write!(f, "address {address}"),
             Self::Neighbour(Neighbour { address, mac, .. }) => write!(f, "neighbour {address} lladdr {mac}"),
             Self::Fdb(FdbEntry { mac, vtep, .. }) => write!(f, "fdb {mac} dst {vtep}"),
-            Self::Route(route) => match route.kind {
-                RouteKind::Unreachable => write!(f, "route unreachable {}", route.destination),
-                RouteKind::Via { gateway: Some(gateway), .. } => {
-                    write!(f, "route {} via {gateway}", route.destination)
-                }
-                RouteKind::Via { gateway: None, .. } => write!(f, "route {}", route.destination),
-            },
+            Self::Route(Route { table, destination, kind, .. }) => {
+                match kind {
+                    RouteKind::Unreachable => write!(f, "route unreachable {destination}"),
+                    RouteKind::Via { gateway: Some(gateway), .. } => write!(f, "route {destination} via {gateway}"),
+                    RouteKind::Via { gateway: None, .. } => write!(f, "route {destination}"),
+                }?;
+                if *table == MAIN_TABLE { Ok(()) } else { write!(f, " table {table}") }
+            }
+            Self::Rule(Rule { source, table, .. }) => write!(f, "rule from {source} lookup {table}"),
         }
     }
 }

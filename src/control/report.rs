@@ -71,7 +71,7 @@ impl Node {
     /// `podwire routes`.
     pub fn routes(&self) -> Vec<Route> {
         let peers = self.config.peers.iter();
-        peers.flat_map(|peer| peer.pod_cidrs.iter().map(|prefix| self.route(peer, *prefix))).collect()
+        peers.flat_map(|peer| peer.prefixes().map(|prefix| self.route(peer, prefix))).collect()
     }
 
     /// `podwire pods list`.

@@ -70,8 +70,8 @@ pub struct PodView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteView {
     pub name: String,
-    /// The pod ranges that it owns.
-    pub cidrs: Vec<IpNet>,
+    /// The pod ranges that it owns, and its own addresses.
+    pub prefixes: Vec<IpNet>,
     /// The outer destination address.
     pub underlay: IpAddr,
     /// The inner destination MAC.

@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use super::kernel::{Kernel, Vtep, apply, delete_link};
 use super::netlink::{
-    Address, Link, LinkKind, LinkSettings, Neighbour, Netlink, NetlinkError, Route, RouteKind, Veth, VethEnd,
+    Address, Link, LinkKind, LinkSettings, MAIN_TABLE, Neighbour, Netlink, NetlinkError, Route, RouteKind, Veth,
+    VethEnd,
 };
 use super::netns::Netns;
 use super::plan::{self, Action, Object, PROTOCOL};
@@ -138,7 +139,7 @@ impl Kernel {
         let read = |source| pod.request("list routes and neighbours".to_owned())(source);
         let mut observed: Vec<Object> =
             self.netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour).collect();
-        observed.extend(self.netlink.routes(PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
+        observed.extend(self.netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
         if let Some(missing) = plan::pod_objects(vtep, pod).iter().find(|object| !observed.contains(object)) {
             return Err(pod.broken(format!("the node lacks {missing} dev {}", pod.host_ifname)));
         }
@@ -301,9 +302,9 @@ fn verify_inside(pod: &Pod, mtu: u16) -> Result<(), WiringError> {
     check_link(pod, &link, pod.mac, mtu)?;
     let read = |source| pod.request(format!("list what {} has", pod.ifname))(source);
     let mut observed: Vec<Object> =
-        netlink.addresses(link.index).map_err(read)?.into_iter().map(Object::Address).collect();
+        netlink.addresses(Some(link.index)).map_err(read)?.into_iter().map(Object::Address).collect();
     observed.extend(netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour));
-    observed.extend(netlink.routes(PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
+    observed.extend(netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
     match inside_objects(pod, link.index).iter().find(|object| !observed.contains(object)) {
         Some(missing) => Err(pod.broken(format!("it lacks {missing} dev {}", pod.ifname))),
         None => Ok(()),
@@ -327,7 +328,7 @@ fn inside_objects(pod: &Pod, index: IfIndex) -> Vec<Object> {
         [
             Object::Address(Address { index, address: IpNet::from(*address) }),
             Object::Neighbour(Neighbour { index, address: gateway, mac: pod.host_mac }),
-            Object::Route(Route { destination, kind, source: None }),
+            Object::Route(Route { table: MAIN_TABLE, destination, kind, source: None }),
         ]
     };
     pod.addresses.iter().flat_map(objects).collect()

@@ -429,7 +429,7 @@ fn status_stats_and_routes_describe_the_kernel_path() {
         assert_eq!(status.pointer(pointer), Some(&value), "{pointer}: {status}");
     }
     let routes = node.json(&["routes"]);
-    assert_eq!(texts(&routes, Some("prefix")), ["10.244.2.0/24", "fd00:244:2::/64"]);
+    assert_eq!(texts(&routes, Some("prefix")), ["10.244.2.0/24", "fd00:244:2::/64", "192.168.1.3/32"]);
     assert!(routes[0]["reason"].is_string(), "{routes}");
     assert_eq!(texts(&node.json(&["stats"])["kernel"], Some("device")), ["podwire.1", "eth0"]);
     for verb in ["status", "routes", "stats"] {

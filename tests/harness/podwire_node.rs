@@ -202,10 +202,12 @@ zero_copy = "auto"
             self.host.name(),
             pod_cidrs(*index),
         );
-        for Peer { name, index, underlay, vtep_mac } in &self.peers {
+        for Peer { name, index, underlay, vtep_mac, addresses } in &self.peers {
             let cidrs = pod_cidrs(*index);
             write!(text, "\n[[peers]]\nname = \"{name}\"\nunderlay = \"{underlay}\"\npod_cidrs = {cidrs:?}\n")
                 .expect("a string");
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            writeln!(text, "addresses = {addresses:?}").expect("a string");
             if let Some(mac) = vtep_mac {
                 writeln!(text, "vtep_mac = \"{mac}\"").expect("a string");
             }

@@ -80,7 +80,9 @@ impl Switch {
         }
         // Debian's choice (systemd's 50-default.conf).
         host.netns.sysctl("ipv4/conf/all/rp_filter", "2");
-        host.netns.run(&format!("ip address add {} dev {} nodad", host.underlay_with_prefix(), host.uplink));
+        for address in host.addresses() {
+            host.netns.run(&format!("ip address add {} dev {} nodad", with_prefix(address), host.uplink));
+        }
     }
 }
 
@@ -98,12 +100,7 @@ pub struct Host {
 impl Host {
     fn new(netns: Netns, wire: Wire, letter: char, index: u8) -> Self {
         let uplink = wire.vlan.map_or("eth0".to_owned(), |id| format!("eth0.{id}"));
-        let last = index + 1;
-        let underlay: IpAddr = if wire.ipv6 {
-            Ipv6Addr::new(0xfd00, 0x192, 0x168, 1, 0, 0, 0, last.into()).into()
-        } else {
-            Ipv4Addr::new(192, 168, 1, last).into()
-        };
+        let underlay = addresses(index)[usize::from(wire.ipv6)];
         Self { netns, letter, index, uplink, underlay, wire }
     }
 
@@ -116,8 +113,9 @@ impl Host {
         format!("port-{}", self.letter)
     }
 
-    pub fn underlay_with_prefix(&self) -> String {
-        format!("{}/{}", self.underlay, if self.underlay.is_ipv4() { 24 } else { 64 })
+    /// Its addresses of both families; one is that of the underlay.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        addresses(self.index)
     }
 
     /// The first address of the node's pod range of each family, which its VXLAN device has.
@@ -127,7 +125,8 @@ impl Host {
 
     /// What the other nodes must know of this one.
     pub fn peer(&self, vtep_mac: Option<String>) -> Peer {
-        Peer { name: self.name(), index: self.index, underlay: self.underlay, vtep_mac }
+        let addresses = self.addresses().into_iter().filter(|address| *address != self.underlay).collect();
+        Peer { name: self.name(), index: self.index, underlay: self.underlay, vtep_mac, addresses }
     }
 }
 
@@ -139,6 +138,8 @@ pub struct Peer {
     pub underlay: IpAddr,
     /// None where it follows from the underlay address, as between podwire nodes.
     pub vtep_mac: Option<String>,
+    /// Its addresses besides `underlay`.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Peer {
@@ -151,6 +152,15 @@ impl Peer {
     pub fn pod_cidrs(&self) -> [String; 2] {
         pod_cidrs(self.index)
     }
+}
+
+fn addresses(index: u8) -> [IpAddr; 2] {
+    let last = index + 1;
+    [Ipv4Addr::new(192, 168, 1, last).into(), Ipv6Addr::new(0xfd00, 0x192, 0x168, 1, 0, 0, 0, last.into()).into()]
+}
+
+fn with_prefix(address: IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 24 } else { 64 })
 }
 
 fn gateways(index: u8) -> [IpAddr; 2] {

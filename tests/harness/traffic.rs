@@ -70,7 +70,16 @@ fn bind(pod: &Pod, address: IpAddr) -> UdpSocket {
 
 /// Sends one datagram of each size to `to` and back, checks content, and returns the address that the receiver saw.
 pub fn udp_echo(from: &Pod, to: &Pod, destination: IpAddr, sizes: &[usize]) -> io::Result<IpAddr> {
-    let (client, server) = (bind(from, from.address_like(destination)), bind(to, destination));
+    echo(&bind(from, from.address_like(destination)), &bind(to, destination), sizes)
+}
+
+/// As [`udp_echo`], with a source of the kernel's choice.
+pub fn udp_echo_unbound(from: &Pod, to: &Pod, destination: IpAddr, sizes: &[usize]) -> io::Result<IpAddr> {
+    let any: IpAddr = if destination.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    echo(&bind(from, any), &bind(to, destination), sizes)
+}
+
+fn echo(client: &UdpSocket, server: &UdpSocket, sizes: &[usize]) -> io::Result<IpAddr> {
     let mut buffer = vec![0; 65536];
     let mut seen = None;
     for (seed, &size) in sizes.iter().enumerate() {

@@ -139,6 +139,7 @@ pub fn config(host: &Host, peers: &[Peer]) -> String {
             format!("[[peers]]\nname = \"{}\"\nunderlay = \"{}\"\n", peer.name, peer.underlay),
             peer.vtep_mac.as_ref().map(|mac| format!("vtep_mac = \"{mac}\"\n")).unwrap_or_default(),
             ranges(peer.pod_cidrs()),
+            format!("addresses = {:?}\n", peer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()),
         ]
         .concat();
     }
@@ -148,5 +149,5 @@ pub fn config(host: &Host, peers: &[Peer]) -> String {
 /// Node number `index` as a peer of ours, which need not exist.
 pub fn peer(letter: char, index: u8) -> Peer {
     let underlay = Ipv4Addr::new(192, 168, 1, index + 1).into();
-    Peer { name: format!("node-{letter}"), index, underlay, vtep_mac: None }
+    Peer { name: format!("node-{letter}"), index, underlay, vtep_mac: None, addresses: Vec::new() }
 }

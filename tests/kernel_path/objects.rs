@@ -37,7 +37,14 @@ impl One {
 
     /// All that is configured on the node, for comparison.
     fn state(&self) -> String {
-        let show = ["address", "route show table all", "-6 route show table all", "neigh show nud permanent"];
+        let show = [
+            "address",
+            "route show table all",
+            "-6 route show table all",
+            "neigh show nud permanent",
+            "rule",
+            "-6 rule",
+        ];
         let device = self.lab.run("a", "bridge fdb show dev podwire.1");
         show.iter().map(|what| self.lab.ip("a", what)).collect::<String>() + &device
     }
@@ -114,6 +121,11 @@ fn restores_what_was_deleted_or_spoilt_and_nothing_else() {
             "delete fdb 02:00:00:00:00:01 dst 192.168.1.99 dev podwire.1",
         ),
         ("ip address add 10.244.1.200/32 dev podwire.1", "delete address 10.244.1.200/32 dev podwire.1"),
+        ("ip rule del from 10.244.1.0/24 lookup 240 pref 240 proto 240", "add rule from 10.244.1.0/24 lookup 240"),
+        ("ip rule add from 10.9.9.0/24 lookup 240 pref 300 proto 240", "delete rule from 10.9.9.0/24 lookup 240"),
+        ("ip -6 rule add from fd09::/64 lookup 240 proto 240", "delete rule from fd09::/64 lookup 240"),
+        ("ip route del 192.168.1.3 table 240", "add route 192.168.1.3/32 via 10.244.2.0 table 240 dev podwire.1"),
+        ("ip route add 192.168.1.99 dev eth0 table 240 proto 240", "delete route 192.168.1.99/32 table 240 dev eth0"),
         ("ip link set podwire.1 mtu 1400", "set device podwire.1 mtu 1450"),
         ("ip link set pw9 mtu 1400", "set device pw9 mtu 1450"),
     ];
@@ -153,6 +165,10 @@ fn a_removed_peer_goes_and_foreign_objects_stay() {
         "ip route add 10.244.77.0/24 dev eth0",
         "ip neigh add 192.168.1.50 lladdr 02:00:00:00:00:50 dev eth0 nud permanent",
         "ip address add 192.168.7.1/24 dev eth0",
+        "ip rule add from 10.244.1.0/24 to 10.99.0.0/16 lookup 240 pref 100",
+        "ip rule add from 10.244.1.0/24 lookup 99 pref 101",
+        "ip rule add from 10.244.3.0/24 fwmark 7 lookup 240 pref 102 proto 240",
+        "ip route add 10.99.0.0/16 dev eth0 table 240",
     ];
     for command in foreign {
         one.lab.run("a", command);
@@ -164,6 +180,7 @@ fn a_removed_peer_goes_and_foreign_objects_stay() {
         [
             "delete route fd00:244:3::/64 via fd00:244:3:: dev podwire.1",
             "delete route 10.244.3.0/24 via 10.244.3.0 dev podwire.1",
+            "delete route 192.168.1.4/32 via 10.244.3.0 table 240 dev podwire.1",
             "delete fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev podwire.1",
             "delete neighbour fd00:244:3:: lladdr 02:70:c0:a8:01:04 dev podwire.1",
             "delete neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:04 dev podwire.1",
@@ -171,6 +188,9 @@ fn a_removed_peer_goes_and_foreign_objects_stay() {
     );
     let state = one.state();
     for left in ["10.99.0.0/16", "10.244.77.0/24", "192.168.1.50", "192.168.7.1/24"] {
+        assert!(state.contains(left), "{left} in {state}");
+    }
+    for left in ["100:", "101:", "102:", "10.99.0.0/16 dev eth0 table 240"] {
         assert!(state.contains(left), "{left} in {state}");
     }
 }
@@ -222,8 +242,15 @@ fn refuses_what_cannot_be_and_says_why() {
     assert!(refused(&one.config.replace("eth0", "lo")).contains("lo is not an Ethernet device"));
     let same = one.config.replace("192.168.1.3", "192.168.1.2");
     assert!(refused(&same).contains("address 192.168.1.2 is that of peer node-b too"));
+    one.lab.ip("a", "address del fd00:192:168:1::2/64 dev eth0");
     let family = one.config.replace("192.168.1.3", "fd00::3").replace("192.168.1.4", "fd00::4");
     assert!(refused(&family).contains("has no usable address of the peers' family"));
+    let elsewhere = one.config.replace("[cluster]", "underlay = \"192.168.1.77\"\n[cluster]");
+    assert!(refused(&elsewhere).contains("node.underlay 192.168.1.77 is not an address of this node"));
+    let inside = one.config.replace("10.244.2.0/24", "192.168.1.0/30").replace("192.168.1.3", "192.168.2.3");
+    assert!(refused(&inside).contains("192.168.1.2 lies inside the pod range 192.168.1.0/30"));
+    one.lab.ip("a", "address add 192.168.1.77/32 dev lo");
+    assert!(one.outcome(&elsewhere).is_ok(), "an address of any device");
     one.lab.ip("a", "link set eth0 mtu 1300");
     assert!(refused(&one.config).contains("the MTU 1300 of eth0 leaves pods less than"));
 }

@@ -17,6 +17,7 @@ macro_rules! in_both_modes {
 
 mod failover;
 mod hostile;
+mod hosts;
 mod path;
 mod reach;
 mod soak;

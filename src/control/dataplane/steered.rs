@@ -79,5 +79,5 @@ fn devices(pods: &[PodView]) -> BTreeSet<IfIndex> {
 }
 
 fn prefixes(remotes: &[RemoteView]) -> BTreeMap<IpNet, u16> {
-    remotes.iter().flat_map(|remote| remote.cidrs.iter().map(|cidr| (*cidr, remote.mtu))).collect()
+    remotes.iter().flat_map(|remote| remote.prefixes.iter().map(|prefix| (*prefix, remote.mtu))).collect()
 }

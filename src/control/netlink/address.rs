@@ -16,13 +16,14 @@ pub struct Address {
 }
 
 impl Netlink {
-    /// The addresses of a device that can be a source for others: of global scope, and settled
-    /// (not tentative, deprecated, or temporary).
-    pub fn addresses(&mut self, index: IfIndex) -> Result<Vec<Address>, NetlinkError> {
+    /// The addresses of a device, or of all, that can be a source for others: of global scope, and
+    /// settled (not tentative, deprecated, or temporary).
+    pub fn addresses(&mut self, device: Option<IfIndex>) -> Result<Vec<Address>, NetlinkError> {
         let mut message = AddressMessage::default();
-        message.header.index = index.0;
+        message.header.index = device.map_or(0, |index| index.0);
         let objects = self.dump(&RouteNetlinkMessage::GetAddress(message))?;
-        Ok(objects.into_iter().filter_map(read).filter(|address| address.index == index).collect())
+        let wanted = |address: &Address| device.is_none_or(|index| address.index == index);
+        Ok(objects.into_iter().filter_map(read).filter(wanted).collect())
     }
 
     /// Gives a device an address, in use at once (no duplicate address detection).

@@ -1,5 +1,5 @@
-//! NETLINK_ROUTE, synchronously: the kernel's devices, addresses, routes and neighbours as plain
-//! values.
+//! NETLINK_ROUTE, synchronously: the kernel's devices, addresses, routes, rules and neighbours as
+//! plain values.
 //!
 //! A [`Netlink`] belongs to the network namespace of the thread that opened it. Requests wait for
 //! the kernel's acknowledgement; dumps are whole or fail. Memory is bounded by one buffer of
@@ -10,6 +10,7 @@ mod link;
 mod monitor;
 mod neighbour;
 mod route;
+mod rule;
 
 use std::io;
 
@@ -25,7 +26,8 @@ pub use address::Address;
 pub use link::{Link, LinkKind, LinkSettings, Veth, VethEnd, Vxlan};
 pub use monitor::{Monitor, News};
 pub use neighbour::{FdbEntry, KnownNeighbour, Neighbour};
-pub use route::{Lookup, Route, RouteKind};
+pub use route::{Lookup, MAIN_TABLE, Route, RouteKind};
+pub use rule::Rule;
 
 /// More than the kernel packs into one datagram of a dump (`NLMSG_GOODSIZE` and the 32 KiB cap
 /// of `netlink_dump`, `net/netlink/af_netlink.c`).

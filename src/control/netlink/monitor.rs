@@ -8,9 +8,9 @@ use netlink_sys::{Socket, SocketAddr};
 /// Room for what the kernel packs into one message.
 const BUFFER: usize = 64 << 10;
 
-/// Multicast groups (`include/uapi/linux/rtnetlink.h`): link, neigh, IPv4 address and route,
-/// IPv6 address and route.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// Multicast groups (`include/uapi/linux/rtnetlink.h`): link, neigh, IPv4 address, route and rule,
+/// IPv6 address, route and rule.
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 
 /// Notifications of the kernel: something that a plan looks at may have changed.
 ///

@@ -10,9 +10,13 @@ use netlink_packet_route::route::{
 use super::{Netlink, NetlinkError, family};
 use crate::ids::IfIndex;
 
-/// A route of the main table.
+/// The table that packets are looked up in when no rule says otherwise.
+pub const MAIN_TABLE: u8 = RouteHeader::RT_TABLE_MAIN;
+
+/// A route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
+    pub table: u8,
     pub destination: IpNet,
     pub kind: RouteKind,
     /// The source address for packets of this node.
@@ -37,21 +41,21 @@ pub struct Lookup {
 }
 
 impl Netlink {
-    /// The routes of the main table, of both families, that carry `protocol`.
-    pub fn routes(&mut self, protocol: u8) -> Result<Vec<Route>, NetlinkError> {
+    /// The routes of a table, of both families, that carry `protocol`.
+    pub fn routes(&mut self, table: u8, protocol: u8) -> Result<Vec<Route>, NetlinkError> {
         let mut routes = Vec::new();
         for is_ipv6 in [false, true] {
             let mut message = RouteMessage::default();
             message.header.address_family = family(is_ipv6);
-            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.table = table;
             message.header.protocol = RouteProtocol::from(protocol);
             let objects = self.dump(&RouteNetlinkMessage::GetRoute(message));
-            // ENOENT: no route was ever put into the main table.
+            // ENOENT: no route was ever put into the table.
             let objects = match objects {
                 Err(error) if error.errno() == Some(libc::ENOENT) => Vec::new(),
                 objects => objects?,
             };
-            routes.extend(objects.iter().filter_map(|object| read(object, protocol, is_ipv6)));
+            routes.extend(objects.iter().filter_map(|object| read(object, table, protocol, is_ipv6)));
         }
         Ok(routes)
     }
@@ -68,16 +72,16 @@ impl Netlink {
             // IPv6 refuses a gateway that the old route reaches by another device
             // (`ip6_route_check_nh_onlink` in `net/ipv6/route.c`).
             Err(error) if error.errno() == Some(libc::EINVAL) => {
-                self.delete_route(route.destination, protocol)?;
+                self.delete_route(route.table, route.destination, protocol)?;
                 self.add_route(route, protocol)
             }
             result => result,
         }
     }
 
-    /// Removes the route for `destination` that carries `protocol`, wherever it leads.
-    pub fn delete_route(&mut self, destination: IpNet, protocol: u8) -> Result<(), NetlinkError> {
-        let mut message = to(destination, protocol);
+    /// Removes the route for `destination` in `table` that carries `protocol`, wherever it leads.
+    pub fn delete_route(&mut self, table: u8, destination: IpNet, protocol: u8) -> Result<(), NetlinkError> {
+        let mut message = to(table, destination, protocol);
         message.header.scope = RouteScope::NoWhere;
         self.change(RouteNetlinkMessage::DelRoute(message), 0)
     }
@@ -98,12 +102,12 @@ impl Netlink {
     }
 }
 
-/// The beginning of any message about the route for `destination`.
-fn to(destination: IpNet, protocol: u8) -> RouteMessage {
+/// The beginning of any message about the route for `destination` in `table`.
+fn to(table: u8, destination: IpNet, protocol: u8) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(destination.addr().is_ipv6());
     message.header.destination_prefix_length = destination.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.table = table;
     message.header.protocol = RouteProtocol::from(protocol);
     if destination.prefix_len() > 0 {
         message.attributes.push(RouteAttribute::Destination(destination.network().into()));
@@ -112,7 +116,7 @@ fn to(destination: IpNet, protocol: u8) -> RouteMessage {
 }
 
 fn message(route: &Route, protocol: u8) -> RouteMessage {
-    let mut message = to(route.destination, protocol);
+    let mut message = to(route.table, route.destination, protocol);
     message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
     match route.kind {
         RouteKind::Unreachable => message.header.kind = RouteType::Unreachable,
@@ -130,10 +134,10 @@ fn message(route: &Route, protocol: u8) -> RouteMessage {
     message
 }
 
-fn read(object: &RouteNetlinkMessage, protocol: u8, is_ipv6: bool) -> Option<Route> {
+fn read(object: &RouteNetlinkMessage, table: u8, protocol: u8, is_ipv6: bool) -> Option<Route> {
     let RouteNetlinkMessage::NewRoute(message) = object else { return None };
     let header = &message.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN || u8::from(header.protocol) != protocol {
+    if header.table != table || u8::from(header.protocol) != protocol {
         return None;
     }
     let any: IpAddr = if is_ipv6 { [0; 16].into() } else { [0; 4].into() };
@@ -151,7 +155,7 @@ fn read(object: &RouteNetlinkMessage, protocol: u8, is_ipv6: bool) -> Option<Rou
         _ => None,
     });
     let destination = IpNet::new(destination.unwrap_or(any), header.destination_prefix_length).ok()?;
-    Some(Route { destination, kind, source })
+    Some(Route { table, destination, kind, source })
 }
 
 fn device(message: &RouteMessage) -> Option<IfIndex> {

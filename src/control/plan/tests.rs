@@ -80,6 +80,8 @@ fn a_fresh_node_gets_everything_sources_and_neighbours_before_routes() {
             "add neighbour fd00:244:1::9 lladdr 06:06:06:06:06:06 dev if9",
             "add fdb 02:70:c0:a8:01:03 dst 192.168.1.3 dev if7",
             "add fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev if7",
+            "add route 192.168.1.3/32 via 10.244.2.0 table 240 dev if7",
+            "add route 192.168.1.4/32 via 10.244.3.0 table 240 dev if7",
             "add route unreachable 10.244.1.0/24",
             "add route 10.244.1.9/32 dev if9",
             "add route 10.244.2.0/24 via 10.244.2.0 dev if7",
@@ -87,6 +89,7 @@ fn a_fresh_node_gets_everything_sources_and_neighbours_before_routes() {
             "add route unreachable fd00:244:1::/64",
             "add route fd00:244:1::9/128 dev if9",
             "add route fd00:244:2::/64 via fd00:244:2:: dev if7",
+            "add rule from 10.244.1.0/24 lookup 240",
         ]
     );
 }
@@ -99,6 +102,8 @@ fn a_change_of_one_peer_touches_only_its_objects() {
         [
             "replace neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:05 dev if7",
             "add fdb 02:70:c0:a8:01:05 dst 192.168.1.5 dev if7",
+            "add route 192.168.1.5/32 via 10.244.3.0 table 240 dev if7",
+            "delete route 192.168.1.4/32 via 10.244.3.0 table 240 dev if7",
             "delete fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev if7",
         ]
     );
@@ -107,6 +112,7 @@ fn a_change_of_one_peer_touches_only_its_objects() {
         plan(desired(&renumbered), desired(CONFIG)),
         [
             "add neighbour 10.244.4.0 lladdr 02:70:c0:a8:01:04 dev if7",
+            "replace route 192.168.1.4/32 via 10.244.4.0 table 240 dev if7",
             "add route 10.244.4.0/24 via 10.244.4.0 dev if7",
             "delete route 10.244.3.0/24 via 10.244.3.0 dev if7",
             "delete neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:04 dev if7",
@@ -115,10 +121,36 @@ fn a_change_of_one_peer_touches_only_its_objects() {
 }
 
 #[test]
+fn further_addresses_of_a_peer_are_reached_by_its_range_of_their_family() {
+    let more = CONFIG.replace(
+        "underlay = \"192.168.1.3\"",
+        "underlay = \"192.168.1.3\"\naddresses = [\"172.16.0.3\", \"2001:db8::3\"]",
+    );
+    assert_eq!(
+        plan(desired(&more), desired(CONFIG)),
+        [
+            "add route 172.16.0.3/32 via 10.244.2.0 table 240 dev if7",
+            "add route 2001:db8::3/128 via fd00:244:2:: table 240 dev if7",
+            "add rule from fd00:244:1::/64 lookup 240",
+        ]
+    );
+    let (alone, _) = CONFIG.split_once("[[peers]]").unwrap();
+    assert!(plan(desired(alone), desired(CONFIG)).contains(&"delete rule from 10.244.1.0/24 lookup 240".to_owned()));
+}
+
+#[test]
+fn a_node_of_one_family_has_no_way_to_addresses_of_the_other() {
+    let v4 = CONFIG.replace(", \"fd00:244:1::/64\"", "");
+    let v6_peers = v4.replace("192.168.1.", "2001:db8::");
+    assert!(desired(&v6_peers).iter().all(|object| !matches!(object, Object::Rule(_))));
+    assert!(desired(&v4).iter().any(|object| matches!(object, Object::Rule(_))));
+}
+
+#[test]
 fn a_route_that_leads_elsewhere_is_replaced_and_a_stale_one_deleted() {
     let route = |destination: &str, device| {
         let kind = RouteKind::Via { device, gateway: None };
-        Object::Route(Route { destination: destination.parse().unwrap(), kind, source: None })
+        Object::Route(super::route(destination.parse().unwrap(), kind))
     };
     let mut observed = desired(CONFIG);
     observed.retain(
