@@ -17,6 +17,13 @@
 #define MAX_LOCAL 8192
 #define MAX_REMOTE 65536
 
+/* How flows that the node translates are told from others. */
+enum nat {
+	NAT_NONE,		/* nothing is translated */
+	NAT_LOOKUP,		/* conntrack knows what is */
+	NAT_KERNEL,		/* only the kernel path knows */
+};
+
 /* Written as a whole while programs read: a reader may see an update half
  * done, and one frame may then take the other path. Nothing is kept of it.
  */
@@ -29,10 +36,11 @@ struct config {
 	__u32 pod_mtu;
 	__u32 workers;
 	__u32 hub;		/* ifindex */
+	enum nat nat;
 	__be16 underlay;	/* EtherType of the family of vtep */
 	__be16 port;
 	__u8 vtep_mac[6];
-	__u8 pad[2];
+	__u8 pad[6];
 };
 
 struct {

@@ -9,6 +9,7 @@
 #include <linux/if_ether.h>
 #include <linux/udp.h>
 
+#include "ct.h"
 #include "parse.h"
 #include "worker.h"
 
@@ -66,11 +67,11 @@ static __always_inline enum verdict vxlan_header(const struct vxlan *vxlan,
 }
 
 static __always_inline enum verdict inner_frame(void *at, void *end,
-						const struct config *cfg)
+						const struct config *cfg,
+						struct packet *inner)
 {
 	struct ethhdr *eth = at;
 	enum verdict verdict;
-	struct packet inner;
 
 	if ((void *)(eth + 1) > end)
 		return VERDICT_TRUNCATED;
@@ -78,22 +79,23 @@ static __always_inline enum verdict inner_frame(void *at, void *end,
 	if (!same_mac(eth->h_dest, cfg->vtep_mac) ||
 	    same_mac(eth->h_source, cfg->vtep_mac) || eth->h_source[0] & 1)
 		return VERDICT_INNER_MAC;
-	verdict = find_ip(eth + 1, end, eth->h_proto, &inner);
+	verdict = find_ip(eth + 1, end, eth->h_proto, inner);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	verdict = plain_ip(&inner, end - (void *)(eth + 1));
+	verdict = plain_ip(inner, end - (void *)(eth + 1));
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	if (inner.bytes > cfg->pod_mtu)
+	if (inner->bytes > cfg->pod_mtu)
 		return VERDICT_TOO_BIG;
-	return local_by_dst(&inner) ? VERDICT_CLAIMED :
-				      VERDICT_UNKNOWN_DESTINATION;
+	return local_by_dst(inner) ? VERDICT_CLAIMED :
+				     VERDICT_UNKNOWN_DESTINATION;
 }
 
 /* @outer: checked by outer_ip(). */
 static __always_inline enum verdict outer_udp(void *data, void *end,
 					      const struct packet *outer,
-					      const struct config *cfg)
+					      const struct config *cfg,
+					      struct packet *inner)
 {
 	struct udphdr *udp = data + ETH_HLEN + outer->header;
 	struct vxlan *vxlan = (void *)(udp + 1);
@@ -115,26 +117,33 @@ static __always_inline enum verdict outer_udp(void *data, void *end,
 	verdict = vxlan_header(vxlan, cfg);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return inner_frame(vxlan + 1, end, cfg);
+	return inner_frame(vxlan + 1, end, cfg, inner);
 }
 
 /* The queue's socket is looked up before the claim: bpf_redirect_map() alone
  * would not tell a claim from a pass.
  */
-static __always_inline enum verdict claim_for_queue(__u32 queue,
+static __always_inline enum verdict claim_for_queue(struct xdp_md *ctx,
+						    void *end,
+						    const struct packet *inner,
 						    const struct config *cfg)
 {
+	const struct context in = { .xdp = ctx };
+	__u32 queue = ctx->rx_queue_index;
 	__u32 *worker = bpf_map_lookup_elem(&queue_worker, &queue);
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct heartbeat *beat;
+	enum verdict verdict;
 
 	if (!worker || !bpf_map_lookup_elem(&xsks, &queue))
 		return VERDICT_NO_SOCKET;
 	beat = fresh_worker(*worker, cfg, now_ns);
 	if (!beat)
 		return VERDICT_STALE;
-	call_worker(beat, now_ns);
-	return VERDICT_CLAIMED;
+	verdict = untranslated(in, inner, end, cfg);
+	if (verdict == VERDICT_CLAIMED)
+		call_worker(beat, now_ns);
+	return verdict;
 }
 
 static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
@@ -143,8 +152,8 @@ static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data;
 	const struct config *cfg = config_get();
 	struct ethhdr *eth = data;
+	struct packet outer, inner;
 	enum verdict verdict;
-	struct packet outer;
 
 	if (!cfg || (void *)(eth + 1) > end)
 		return VERDICT_TRUNCATED;
@@ -160,10 +169,10 @@ static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
 	verdict = outer_ip(&outer, end - (void *)(eth + 1));
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	verdict = outer_udp(data, end, &outer, cfg);
+	verdict = outer_udp(data, end, &outer, cfg, &inner);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return claim_for_queue(ctx->rx_queue_index, cfg);
+	return claim_for_queue(ctx, end, &inner, cfg);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 
+#include "ct.h"
 #include "parse.h"
 #include "worker.h"
 
@@ -103,17 +104,25 @@ static __always_inline struct remote *remote_by_dst(const struct packet *packet)
 	return bpf_map_lookup_elem(&remote6, &key6);
 }
 
-static __always_inline enum verdict claim_for_pod(__u16 pod,
+static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
+						  void *end,
+						  const struct packet *packet,
+						  __u16 pod,
 						  const struct config *cfg)
 {
+	const struct context in = { .skb = skb };
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct heartbeat *beat;
+	enum verdict verdict;
 
 	if (!cfg->workers)
 		return VERDICT_STALE;
 	beat = fresh_worker(pod % cfg->workers, cfg, now_ns);
 	if (!beat)
 		return VERDICT_STALE;
+	verdict = untranslated(in, packet, end, cfg);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
 	/* dropped, not left to the kernel: that would reorder the flow */
 	if (!take_credit(pod, cfg->quota))
 		return VERDICT_QUOTA;
@@ -127,6 +136,7 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 					  const struct config *cfg,
 					  struct target *to)
 {
+	const struct context in = { .skb = skb };
 	enum verdict verdict;
 	struct remote *remote;
 
@@ -137,6 +147,9 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 		if (to->local->ifindex == skb->ifindex)
 			return VERDICT_UNKNOWN_DESTINATION;
 		verdict = fits(skb, end, packet, cfg->pod_mtu);
+		if (verdict != VERDICT_CLAIMED)
+			return verdict;
+		verdict = untranslated(in, packet, end, cfg);
 		return verdict == VERDICT_CLAIMED ? VERDICT_LOCAL : verdict;
 	}
 	remote = remote_by_dst(packet);
@@ -145,7 +158,7 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 	verdict = fits(skb, end, packet, remote->mtu);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return claim_for_pod(to->pod, cfg);
+	return claim_for_pod(skb, end, packet, to->pod, cfg);
 }
 
 /* The sender's address and MAC must be those of the pod behind the device. */

@@ -72,7 +72,7 @@ impl Dataplane {
     /// before the first [`Engine::update`].
     pub fn start(settings: &Settings) -> Result<Self, DataplaneError> {
         let workers = worker_count(settings);
-        let mut steer = Steer::load(&steer_config(settings, workers, 0))?;
+        let mut steer = Steer::load(&steer_config(settings, workers, &View::default()))?;
         steer.attach_hub(settings.hub)?;
         // Before the sockets are bound: some drivers set up their queues by the program.
         let xdp = steer.attach_uplink(
@@ -111,7 +111,7 @@ impl Dataplane {
         self.pods = view.pods.iter().map(|pod| pod.pod.id).collect();
         let highest = self.pods.iter().max().map_or(0, |pod| pod.get());
         self.highest_pod.store(highest, Ordering::Relaxed);
-        self.steer.set_config(&steer_config(&self.settings, self.workers(), view.pods.len()))?;
+        self.steer.set_config(&steer_config(&self.settings, self.workers(), view))?;
         let extended = self.steered.extend(&mut self.steer, view);
         Ok(withdrawn.and(extended)?)
     }
@@ -184,8 +184,8 @@ fn worker_count(settings: &Settings) -> u16 {
     u16::try_from(workers).unwrap_or(u16::MAX)
 }
 
-fn steer_config(settings: &Settings, workers: u16, pods: usize) -> SteerConfig {
-    let sharers = pods.div_ceil(usize::from(workers.max(1))) as u64 + 1;
+fn steer_config(settings: &Settings, workers: u16, view: &View) -> SteerConfig {
+    let sharers = view.pods.len().div_ceil(usize::from(workers.max(1))) as u64 + 1;
     let slots = u64::from(settings.hub_slots);
     SteerConfig {
         vtep: settings.vtep,
@@ -198,6 +198,7 @@ fn steer_config(settings: &Settings, workers: u16, pods: usize) -> SteerConfig {
         stale_ns: settings.stale_ms * 1_000_000,
         quota: (slots / sharers).max(LEAST_QUOTA),
         hub: settings.hub,
+        nat: view.nat,
     }
 }
 

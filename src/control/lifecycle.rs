@@ -343,7 +343,7 @@ mod tests {
             gateway_mac: Mac::default(),
         };
         let pods = (1..=pods).map(|id| PodView { pod: pod(id), addresses: Vec::new() }).collect();
-        View { pods, remotes: Vec::new() }
+        View { pods, ..View::default() }
     }
 
     fn polls(tallies: &Tallies) -> u64 {

@@ -18,6 +18,7 @@ use super::wiring::Pod;
 use crate::config::{Config, Mode};
 use crate::fib::LocalPod;
 use crate::ids::{IfIndex, PodId};
+use crate::steer::NatCheck;
 
 /// The state of one node.
 pub struct Node {
@@ -291,7 +292,7 @@ impl Node {
     fn view(&self) -> View {
         let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id);
         let pods = self.store.pods().iter().filter(wired).map(pod_view).collect();
-        let Some(vtep) = &self.observed.vtep else { return View { pods, remotes: Vec::new() } };
+        let Some(vtep) = &self.observed.vtep else { return View { pods, ..View::default() } };
         let remote = |peer: &crate::config::Peer| match self.observed.hops.get(&peer.name) {
             Some(Ok(hop)) => Some(RemoteView {
                 name: peer.name.clone(),
@@ -303,7 +304,7 @@ impl Node {
             }),
             _ => None,
         };
-        View { pods, remotes: self.config.peers.iter().filter_map(remote).collect() }
+        View { pods, remotes: self.config.peers.iter().filter_map(remote).collect(), nat: NatCheck::None }
     }
 }
 

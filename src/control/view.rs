@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
 use crate::ids::IfIndex;
+use crate::steer::NatCheck;
 use crate::wire::{Mac, Vni};
 use crate::xsk::Queues;
 
@@ -57,6 +58,8 @@ pub struct View {
     /// The remote nodes that can be reached through the uplink now. Packets for other nodes are
     /// left to the kernel path.
     pub remotes: Vec<RemoteView>,
+    /// How flows that the node translates are told from others.
+    pub nat: NatCheck,
 }
 
 /// A pod of this node.

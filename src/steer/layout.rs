@@ -11,7 +11,7 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
 /// `struct config`.
-pub(super) fn config(config: &SteerConfig) -> [u8; 64] {
+pub(super) fn config(config: &SteerConfig) -> [u8; 72] {
     let (vtep, underlay) = match config.vtep {
         IpAddr::V4(address) => (widen(address), ETH_P_IP),
         IpAddr::V6(address) => (address.octets(), ETH_P_IPV6),
@@ -25,10 +25,11 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 64] {
         &config.pod_mtu.to_ne_bytes(),
         &u32::from(config.workers).to_ne_bytes(),
         &config.hub.0.to_ne_bytes(),
+        &(config.nat as u32).to_ne_bytes(),
         &underlay.to_be_bytes(),
         &config.port.to_be_bytes(),
         &config.vtep_mac.0,
-        &[0; 2],
+        &[0; 6],
     ])
 }
 
@@ -78,7 +79,7 @@ fn concat<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
 mod tests {
     use super::*;
     use crate::ids::{IfIndex, PodId};
-    use crate::steer::btf;
+    use crate::steer::{NatCheck, btf};
     use crate::wire::{Mac, Vni};
 
     /// The members of `structure` in `bytes`, cut out by the offsets that the compiler chose for the programs.
@@ -104,6 +105,7 @@ mod tests {
             stale_ns: 20_000_000,
             quota: 64,
             hub: IfIndex(9),
+            nat: NatCheck::Kernel,
         });
         let expected: &[(&str, &[u8])] = &[
             ("vtep", &[192, 168, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -117,8 +119,11 @@ mod tests {
             ("underlay", &[0x08, 0x00]),
             ("port", &[0x21, 0x18]),
             ("vtep_mac", &[2, 3, 4, 5, 6, 7]),
+            ("nat", &2_u32.to_ne_bytes()),
         ];
         check("config", &bytes, expected);
+        assert_eq!(btf::enumerators("nat"), ["NAT_NONE", "NAT_LOOKUP", "NAT_KERNEL"]);
+        assert_eq!([NatCheck::None, NatCheck::Lookup, NatCheck::Kernel].map(|nat| nat as u32), [0, 1, 2]);
     }
 
     #[test]

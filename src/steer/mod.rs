@@ -18,6 +18,7 @@ mod error;
 mod layout;
 mod link;
 mod maps;
+mod nat;
 mod tc;
 mod verdict;
 
@@ -32,6 +33,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{PrintLevel, Xdp, XdpFlags};
 
 pub use error::SteerError;
+pub use nat::{NatCheck, knows_conntrack};
 pub use tc::TcChoice;
 pub use verdict::{Outcome, Program, Verdict};
 
@@ -71,6 +73,8 @@ pub struct SteerConfig {
     pub quota: u64,
     /// The device that pods' frames for workers are redirected to, at ingress.
     pub hub: IfIndex,
+    /// How flows that the node translates are told from others.
+    pub nat: NatCheck,
 }
 
 /// Which kind of XDP to ask for.

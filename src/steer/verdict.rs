@@ -40,6 +40,8 @@ table! {
         UnknownDestination => "unknown_destination", "no pod that the data plane can reach";
         Stale => "stale", "the worker's heartbeat is stale";
         NoSocket => "no_socket", "no AF_XDP socket on the receive queue";
+        Nated => "nated", "of a flow that the node translates (NAT), or that would be taken for one";
+        NatUnknown => "nat_unknown", "may be of a translated flow: ICMP, or conntrack cannot be asked";
     }
 }
 

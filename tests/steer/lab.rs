@@ -1,10 +1,10 @@
 //! Network namespaces with veth pairs, and raw sockets on them.
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use podwire::control::netns::Netns;
@@ -51,6 +51,17 @@ impl Lab {
     pub fn give(&self, device: &str, other: &Self) {
         self.ip(&format!("link set {device} netns {}", other.name));
         other.ip(&format!("link set {device} up"));
+    }
+
+    /// Gives the namespace's conntrack entries, each as arguments of `conntrack -I`.
+    pub fn track(&self, entries: &[String]) {
+        let lines: Vec<_> = entries.iter().map(|entry| format!("-I {entry} -t 600\n")).collect();
+        self.within(|| {
+            let mut loader =
+                Command::new("conntrack").args(["-R", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+            loader.stdin.take().unwrap().write_all(lines.concat().as_bytes()).unwrap();
+            assert!(loader.wait().unwrap().success(), "conntrack -R");
+        });
     }
 
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {

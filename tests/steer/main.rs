@@ -6,6 +6,7 @@
 mod clsact;
 mod lab;
 mod live;
+mod nat;
 mod nic;
 mod noise;
 mod order;

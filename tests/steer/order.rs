@@ -14,23 +14,30 @@ const ASLEEP: i16 = 8;
 const CALL: u8 = 0x85;
 const LOAD_MAP: u8 = 0x18;
 const LOAD_WORD: u8 = 0x79;
+const STORE_WORD: u8 = 0x7b;
 const MOVE: u8 = 0xbf;
+
+/// The register that points to the stack.
+const STACK: u8 = 10;
 
 /// The offsets of the words of a map's value that are read after its look-up in `map`, until the next call.
 fn words_read(instructions: &[bpf_insn], map: i32) -> Vec<i16> {
     let mut follow = instructions.iter().skip_while(|i| i.code != LOAD_MAP || i.imm != map);
     follow.find(|i| i.code == CALL).expect("the map is looked up");
     let mut value = vec![0];
-    let mut words = Vec::new();
-    for instruction in follow.take_while(|i| i.code != CALL) {
-        let from_value = value.contains(&instruction.src_reg());
-        if instruction.code == LOAD_WORD && from_value {
-            words.push(instruction.off);
+    let (mut spilled, mut words) = (Vec::new(), Vec::new());
+    for i in follow.take_while(|i| i.code != CALL) {
+        let (from_value, to) = (value.contains(&i.src_reg()), i.dst_reg());
+        let restored = i.code == LOAD_WORD && i.src_reg() == STACK && spilled.contains(&i.off);
+        match i.code {
+            STORE_WORD if from_value && to == STACK => spilled.push(i.off),
+            LOAD_WORD if from_value => words.push(i.off),
+            _ => {}
         }
-        if instruction.code == MOVE && from_value {
-            value.push(instruction.dst_reg());
-        } else if instruction.code == LOAD_WORD {
-            value.retain(|register| *register != instruction.dst_reg());
+        if restored || i.code == MOVE && from_value {
+            value.push(to);
+        } else if i.code == LOAD_WORD {
+            value.retain(|register| *register != to);
         }
     }
     words

@@ -7,7 +7,7 @@ use libbpf_rs::libbpf_sys;
 use podwire::fib::LocalPod;
 use podwire::ids::{IfIndex, PodId, QueueId, WorkerId};
 use podwire::shared::Heartbeat;
-use podwire::steer::{Outcome, Program, Steer, SteerConfig, Verdict};
+use podwire::steer::{NatCheck, Outcome, Program, Steer, SteerConfig, Verdict};
 use podwire::wire::{Mac, Vni};
 
 use crate::packets::{GATEWAY_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC};
@@ -48,6 +48,7 @@ pub fn config(family: usize) -> SteerConfig {
         stale_ns: STALE_NS,
         quota: QUOTA,
         hub: IfIndex(1),
+        nat: NatCheck::None,
     }
 }
 
