@@ -57,8 +57,12 @@ impl Lab {
     pub fn track(&self, entries: &[String]) {
         let lines: Vec<_> = entries.iter().map(|entry| format!("-I {entry} -t 600\n")).collect();
         self.within(|| {
-            let mut loader =
-                Command::new("conntrack").args(["-R", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+            let mut loader = Command::new("conntrack")
+                .args(["-R", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
             loader.stdin.take().unwrap().write_all(lines.concat().as_bytes()).unwrap();
             assert!(loader.wait().unwrap().success(), "conntrack -R");
         });

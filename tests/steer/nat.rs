@@ -1,7 +1,10 @@
 //! What the programs make of flows that the node translates, as its conntrack knows them.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 
+use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
+use libbpf_rs::{Object, ObjectBuilder, Program};
 use podwire::ids::PodId;
 use podwire::steer::{NatCheck, SteerConfig, Verdict, knows_conntrack};
 use podwire::wire::Mac;
@@ -176,4 +179,40 @@ fn asks_only_about_what_would_be_claimed_and_only_its_own_namespace() {
     });
     let elsewhere = Lab::new();
     elsewhere.within(|| assert_eq!([rig.pod(&question), rig.nic(&answer)], [Verdict::Claimed; 2]));
+}
+
+/// What a kernel without conntrack's look-ups shows of its types (`Documentation/bpf/btf.rst`): here one, `int`.
+fn types_of_a_kernel_without_look_ups() -> Vec<u8> {
+    const MAGIC: u16 = 0xeb9f;
+    const INT: u32 = 1 << 24;
+    let names = b"\0int\0";
+    let header = [24, 0, 16, 16, u32::try_from(names.len()).unwrap()];
+    let int = [1, INT, 4, 32];
+    let words = header.iter().chain(&int).flat_map(|word: &u32| word.to_ne_bytes());
+    MAGIC.to_ne_bytes().into_iter().chain([1, 0]).chain(words).chain(*names).collect()
+}
+
+#[test]
+fn the_programs_load_where_conntrack_cannot_be_asked() {
+    if !is_root() {
+        return;
+    }
+    let types = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(types.path(), types_of_a_kernel_without_look_ups()).unwrap();
+    let mut without = ObjectBuilder::default();
+    without.btf_custom_path(types.path()).unwrap();
+    let [with, without] = [ObjectBuilder::default(), without].map(|mut builder| {
+        let object = builder.open_file(concat!(env!("OUT_DIR"), "/steer.bpf.o")).unwrap().load().unwrap();
+        ["nic_steer", "pod_steer"].map(|name| instructions(&object, name))
+    });
+    assert!(without.iter().zip(with).all(|(without, with)| *without < with), "{without:?}, {with:?}");
+}
+
+/// How many bytes of a program the verifier has left: it removes what cannot be reached.
+fn instructions(object: &Object, name: &str) -> usize {
+    let program = object.progs().find(|program| program.name() == name).unwrap();
+    let id = Program::id_from_fd(program.as_fd()).unwrap();
+    let options = ProgInfoQueryOptions::default().include_xlated_prog_insns(true);
+    let found = ProgInfoIter::with_query_opts(options).find(|info| info.id == id).unwrap();
+    found.xlated_prog_insns.len()
 }
