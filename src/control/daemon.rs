@@ -16,6 +16,7 @@ use super::kernel::{Kernel, KernelError};
 use super::lifecycle::Starter;
 use super::netlink::{Monitor, News};
 use super::node::{ConfigFile, Node, ReloadError};
+use super::originals::{Originals, OriginalsError};
 use super::runtime::{Namespace, RuntimeDir, RuntimeError};
 use super::server::{Call, Server, ServerError};
 use super::store::{Store, StoreError};
@@ -51,6 +52,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Originals(#[from] OriginalsError),
+    #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -65,7 +68,9 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
     let _namespace = Namespace::claim()?;
     let dir = RuntimeDir::claim(runtime_dir)?;
     let (store, torn) = Store::open(&dir.pods())?;
-    let mut node = Node::new(config, Kernel::new()?, store, start);
+    let mut kernel = Kernel::new()?;
+    kernel.remember(Originals::open(&dir.sysctls())?);
+    let mut node = Node::new(config, kernel, store, start);
     if let Some(error) = torn {
         tracing::error!("{error}");
         node.notice(error.to_string());

@@ -14,7 +14,7 @@ impl Kernel {
     pub(super) fn ensure_forwarding(&mut self, config: &Config, done: &mut Reconciled) -> Result<(), KernelError> {
         let has = |ipv6| config.node.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6() == ipv6);
         if has(false) {
-            done.ensure_sysctl("ipv4/ip_forward", "1");
+            self.ensure_node_sysctl("ipv4/ip_forward", "1", done);
         }
         if has(true) && sysctl::read("ipv6/conf/all/forwarding")?.as_deref() == Some("0") {
             for name in self.devices_with_advertised_routes()? {
@@ -22,10 +22,10 @@ impl Kernel {
                 // (`Documentation/networking/ip-sysctl.rst`, accept_ra).
                 let key = format!("ipv6/conf/{name}/accept_ra");
                 if sysctl::read(&key)?.as_deref() == Some("1") {
-                    done.ensure_sysctl(&key, "2");
+                    self.ensure_node_sysctl(&key, "2", done);
                 }
             }
-            done.ensure_sysctl("ipv6/conf/all/forwarding", "1");
+            self.ensure_node_sysctl("ipv6/conf/all/forwarding", "1", done);
         }
         Ok(())
     }

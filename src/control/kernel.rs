@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::netlink::{Link, LinkSettings, MAIN_TABLE, Netlink, NetlinkError};
+use super::originals::Originals;
 use super::plan::{self, Action, Change, NODES_TABLE, Object, PROTOCOL};
 use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
@@ -131,6 +132,7 @@ pub enum KernelError {
 #[derive(Debug)]
 pub struct Kernel {
     pub(super) netlink: Netlink,
+    originals: Option<Originals>,
 }
 
 impl Kernel {
@@ -138,7 +140,20 @@ impl Kernel {
     /// sysctls are those of the caller's namespace.
     pub fn new() -> Result<Self, KernelError> {
         let netlink = Netlink::open().map_err(request("open a netlink socket"))?;
-        Ok(Self { netlink })
+        Ok(Self { netlink, originals: None })
+    }
+
+    /// Remembers from now on what settings of the whole node were before they were changed.
+    pub fn remember(&mut self, originals: Originals) {
+        self.originals = Some(originals);
+    }
+
+    /// Gives a setting of the whole node its value, which is a change, or a failure.
+    pub(super) fn ensure_node_sysctl(&mut self, key: &str, value: &str, done: &mut Reconciled) {
+        if let Some(Err(error)) = self.originals.as_mut().map(|originals| originals.note(key, value)) {
+            done.failures.push(error.to_string());
+        }
+        done.ensure_sysctl(key, value);
     }
 
     /// Our end of the tunnel as it should be now. Changes nothing.
@@ -277,7 +292,7 @@ impl Kernel {
 pub(super) fn apply(netlink: &mut Netlink, action: Action, object: &Object) -> Result<(), NetlinkError> {
     let result = match (action, object) {
         (Action::Delete, Object::Address(address)) => netlink.delete_address(address),
-        (Action::Delete, Object::Neighbour(neighbour)) => netlink.delete_neighbour(neighbour),
+        (Action::Delete, Object::Neighbour(neighbour)) => netlink.delete_neighbour(neighbour.index, neighbour.address),
         (Action::Delete, Object::Fdb(entry)) => netlink.delete_fdb(entry),
         (Action::Delete, Object::Route(route)) => netlink.delete_route(route.table, route.destination, PROTOCOL),
         (Action::Delete, Object::Rule(rule)) => netlink.delete_rule(rule, PROTOCOL),

@@ -9,6 +9,7 @@ pub mod runtime;
 pub mod view;
 
 mod devices;
+mod durable;
 mod forwarding;
 mod hub;
 mod ipam;
@@ -23,6 +24,7 @@ mod watch;
 pub mod kernel;
 pub mod netlink;
 pub mod netns;
+pub mod originals;
 pub mod plan;
 pub mod sysctl;
 pub mod underlay;

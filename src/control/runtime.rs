@@ -101,6 +101,11 @@ impl RuntimeDir {
     pub fn pods(&self) -> PathBuf {
         self.path.join("pods.json")
     }
+
+    /// Where the node's settings are remembered as they were.
+    pub fn sysctls(&self) -> PathBuf {
+        self.path.join("sysctls.json")
+    }
 }
 
 fn lock_options() -> OpenOptions {

@@ -1,22 +1,19 @@
 //! The pods of this node on disk: what must survive a restart of the daemon.
 //!
-//! The file is replaced as a whole (write aside, fsync, rename, fsync of the directory), so a crash
-//! leaves the old or the new one. It carries the kernel's boot id: wiring does not survive a
-//! reboot, so entries of another boot are dropped.
+//! The file carries the kernel's boot id: wiring does not survive a reboot, so entries of another
+//! boot are dropped.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::durable;
 use super::wiring::Pod;
 
 /// The format of the file.
 const VERSION: u32 = 1;
-
-/// Changes at each boot (`Documentation/admin-guide/sysctl/kernel.rst`, random).
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,9 +46,10 @@ impl Store {
     /// Opens the store at `path`. A file that cannot be understood is renamed to `….torn` and
     /// reported beside an empty store: losing what is remembered must not stop the daemon.
     pub fn open(path: &Path) -> Result<(Self, Option<StoreError>), StoreError> {
-        let boot_id = read(Path::new(BOOT_ID))?.unwrap_or_default().trim().to_owned();
+        let unreadable = |error| StoreError::Read(path.to_owned(), error);
+        let boot_id = durable::boot_id().map_err(unreadable)?;
         let mut store = Self { path: path.to_owned(), boot_id, pods: Vec::new() };
-        let Some(text) = read(path)? else { return Ok((store, None)) };
+        let Some(text) = durable::read(path).map_err(unreadable)? else { return Ok((store, None)) };
         match understand(&text) {
             Ok(contents) => {
                 if contents.boot_id == store.boot_id {
@@ -87,28 +85,9 @@ impl Store {
 
     fn replace(&mut self, pods: Vec<Pod>) -> Result<(), StoreError> {
         let contents = Contents { version: VERSION, boot_id: self.boot_id.clone(), pods };
-        self.write(&contents).map_err(|error| StoreError::Write(self.path.clone(), error))?;
+        durable::write(&self.path, &contents).map_err(|error| StoreError::Write(self.path.clone(), error))?;
         self.pods = contents.pods;
         Ok(())
-    }
-
-    fn write(&self, contents: &Contents) -> io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        serde_json::to_writer_pretty(&mut file, contents)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        File::open(dir)?.sync_all()
-    }
-}
-
-/// The file's text, or `None` when there is no such file.
-fn read(path: &Path) -> Result<Option<String>, StoreError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(StoreError::Read(path.to_owned(), error)),
     }
 }
 

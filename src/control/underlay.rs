@@ -2,13 +2,15 @@
 //! plane writes into outer frames.
 //!
 //! The kernel decides both; here they are only read, and what is not resolved yet is asked for.
-//! The answer arrives as a notification of the neighbour table.
+//! The answer arrives as a notification of the neighbour table. From then on the kernel keeps the
+//! neighbour resolved, marked as ours, until no peer is behind it any more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::kernel::Uplink;
 use super::netlink::{KnownNeighbour, Netlink, NetlinkError};
+use super::plan::PROTOCOL;
 use crate::ids::IfIndex;
 use crate::wire::Mac;
 
@@ -31,7 +33,8 @@ pub enum NoHop {
     Unresolved(IpAddr),
 }
 
-/// The next hop of each of `peers`, in order. Costs one dump and a request a peer.
+/// The next hop of each of `peers`, in order; neighbours of ours that lead to none are forgotten.
+/// Costs two dumps and a request a peer.
 pub(super) fn resolve(
     netlink: &mut Netlink,
     uplink: &Uplink,
@@ -39,7 +42,36 @@ pub(super) fn resolve(
 ) -> Result<Vec<Result<Hop, NoHop>>, NetlinkError> {
     let known = netlink.known_neighbours(uplink.index)?;
     let mut known: HashMap<IpAddr, KnownNeighbour> = known.into_iter().map(|entry| (entry.address, entry)).collect();
-    peers.iter().map(|peer| resolve_one(netlink, uplink, *peer, &mut known)).collect()
+    let hops: Vec<_> =
+        peers.iter().map(|peer| resolve_one(netlink, uplink, *peer, &mut known)).collect::<Result<_, _>>()?;
+    let needed: HashSet<IpAddr> = hops.iter().filter_map(via).collect();
+    release(netlink, |index, address| index == uplink.index && needed.contains(&address))?;
+    Ok(hops)
+}
+
+/// Forgets the neighbours that were kept for us, but for those that are needed, and returns them. The kernel resolves
+/// one that others use anew.
+pub(super) fn release(
+    netlink: &mut Netlink,
+    needed: impl Fn(IfIndex, IpAddr) -> bool,
+) -> Result<Vec<(IfIndex, IpAddr)>, NetlinkError> {
+    let mut released = netlink.managed_neighbours(PROTOCOL)?;
+    released.retain(|(index, address)| !needed(*index, *address));
+    for (index, address) in &released {
+        match netlink.delete_neighbour(*index, *address) {
+            Err(error) if !error.is_missing() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(released)
+}
+
+/// Whose link-layer address the way to a peer needs.
+fn via(hop: &Result<Hop, NoHop>) -> Option<IpAddr> {
+    match hop {
+        Ok(Hop { via, .. }) | Err(NoHop::Unresolved(via)) => Some(*via),
+        Err(_) => None,
+    }
 }
 
 fn resolve_one(
@@ -55,7 +87,7 @@ fn resolve_one(
     let via = route.gateway.unwrap_or(peer);
     let entry = known.entry(via).or_insert(KnownNeighbour { address: via, mac: None, kept: false });
     if !entry.kept {
-        netlink.resolve_neighbour(uplink.index, via)?;
+        netlink.resolve_neighbour(uplink.index, via, PROTOCOL)?;
         entry.kept = true;
     }
     Ok(entry.mac.map(|dst_mac| Hop { via, dst_mac }).ok_or(NoHop::Unresolved(via)))

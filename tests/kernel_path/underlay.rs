@@ -48,7 +48,7 @@ fn resolves_and_follows(ipv6: bool) {
     let found = hops_when(&lab, &a, &peers, |hops| hops[0].is_ok());
     assert_eq!(found[0].as_ref().unwrap().dst_mac.to_string(), mac(&lab, "b"));
     let entry = lab.ip("a", &format!("neigh show {peer}"));
-    assert!(entry.contains("managed"), "the kernel keeps it resolved: {entry}");
+    assert!(entry.contains("managed") && entry.contains("proto 240"), "the kernel keeps it resolved: {entry}");
 
     lab.ip("b", "link set eth0 address 02:00:00:00:0b:0b");
     lab.ip("a", &format!("neigh replace {peer} lladdr 02:00:00:00:0b:0b dev eth0 nud reachable"));
@@ -77,6 +77,26 @@ fn a_peer_behind_a_gateway_is_reached_by_the_gateways_mac() {
         let hop = hop.unwrap();
         assert_eq!((hop.via.to_string(), hop.dst_mac.to_string()), ("192.168.1.3".to_owned(), mac(&lab, "b")));
     }
+}
+
+#[test]
+fn a_neighbour_is_kept_resolved_for_as_long_as_a_peer_is_behind_it() {
+    let Some(lab) = Lab::new(false) else { return };
+    let a = lab.node('a', 1);
+    lab.node('b', 2);
+    lab.ip("a", "route add 172.16.0.0/16 via 192.168.1.3");
+    lab.ip("a", "neigh add 192.168.1.50 managed dev eth0");
+    let managed = || lab.ip("a", "neigh show dev eth0").lines().filter(|line| line.contains("managed")).count();
+    for (peers, expected) in [
+        (&["172.16.0.7", "192.168.1.3", "192.168.1.4"][..], 3),
+        (&["172.16.0.7", "192.168.1.4"], 3),
+        (&["172.16.0.7"], 2),
+        (&[], 1),
+    ] {
+        hops(&lab, &a, peers);
+        assert_eq!(managed(), expected, "{peers:?}: {}", lab.ip("a", "neigh show"));
+    }
+    assert!(lab.ip("a", "neigh show 192.168.1.50").contains("managed"), "somebody else's");
 }
 
 #[test]

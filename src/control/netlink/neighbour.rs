@@ -4,7 +4,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::RouteType;
+use netlink_packet_route::route::{RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, NetlinkError, family};
@@ -67,17 +67,26 @@ impl Netlink {
     }
 
     /// Forgets a neighbour.
-    pub fn delete_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
-        self.change(RouteNetlinkMessage::DelNeighbour(message(neighbour.index, neighbour.address)), 0)
+    pub fn delete_neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::DelNeighbour(message(index, address)), 0)
+    }
+
+    /// The neighbours of all devices that the kernel keeps resolved for whom `protocol` marks.
+    pub fn managed_neighbours(&mut self, protocol: u8) -> Result<Vec<(IfIndex, IpAddr)>, NetlinkError> {
+        let objects = self.dump(&RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
+        let ours = |message: &&NeighbourMessage| is_managed(message) && marked_by(message, protocol);
+        let neighbour = |message: &NeighbourMessage| Some((IfIndex(message.header.ifindex), address(message)?));
+        Ok(objects.iter().filter_map(inner).filter(ours).filter_map(neighbour).collect())
     }
 
     /// Has the kernel resolve a neighbour now and keep it resolved (`NTF_MANAGED`, since Linux
-    /// 5.16; older kernels resolve it this once). Not for permanent neighbours: it would demote
-    /// them.
-    pub fn resolve_neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<(), NetlinkError> {
+    /// 5.16; older kernels resolve it this once), marked by `protocol` (`NDA_PROTOCOL`). Not for
+    /// permanent neighbours: it would demote them.
+    pub fn resolve_neighbour(&mut self, index: IfIndex, address: IpAddr, protocol: u8) -> Result<(), NetlinkError> {
         let mut message = message(index, address);
         message.header.flags = NeighbourFlags::Use;
         message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+        message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::from(protocol)));
         self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
@@ -140,14 +149,22 @@ fn known(message: &NeighbourMessage) -> Option<KnownNeighbour> {
             | NeighbourState::Delay
             | NeighbourState::Probe
     );
-    let managed = message.attributes.iter().any(|attribute| {
-        matches!(attribute, NeighbourAttribute::ExtFlags(flags) if flags.contains(NeighbourExtFlags::Managed))
-    });
     Some(KnownNeighbour {
         address: address(message)?,
         mac: mac(message).filter(|_| resolved),
-        kept: managed || state == NeighbourState::Permanent,
+        kept: is_managed(message) || state == NeighbourState::Permanent,
     })
+}
+
+fn is_managed(message: &NeighbourMessage) -> bool {
+    message.attributes.iter().any(|attribute| {
+        matches!(attribute, NeighbourAttribute::ExtFlags(flags) if flags.contains(NeighbourExtFlags::Managed))
+    })
+}
+
+fn marked_by(message: &NeighbourMessage, protocol: u8) -> bool {
+    let marks = |attribute: &NeighbourAttribute| matches!(attribute, NeighbourAttribute::Protocol(mark) if u8::from(*mark) == protocol);
+    message.attributes.iter().any(marks)
 }
 
 fn mac(message: &NeighbourMessage) -> Option<Mac> {
