@@ -114,10 +114,17 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct heartbeat *beat;
 	enum verdict verdict;
+	__u32 worker;
 
 	if (!cfg->workers)
 		return VERDICT_STALE;
-	beat = fresh_worker(pod % cfg->workers, cfg, now_ns);
+	worker = pod % cfg->workers;
+	/* A worker serves the queue of its own number. The kernel takes the
+	 * socket out when the process ends, before its heartbeat is stale.
+	 */
+	if (!bpf_map_lookup_elem(&xsks, &worker))
+		return VERDICT_NO_SOCKET;
+	beat = fresh_worker(worker, cfg, now_ns);
 	if (!beat)
 		return VERDICT_STALE;
 	verdict = untranslated(in, packet, end, cfg);

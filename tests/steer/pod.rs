@@ -209,11 +209,26 @@ fn leaves_remote_pods_to_the_kernel_while_the_worker_is_not_fresh() {
     assert_eq!(rig.pod(&remote), Verdict::Claimed, "a sleeper is called");
     rig.heartbeat.wake(now_ns());
     assert_eq!(rig.pod(&remote), Verdict::Claimed);
-    // pod 1 belongs to worker 1 of 2, which does not run
-    rig.steer.set_config(&SteerConfig { workers: 2, ..config(V4) }).unwrap();
-    assert_eq!(rig.pod(&remote), Verdict::Stale);
     rig.steer.set_config(&SteerConfig { workers: 0, ..config(V4) }).unwrap();
     assert_eq!(rig.pod(&remote), Verdict::Stale, "no workers at all");
+}
+
+#[test]
+fn leaves_remote_pods_to_the_kernel_once_the_workers_socket_is_closed() {
+    if !is_root() {
+        return;
+    }
+    let mut rig = Rig::new(V4);
+    let (remote, local) = (from_a(REMOTE_POD[V4], 10), from_a(POD_B[V4], 10));
+    rig.heartbeat.sleep();
+    // pod 1 belongs to worker 1 of 2, which does not run
+    rig.steer.set_config(&SteerConfig { workers: 2, ..config(V4) }).unwrap();
+    assert_eq!(rig.pod(&remote), Verdict::NoSocket);
+    rig.steer.set_config(&config(V4)).unwrap();
+    assert_eq!(rig.pod(&remote), Verdict::Claimed);
+    rig.close_socket();
+    assert_eq!(rig.pod(&remote), Verdict::NoSocket, "a sleeper that died looks as if it slept");
+    assert_eq!(rig.pod(&local), Verdict::Local, "no worker is needed on the same node");
 }
 
 #[test]
