@@ -39,7 +39,7 @@ const RESYNC_UNSETTLED: Duration = Duration::from_secs(2);
 /// How often the pods' ends are looked at, of which nothing is heard.
 const AUDIT: Duration = Duration::from_secs(30);
 
-/// How often a running data plane frees what its workers no longer read.
+/// How often a data plane repairs its attachments and frees what its workers no longer read.
 const MAINTAIN: Duration = Duration::from_millis(100);
 
 /// Why the daemon does not start.
@@ -210,7 +210,7 @@ impl Daemon {
 
     /// When the next timed work is due.
     fn deadline(&self) -> Instant {
-        let maintain = self.node.lifecycle.is_running().then_some(self.maintain_at);
+        let maintain = self.node.lifecycle.is_open().then_some(self.maintain_at);
         let others = [self.reload_at, maintain, self.node.lifecycle.next_try()];
         others.into_iter().flatten().fold(self.reconcile_at, Instant::min)
     }

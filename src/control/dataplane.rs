@@ -1,43 +1,58 @@
-//! The running data plane: the steering programs, the workers and the table between them, made from
-//! [`Settings`] and fed with [`View`]s.
+//! The data plane of this node: the steering programs, which stay attached for as long as it is wanted, and the
+//! workers, which start and stop under them. Made from [`Settings`] and fed with [`View`]s.
 //!
-//! What a frame may rely on is put in place before it is steered, and taken away after: an update first
-//! withdraws what is gone from the steering maps, then publishes the new table, then steers what is new.
+//! ```text
+//!   programs   ┃▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓┃▓▓▓▓▓▓▓▓▓▓▓▓▓▓   exchanged in one step by the next daemon
+//!   daemon      ════════════════════╣      ╠═══════════════
+//!   workers        ━━━━━━   ━━━━━━━━            ━━━━━━━━━━━
+//!                        ▲         ▲       ▲   ▲
+//!          other settings         stop   take over, then start
+//! ```
+//!
+//! While no worker runs the programs leave remote traffic to the kernel path, but know the pods of each view: they
+//! redirect between them and drop what they forge.
+//!
+//! What a frame may rely on is put in place before it is steered, and taken away after: an update first withdraws what
+//! is gone from the steering maps, then publishes the new table, then steers what is new. A start attaches the
+//! programs before the sockets are bound, since some drivers set up their queues by the program, and lets pods' frames
+//! be claimed when all workers run.
 
 mod memory;
 mod ports;
+mod repairs;
 mod seat;
 mod steered;
+mod workers;
 
 use std::error::Error;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
-
-use ipnet::IpNet;
+use std::time::{Duration, Instant};
 
 use super::lifecycle::Engine;
-use super::view::{CreditStatus, DataplaneStatus, RemoteView, Settings, VerdictRow, View};
+use super::netns;
+use super::view::{CreditStatus, DataplaneStatus, Settings, VerdictRow, View};
 use crate::config::Xdp;
-use crate::fib::{Fib, NextHop, Publisher, Remote};
 use crate::frame::{MAX_FRAME, RegionError};
-use crate::ids::{PodId, WorkerId};
+use crate::ids::{IfIndex, PodId};
 use crate::packet;
-use crate::steer::{Steer, SteerConfig, SteerError, XdpChoice, XdpMode};
-use crate::wire::{OuterParams, OuterTemplate};
+use crate::steer::{self, Pins, Steer, SteerConfig, SteerError, XdpChoice};
+use crate::wire::OuterTemplate;
 use crate::xsk;
-use seat::{Common, Seat};
-use steered::{Steered, addresses};
-
-/// The outer time to live, as the kernel's VXLAN device sends it.
-const OUTER_TTL: u8 = 64;
+use repairs::Repairs;
+use steered::Steered;
+use workers::Workers;
 
 /// The fewest frames that a pod may have on their way to its worker.
 const LEAST_QUOTA: u64 = 32;
 
+/// How often it is looked whether the programs are still attached.
+const REPAIR: Duration = Duration::from_secs(1);
+
 /// Why the data plane could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
+    #[error("cannot tell which network namespace this is (SO_NETNS_COOKIE, Linux 5.14): {0}")]
+    Namespace(std::io::Error),
     #[error(transparent)]
     Steer(#[from] SteerError),
     #[error(transparent)]
@@ -54,105 +69,132 @@ pub enum DataplaneError {
     Ended { worker: u16 },
 }
 
-/// A running data plane.
+/// The data plane of the calling thread's network namespace. The programs stay attached when it is dropped.
 #[derive(Debug)]
 pub struct Dataplane {
-    settings: Settings,
     steer: Steer,
     steered: Steered,
-    xdp: XdpMode,
-    publisher: Publisher<Fib>,
-    seats: Vec<Seat>,
-    highest_pod: Arc<AtomicU16>,
-    pods: Vec<PodId>,
+    /// What an earlier data plane had attached is ours, or gone.
+    taken_over: bool,
+    workers: Option<Workers>,
+    /// As last told.
+    view: View,
+    repairs: Repairs,
+    repair_at: Instant,
+}
+
+/// Detaches whatever a data plane of the calling thread's network namespace has attached, and removes what it has
+/// pinned, whether it runs or not; a running one would repair it. Nothing to do is success. `devices` are those where
+/// there may be a filter: the host ends of pods, and the hub.
+pub fn remove(devices: &[IfIndex]) -> Result<(), DataplaneError> {
+    Ok(steer::remove(pins()?, devices)?)
+}
+
+/// Whether a data plane of the calling thread's network namespace, running or not, has something attached or pinned.
+pub fn is_present() -> Result<bool, DataplaneError> {
+    Ok(pins()?.is_some())
+}
+
+fn pins() -> Result<Option<Pins>, DataplaneError> {
+    Ok(Pins::find(netns::cookie().map_err(DataplaneError::Namespace)?))
 }
 
 impl Dataplane {
-    /// Loads and attaches the steering programs, opens the ports and starts the workers. Nothing is steered
-    /// before the first [`Engine::update`].
-    pub fn start(settings: &Settings) -> Result<Self, DataplaneError> {
-        let workers = worker_count(settings);
-        let mut steer = Steer::load(&steer_config(settings, workers, &View::default()))?;
-        steer.attach_hub(settings.hub)?;
-        // Before the sockets are bound: some drivers set up their queues by the program.
-        let xdp = steer.attach_uplink(
-            settings.uplink,
-            match settings.xdp {
-                Xdp::Native => XdpChoice::Native,
-                Xdp::Generic => XdpChoice::Generic,
-                Xdp::Auto => XdpChoice::Auto,
-            },
-        )?;
-        let mut publisher = Publisher::new(Fib::default());
-        let highest_pod = Arc::default();
-        let common = Common { settings, steer: &steer, xdp, workers, highest_pod: &highest_pod };
-        let seats: Result<_, _> =
-            (0..workers).map(|worker| Seat::start(common, publisher.reader(), WorkerId(worker))).collect();
+    /// Loads the programs. What an earlier data plane has attached goes on until the first [`Engine::update`].
+    pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
+        let pins = Pins::open(netns::cookie().map_err(DataplaneError::Namespace)?)?;
         Ok(Self {
-            settings: settings.clone(),
-            seats: seats?,
-            steer,
+            steer: Steer::load(&steer_config(settings, 0, &View::default()), pins)?,
             steered: Steered::default(),
-            xdp,
-            publisher,
-            highest_pod,
-            pods: Vec::new(),
+            taken_over: false,
+            workers: None,
+            view: View::default(),
+            repairs: Repairs::default(),
+            repair_at: Instant::now() + REPAIR,
         })
     }
 
-    /// A starter for the daemon's life cycle.
-    pub fn engine(settings: &Settings) -> Result<Box<dyn Engine>, Box<dyn Error>> {
-        Ok(Box::new(Self::start(settings)?))
+    /// A starter for the daemon's life cycle. What cannot be taken over is removed: its maps would tell of pods that
+    /// are not there any more.
+    pub fn engine(settings: &Settings, view: &View) -> Result<Box<dyn Engine>, Box<dyn Error>> {
+        match Self::open(settings) {
+            Ok(dataplane) => Ok(Box::new(dataplane)),
+            Err(error) => {
+                let devices: Vec<_> = view.pods.iter().map(|pod| pod.pod.ifindex).chain([settings.hub]).collect();
+                if let Err(error) = remove(&devices) {
+                    tracing::error!(%error, "what an earlier data plane has attached stays, and is out of date");
+                }
+                Err(error.into())
+            }
+        }
     }
 
-    fn try_update(&mut self, view: &View) -> Result<(), DataplaneError> {
+    fn try_update(&mut self, settings: &Settings, view: &View) -> Result<(), DataplaneError> {
         let withdrawn = self.steered.withdraw(&mut self.steer, view);
-        self.publisher.publish(table(&self.settings, view));
-        self.pods = view.pods.iter().map(|pod| pod.pod.id).collect();
-        let highest = self.pods.iter().max().map_or(0, |pod| pod.get());
-        self.highest_pod.store(highest, Ordering::Relaxed);
-        self.steer.set_config(&steer_config(&self.settings, self.workers(), view))?;
+        if let Some(workers) = &mut self.workers {
+            workers.publish(view);
+        }
+        self.view.clone_from(view);
+        self.configure(settings)?;
         let extended = self.steered.extend(&mut self.steer, view);
-        Ok(withdrawn.and(extended)?)
+        let others = if self.taken_over { Ok(()) } else { self.steer.detach_other_pods() };
+        self.taken_over |= others.is_ok();
+        Ok(withdrawn.and(extended).and(others)?)
     }
 
-    fn workers(&self) -> u16 {
-        worker_count(&self.settings)
+    fn try_start(&mut self, settings: &Settings, view: &View) -> Result<(), DataplaneError> {
+        self.steer.attach_hub(settings.hub)?;
+        let choice = match settings.xdp {
+            Xdp::Native => XdpChoice::Native,
+            Xdp::Generic => XdpChoice::Generic,
+            Xdp::Auto => XdpChoice::Auto,
+        };
+        let xdp = self.steer.attach_uplink(settings.uplink, choice)?;
+        self.workers = Some(Workers::start(&self.steer, settings, xdp, view)?);
+        let configured = self.configure(settings);
+        if configured.is_err() {
+            self.workers = None;
+        }
+        Ok(configured?)
+    }
+
+    /// Tells the programs what the node is like and how many workers run.
+    fn configure(&self, settings: &Settings) -> Result<(), SteerError> {
+        let workers = if self.workers.is_some() { worker_count(settings) } else { 0 };
+        self.steer.set_config(&steer_config(settings, workers, &self.view))
     }
 }
 
 impl Engine for Dataplane {
-    fn update(&mut self, view: &View) -> Result<(), Box<dyn Error>> {
-        Ok(self.try_update(view)?)
+    fn update(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
+        Ok(self.try_update(settings, view)?)
+    }
+
+    fn start(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
+        Ok(self.try_start(settings, view)?)
     }
 
     fn maintain(&mut self) -> Result<(), Box<dyn Error>> {
-        self.publisher.reclaim();
-        for seat in &mut self.seats {
-            seat.measure_load();
-            seat.check()?;
+        let now = Instant::now();
+        if now >= self.repair_at {
+            self.repair_at = now + REPAIR;
+            self.repairs.tell(self.steer.repair());
         }
-        Ok(())
+        match &mut self.workers {
+            Some(workers) => Ok(workers.maintain()?),
+            None => Ok(()),
+        }
     }
 
     fn status(&self) -> DataplaneStatus {
-        let verdicts = self.steer.verdicts().unwrap_or_default();
-        let credits = self.steer.credits();
-        let pod_status = |&pod: &PodId| CreditStatus {
+        let (verdicts, credits) = (self.steer.verdicts().unwrap_or_default(), self.steer.credits());
+        let pod_status = |pod: PodId| CreditStatus {
             pod: pod.get(),
             in_flight: u64::try_from(credits.in_flight(pod)).unwrap_or(0),
-            traffic: self.seats.iter().map(|seat| seat.pod(pod)).sum(),
+            traffic: self.workers.as_ref().map(|workers| workers.pod(pod)).unwrap_or_default(),
         };
         DataplaneStatus {
-            xdp: match self.xdp {
-                XdpMode::Native => "native".to_owned(),
-                XdpMode::Generic => "generic".to_owned(),
-            },
-            frames: self.seats.iter().map(Seat::chunks).sum(),
-            memory: if self.seats.iter().all(Seat::has_hugepages) { "hugepages" } else { "pages" }.to_owned(),
-            queues: self.seats.iter().flat_map(Seat::queues).collect(),
-            workers: self.seats.iter().map(|seat| seat.status(&self.settings)).collect(),
-            pods: self.pods.iter().map(pod_status).collect(),
+            pods: self.view.pods.iter().map(|pod| pod_status(pod.pod.id)).collect(),
             verdicts: verdicts
                 .into_iter()
                 .map(|(program, verdict, packets)| VerdictRow {
@@ -162,18 +204,21 @@ impl Engine for Dataplane {
                     packets,
                 })
                 .collect(),
+            ..self.workers.as_ref().map(Workers::status).unwrap_or_default()
         }
     }
 
-    fn stop(mut self: Box<Self>) -> DataplaneStatus {
-        for seat in &self.seats {
-            seat.ask_to_stop();
+    fn stop(&mut self) -> DataplaneStatus {
+        if let Some(mut workers) = self.workers.take() {
+            if let Err(error) = self.configure(workers.settings()) {
+                tracing::warn!(%error, "the heartbeats alone tell the programs that the workers stop");
+            }
+            workers.stop();
+            self.workers = Some(workers);
         }
-        // The programs stay attached until the workers have carried what was claimed for them.
-        for seat in &mut self.seats {
-            seat.join();
-        }
-        self.status()
+        let last = self.status();
+        self.workers = None;
+        last
     }
 }
 
@@ -200,34 +245,6 @@ fn steer_config(settings: &Settings, workers: u16, view: &View) -> SteerConfig {
         hub: settings.hub,
         nat: view.nat,
     }
-}
-
-/// The routes of the workers: our own ranges end here, pods and remote ranges are more specific or elsewhere.
-fn table(settings: &Settings, view: &View) -> Fib {
-    let own = settings.pod_cidrs.iter().map(|cidr| (*cidr, NextHop::Blackhole));
-    let pods = addresses(&view.pods).into_iter().map(|(address, pod)| (IpNet::from(address), NextHop::Local(pod)));
-    let remotes = view.remotes.iter().flat_map(|remote| {
-        let hop = next_hop(settings, remote);
-        remote.prefixes.iter().map(move |prefix| (*prefix, hop.clone()))
-    });
-    Fib::build(own.chain(remotes).chain(pods))
-}
-
-fn next_hop(settings: &Settings, remote: &RemoteView) -> NextHop {
-    let outer = OuterTemplate::new(&OuterParams {
-        src_mac: settings.uplink_mac,
-        dst_mac: remote.dst_mac,
-        local: settings.vtep,
-        remote: remote.underlay,
-        port: settings.port,
-        vni: settings.vni,
-        ttl: OUTER_TTL,
-        inner_src: settings.vtep_mac,
-        inner_dst: remote.vtep_mac,
-        udp_checksum: settings.udp_checksum,
-    });
-    // The configuration refuses peers of another family than ours.
-    outer.map_or(NextHop::Blackhole, |outer| NextHop::Remote(Remote { outer, mtu: remote.mtu }))
 }
 
 /// The largest inner packet, in bytes, that fits a chunk of packet memory with its outer headers.

@@ -1,5 +1,8 @@
-//! Starts, feeds and stops the data plane, and tries again when it fails. Whatever happens here,
+//! Opens, starts, feeds and stops the data plane, and tries again when it fails. Whatever happens here,
 //! the kernel path carries the pods meanwhile.
+//!
+//! The programs are loaded when first wanted and follow every view from then on; the workers run under
+//! them when they can.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -10,20 +13,26 @@ use super::view::{DataplaneStatus, FrameLedger, Settings, VerdictRow, View};
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
-/// A running data plane, as control sees it.
+/// Workers that ran this long before they failed are started again as if they had never failed.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// A data plane, as control sees it. What it has attached stays when it is dropped.
 pub trait Engine {
-    /// Takes over a new desired state; what did not change is not touched.
-    fn update(&mut self, view: &View) -> Result<(), Box<dyn Error>>;
-    /// Frees what the workers no longer read, and tells when they can no longer work; wants to be called about
-    /// every 100 ms.
+    /// Takes over a new desired state, whether workers run or not; what did not change is not touched. While
+    /// workers run, the settings are those that they were started with.
+    fn update(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>>;
+    /// Starts the workers, of which none runs, for the state that was last taken over. After an error none runs.
+    fn start(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>>;
+    /// Repairs what others have detached, frees what the workers no longer read, and tells when they can no
+    /// longer work; wants to be called about every 100 ms.
     fn maintain(&mut self) -> Result<(), Box<dyn Error>>;
     fn status(&self) -> DataplaneStatus;
-    /// Hands over to the kernel path, ends the workers and gives their final figures.
-    fn stop(self: Box<Self>) -> DataplaneStatus;
+    /// Hands over to the kernel path, ends the workers and gives the final figures.
+    fn stop(&mut self) -> DataplaneStatus;
 }
 
-/// How a data plane is started.
-pub type Starter = fn(&Settings) -> Result<Box<dyn Engine>, Box<dyn Error>>;
+/// How a data plane is opened: without workers, in the place of what an earlier one has attached.
+pub type Starter = fn(&Settings, &View) -> Result<Box<dyn Engine>, Box<dyn Error>>;
 
 /// What the data plane should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,20 +40,38 @@ pub enum Wanted {
     Running(Box<Settings>),
     /// Kernel path only, as configured.
     Off,
-    /// It cannot be started as things are; carries the reason.
-    Impossible(String),
+    /// Workers cannot run as things are.
+    Impossible {
+        reason: String,
+        /// What the programs are to know meanwhile, unless even that cannot be told.
+        settings: Option<Box<Settings>>,
+    },
+}
+
+/// Loaded programs, and what they were last told.
+struct Steering {
+    engine: Box<dyn Engine>,
+    /// As told last.
+    settings: Settings,
+    /// As taken over last.
+    view: Option<View>,
+    /// Why the last change was not taken over.
+    fault: Option<String>,
 }
 
 enum State {
     Off,
-    Running { engine: Box<dyn Engine>, settings: Box<Settings>, view: View, fault: Option<String> },
-    Failed { wanted: Wanted, reason: String, next: Instant, delay: Duration },
+    Running { settings: Box<Settings>, since: Instant },
+    Failed { wanted: Wanted, reason: String, next: Instant },
 }
 
 /// The data plane over time: off, running or failed.
 pub struct Lifecycle {
-    start: Starter,
+    open: Starter,
+    steering: Option<Steering>,
     state: State,
+    /// What failed last, and the delay after it.
+    failed: Option<(Wanted, Duration)>,
     retired: Retired,
 }
 
@@ -52,17 +79,11 @@ pub struct Lifecycle {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retired {
     pub tallies: Tallies,
+    /// Of programs that are not attached any more.
     pub verdicts: Vec<VerdictRow>,
 }
 
 impl Retired {
-    fn add(&mut self, last: DataplaneStatus) {
-        for worker in &last.workers {
-            self.tallies.add(&worker.counts, &worker.drops);
-        }
-        self.verdicts = self.with(last.verdicts);
-    }
-
     /// These verdicts and `running`'s, added row by row.
     pub fn with(&self, mut running: Vec<VerdictRow>) -> Vec<VerdictRow> {
         for old in &self.verdicts {
@@ -77,36 +98,63 @@ impl Retired {
 
 impl Lifecycle {
     /// Off, until driven.
-    pub fn new(start: Starter) -> Self {
-        Self { start, state: State::Off, retired: Retired::default() }
+    pub fn new(open: Starter) -> Self {
+        Self { open, steering: None, state: State::Off, failed: None, retired: Retired::default() }
     }
 
-    /// Brings the data plane to what is wanted: starts, restarts when a setting differs, updates,
-    /// stops. A start that failed is not repeated before [`Lifecycle::next_try`], unless
+    /// Brings the data plane to what is wanted: opens it, starts workers, starts them anew when a setting
+    /// differs, updates, stops. A start that failed is not repeated before [`Lifecycle::next_try`], unless
     /// something else is wanted.
     pub fn drive(&mut self, wanted: &Wanted, view: &View, now: Instant) {
         match wanted {
-            Wanted::Off => self.stop(),
-            Wanted::Impossible(reason) => {
+            Wanted::Off => self.close(),
+            Wanted::Impossible { reason, settings } => {
                 self.halt();
-                self.fail(wanted, reason.clone(), now);
+                let opened = match settings {
+                    Some(settings) if self.steering.is_some() || self.may_try(wanted, now) => {
+                        self.steer(settings, view)
+                    }
+                    _ => {
+                        self.follow(view);
+                        Ok(())
+                    }
+                };
+                let reason = opened.map_or_else(|error| format!("{reason}; {error}"), |()| reason.clone());
+                self.fail(wanted, reason, now);
             }
             Wanted::Running(settings) => {
-                let same = matches!(&self.state, State::Running { settings: current, .. } if current == settings);
-                if same {
-                    self.update(view);
+                if self.runs_with(settings) {
+                    self.update(settings, view);
                 } else if self.may_try(wanted, now) {
                     self.halt();
                     self.start(settings, view, now);
+                } else if self.steering.is_some() {
+                    self.update(settings, view);
                 }
             }
         }
     }
 
-    /// Stops the data plane and keeps its final figures.
+    /// Stops the workers and keeps their final figures. The programs stay as they are.
     pub fn stop(&mut self) {
         self.halt();
         self.state = State::Off;
+    }
+
+    /// Stops the workers and lets go of the programs, which stay attached: the next [`Lifecycle::drive`] loads
+    /// them anew and takes over.
+    pub fn renew(&mut self) {
+        self.stop();
+        self.steering = None;
+    }
+
+    /// Stops the workers and lets go of the programs, which are to be detached; their counts are kept.
+    pub fn close(&mut self) {
+        self.stop();
+        self.failed = None;
+        if let Some(steering) = self.steering.take() {
+            self.retired.verdicts = self.retired.with(steering.engine.status().verdicts);
+        }
     }
 
     /// When a failed start is to be tried again.
@@ -117,57 +165,67 @@ impl Lifecycle {
         }
     }
 
+    /// Whether workers run.
     pub fn is_running(&self) -> bool {
         matches!(self.state, State::Running { .. })
     }
 
-    /// Whether a running data plane did not take over the last change.
-    pub fn has_fault(&self) -> bool {
-        matches!(self.state, State::Running { fault: Some(_), .. })
+    /// Whether programs are loaded, so that [`Lifecycle::maintain`] has something to do.
+    pub fn is_open(&self) -> bool {
+        self.steering.is_some()
     }
 
-    /// Passes on the periodic call of [`Engine::maintain`]. A data plane that cannot go on is stopped, and started
-    /// again after a delay.
+    /// Whether the programs did not take over the last change.
+    pub fn has_fault(&self) -> bool {
+        self.steering.as_ref().is_some_and(|steering| steering.fault.is_some())
+    }
+
+    /// Passes on the periodic call of [`Engine::maintain`]. Workers that cannot go on are stopped, and started again
+    /// after a delay, which grows when they fail again soon.
     pub fn maintain(&mut self, now: Instant) {
-        let State::Running { engine, settings, .. } = &mut self.state else { return };
-        if let Err(error) = engine.maintain() {
+        let Some(steering) = &mut self.steering else { return };
+        let maintained = steering.engine.maintain();
+        let State::Running { settings, since } = &self.state else { return };
+        if now.saturating_duration_since(*since) >= STEADY {
+            self.failed = None;
+        }
+        if let Err(error) = maintained {
             let wanted = Wanted::Running(settings.clone());
             self.halt();
             self.fail(&wanted, error.to_string(), now);
         }
     }
 
-    /// What the running data plane carries.
+    /// What the running workers carry.
     pub fn view(&self) -> Option<&View> {
-        match &self.state {
-            State::Running { view, .. } => Some(view),
-            _ => None,
-        }
+        self.steering.as_ref().filter(|_| self.is_running())?.view.as_ref()
     }
 
-    /// Figures of the running data plane.
+    /// Figures of the loaded programs, and of the workers if they run.
     pub fn figures(&self) -> Option<DataplaneStatus> {
-        match &self.state {
-            State::Running { engine, .. } => Some(engine.status()),
-            _ => None,
-        }
+        self.steering.as_ref().map(|steering| steering.engine.status())
     }
 
-    /// What the data planes before the running one counted.
+    /// What workers and programs counted that are not there any more.
     pub fn retired(&self) -> &Retired {
         &self.retired
     }
 
     pub fn report(&self, now: Instant) -> DataplaneReport {
+        let fault = self.steering.as_ref().and_then(|steering| steering.fault.clone());
         let (state, reason, retry_secs) = match &self.state {
             State::Off => (DataplaneState::Kernel, Some("mode = \"kernel\"".to_owned()), None),
-            State::Running { fault, .. } => (DataplaneState::Running, fault.clone(), None),
+            State::Running { .. } => (DataplaneState::Running, fault, None),
             State::Failed { reason, next, .. } => {
                 let wait = next.saturating_duration_since(now).as_secs();
                 (DataplaneState::Failed, Some(reason.clone()), Some(wait))
             }
         };
-        DataplaneReport { state, reason, retry_secs, figures: self.figures() }
+        DataplaneReport { state, reason, retry_secs, figures: self.figures().filter(|_| self.is_running()) }
+    }
+
+    fn runs_with(&self, settings: &Settings) -> bool {
+        matches!(&self.state, State::Running { settings: current, .. } if **current == *settings)
     }
 
     fn may_try(&self, wanted: &Wanted, now: Instant) -> bool {
@@ -178,25 +236,46 @@ impl Lifecycle {
     }
 
     fn start(&mut self, settings: &Settings, view: &View, now: Instant) {
-        match (self.start)(settings) {
-            Ok(engine) => {
+        let started = self.steer(settings, view).and_then(|()| match &mut self.steering {
+            Some(steering) => steering.engine.start(settings, view),
+            None => Ok(()),
+        });
+        match started {
+            Ok(()) => {
                 tracing::info!(uplink = settings.uplink_name, mode = %settings.mode, "the data plane runs");
-                let (settings, view_now) = (Box::new(settings.clone()), View::default());
-                self.state = State::Running { engine, settings, view: view_now, fault: None };
-                self.update(view);
+                self.state = State::Running { settings: Box::new(settings.clone()), since: now };
             }
             Err(error) => self.fail(&Wanted::Running(Box::new(settings.clone())), error.to_string(), now),
         }
     }
 
-    fn update(&mut self, new: &View) {
-        let State::Running { engine, view, fault, .. } = &mut self.state else { return };
-        if view == new && fault.is_none() {
+    /// Brings loaded programs to the view, with the settings that they have.
+    fn follow(&mut self, view: &View) {
+        if let Some(settings) = self.steering.as_ref().map(|steering| steering.settings.clone()) {
+            self.update(&settings, view);
+        }
+    }
+
+    /// Loads the programs, unless they are, and brings them to the view.
+    fn steer(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
+        if self.steering.is_none() {
+            let engine = (self.open)(settings, view)?;
+            self.steering = Some(Steering { engine, settings: settings.clone(), view: None, fault: None });
+        }
+        self.update(settings, view);
+        Ok(())
+    }
+
+    /// Brings loaded programs, and the workers under them, to the view.
+    fn update(&mut self, new_settings: &Settings, new_view: &View) {
+        let Some(Steering { engine, settings, view, fault }) = &mut self.steering else { return };
+        if settings == new_settings && view.as_ref() == Some(new_view) && fault.is_none() {
             return;
         }
-        match engine.update(new) {
+        settings.clone_from(new_settings);
+        match engine.update(new_settings, new_view) {
             Ok(()) => {
-                *view = new.clone();
+                *view = Some(new_view.clone());
                 *fault = None;
             }
             Err(error) => {
@@ -206,30 +285,30 @@ impl Lifecycle {
         }
     }
 
-    /// Ends a running engine; the figures go to `retired` and to the log. A failed state stays, for its delay.
+    /// Ends running workers; the figures go to `retired` and to the log. A failed state stays, for its delay.
     fn halt(&mut self) {
-        if !self.is_running() {
-            return;
-        }
-        let State::Running { engine, .. } = std::mem::replace(&mut self.state, State::Off) else { return };
-        let last = engine.stop();
+        let (true, Some(steering)) = (self.is_running(), &mut self.steering) else { return };
+        let last = steering.engine.stop();
         tracing::info!("the data plane has stopped; the kernel path carries the pods");
         log_figures(&last);
-        self.retired.add(last);
+        for worker in &last.workers {
+            self.retired.tallies.add(&worker.counts, &worker.drops);
+        }
+        self.state = State::Off;
     }
 
+    /// Waits before the next try, each time longer if it is the same that fails.
     fn fail(&mut self, wanted: &Wanted, reason: String, now: Instant) {
-        let delay = match &self.state {
-            State::Failed { wanted: before, delay, next, .. } if before == wanted => {
-                if now < *next {
-                    return;
-                }
-                (*delay * 2).min(LAST_RETRY)
-            }
+        if matches!(&self.state, State::Failed { wanted: before, next, .. } if before == wanted && now < *next) {
+            return;
+        }
+        let delay = match &self.failed {
+            Some((before, delay)) if before == wanted => (*delay * 2).min(LAST_RETRY),
             _ => FIRST_RETRY,
         };
-        tracing::error!(reason, retry_secs = delay.as_secs(), "no data plane; the kernel path carries the pods");
-        self.state = State::Failed { wanted: wanted.clone(), reason, next: now + delay, delay };
+        tracing::error!(reason, retry_secs = delay.as_secs(), "no workers; the kernel path carries the pods");
+        self.failed = Some((wanted.clone(), delay));
+        self.state = State::Failed { wanted: wanted.clone(), reason, next: now + delay };
     }
 }
 
@@ -266,18 +345,28 @@ mod tests {
     use crate::ids::{IfIndex, PodId};
     use crate::wire::{Mac, Vni};
 
-    /// Counts a poll for each pod of each update, and refuses a view of three pods.
+    /// Counts a poll for each pod of each update, refuses a view of three pods, and starts on every port but 1.
     #[derive(Default)]
-    struct Fake(u64);
+    struct Fake {
+        updated: u64,
+        runs: bool,
+    }
 
     impl Engine for Fake {
-        fn update(&mut self, view: &View) -> Result<(), Box<dyn Error>> {
-            self.0 += view.pods.len() as u64;
+        fn update(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
+            assert!(!self.runs || settings.port != 1);
+            self.updated += view.pods.len() as u64;
             if view.pods.len() == 3 { Err("three is too many".into()) } else { Ok(()) }
         }
 
+        fn start(&mut self, settings: &Settings, _: &View) -> Result<(), Box<dyn Error>> {
+            assert!(!self.runs, "they are stopped first");
+            self.runs = settings.port != 1;
+            if self.runs { Ok(()) } else { Err("port 1 is taken".into()) }
+        }
+
         fn maintain(&mut self) -> Result<(), Box<dyn Error>> {
-            if self.0 == 4 { Err("four is the end".into()) } else { Ok(()) }
+            if self.runs && self.updated == 4 { Err("four is the end".into()) } else { Ok(()) }
         }
 
         fn status(&self) -> DataplaneStatus {
@@ -289,26 +378,29 @@ mod tests {
                 asleep: false,
                 fresh: true,
                 frames: FrameLedger::default(),
-                counts: [("polls".to_owned(), self.0)].into(),
+                counts: [("polls".to_owned(), self.updated)].into(),
                 drops: [].into(),
             };
             let verdict = VerdictRow {
                 program: "pod_steer".into(),
                 verdict: "claimed".into(),
                 help: String::new(),
-                packets: self.0,
+                packets: self.updated,
             };
-            DataplaneStatus { workers: vec![worker], verdicts: vec![verdict], ..DataplaneStatus::default() }
+            let workers = if self.runs { vec![worker] } else { Vec::new() };
+            DataplaneStatus { workers, verdicts: vec![verdict], ..DataplaneStatus::default() }
         }
 
-        fn stop(self: Box<Self>) -> DataplaneStatus {
-            self.status()
+        fn stop(&mut self) -> DataplaneStatus {
+            let last = self.status();
+            self.runs = false;
+            last
         }
     }
 
-    /// Starts on every port but 1.
-    fn start(settings: &Settings) -> Result<Box<dyn Engine>, Box<dyn Error>> {
-        if settings.port == 1 { Err("port 1 is taken".into()) } else { Ok(Box::<Fake>::default()) }
+    /// Opens on every port but 0.
+    fn open(settings: &Settings, _: &View) -> Result<Box<dyn Engine>, Box<dyn Error>> {
+        if settings.port == 0 { Err("no memory for maps".into()) } else { Ok(Box::<Fake>::default()) }
     }
 
     fn running(port: u16) -> Wanted {
@@ -352,7 +444,7 @@ mod tests {
 
     #[test]
     fn an_unchanged_view_is_not_applied_again_and_a_refused_one_is() {
-        let (mut life, now) = (Lifecycle::new(start), Instant::now());
+        let (mut life, now) = (Lifecycle::new(open), Instant::now());
         let applied = |life: &Lifecycle| life.figures().unwrap().workers[0].counts["polls"];
         life.drive(&running(2), &view(1), now);
         life.drive(&running(2), &view(1), now);
@@ -368,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_data_plane_that_cannot_go_on_is_stopped_and_started_again_later() {
-        let (mut life, now) = (Lifecycle::new(start), Instant::now());
+        let (mut life, now) = (Lifecycle::new(open), Instant::now());
         life.drive(&running(2), &view(4), now);
         life.maintain(now);
         assert_eq!(life.report(now).reason.as_deref(), Some("four is the end"));
@@ -378,22 +470,82 @@ mod tests {
     }
 
     #[test]
+    fn workers_that_fail_again_and_again_are_started_later_and_later_until_they_have_run_well() {
+        let (mut life, mut now) = (Lifecycle::new(open), Instant::now());
+        let die = |life: &mut Lifecycle, now| {
+            // with programs of its own, whose fourth pod is the end
+            life.steering = None;
+            life.drive(&running(2), &view(4), now);
+            assert!(life.is_running());
+        };
+        for delay in [1, 2, 4, 8, 16, 32, 60, 60] {
+            die(&mut life, now);
+            life.maintain(now + Duration::from_secs(1));
+            now += Duration::from_secs(1 + delay);
+            assert_eq!(life.next_try(), Some(now));
+        }
+        die(&mut life, now);
+        now += STEADY;
+        life.maintain(now);
+        assert_eq!(life.next_try(), Some(now + FIRST_RETRY));
+    }
+
+    #[test]
+    fn programs_follow_the_view_while_no_worker_runs() {
+        let (mut life, now) = (Lifecycle::new(open), Instant::now());
+        let down = |settings: Wanted| match settings {
+            Wanted::Running(settings) => Wanted::Impossible { reason: "eth0 is down".into(), settings: Some(settings) },
+            other => other,
+        };
+        let told = |life: &Lifecycle| life.figures().map(|figures| figures.verdicts[0].packets);
+        let nothing_known = Wanted::Impossible { reason: "eth0 is gone".into(), settings: None };
+        life.drive(&nothing_known, &view(1), now);
+        assert_eq!(told(&life), None);
+        for (wanted, pods, sum) in [
+            (down(running(2)), 1, 1),
+            (nothing_known, 2, 3),
+            (down(running(0)), 2, 5),
+            (running(1), 2, 7),
+            (running(1), 1, 8),
+        ] {
+            life.drive(&wanted, &view(pods), now);
+            assert_eq!((told(&life), life.is_running(), life.is_open()), (Some(sum), false, true), "{wanted:?}");
+        }
+        life.drive(&running(2), &view(1), now);
+        assert!(life.is_running());
+        life.renew();
+        assert_eq!((told(&life), life.report(now).state), (None, DataplaneState::Kernel));
+        life.drive(&running(2), &view(1), now);
+        assert_eq!((told(&life), life.is_running(), life.retired().verdicts.len()), (Some(1), true, 0));
+    }
+
+    #[test]
+    fn programs_that_cannot_be_loaded_are_tried_again_later() {
+        let (mut life, now) = (Lifecycle::new(open), Instant::now());
+        life.drive(&running(0), &view(1), now);
+        assert_eq!(life.report(now).reason.as_deref(), Some("no memory for maps"));
+        assert_eq!((life.next_try(), life.is_open()), (Some(now + FIRST_RETRY), false));
+        life.drive(&running(0), &view(1), now + FIRST_RETRY);
+        assert_eq!(life.next_try(), Some(now + FIRST_RETRY * 3));
+    }
+
+    #[test]
     fn a_changed_setting_takes_a_new_data_plane_and_no_figure_is_lost() {
-        let (mut life, now) = (Lifecycle::new(start), Instant::now());
+        let (mut life, now) = (Lifecycle::new(open), Instant::now());
         life.drive(&running(2), &view(2), now);
         life.drive(&running(3), &view(1), now);
         assert_eq!(polls(&life.retired().tallies), 2);
         life.drive(&Wanted::Off, &view(1), now);
-        assert_eq!((polls(&life.retired().tallies), life.is_running()), (3, false));
+        assert_eq!((polls(&life.retired().tallies), life.is_running()), (5, false));
         assert_eq!(life.report(now).state, DataplaneState::Kernel);
-        let total = life.retired().with(Fake(4).status().verdicts);
+        let total = life.retired().with(Fake { updated: 4, runs: false }.status().verdicts);
         assert_eq!(total.iter().map(|row| row.packets).collect::<Vec<_>>(), [7]);
         assert_eq!(life.retired().with(Vec::new())[0].packets, 3);
     }
 
     #[test]
     fn a_failed_start_is_tried_again_later_and_later_but_at_once_with_other_settings() {
-        let (mut life, begin) = (Lifecycle::new(start), Instant::now());
+        let (mut life, begin) = (Lifecycle::new(open), Instant::now());
         let mut now = begin;
         for delay in [1, 2, 4, 8, 16, 32, 60, 60] {
             life.drive(&running(1), &view(0), now);
@@ -409,9 +561,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_started_says_why_and_starts_as_soon_as_it_can() {
-        let (mut life, now) = (Lifecycle::new(start), Instant::now());
+        let (mut life, now) = (Lifecycle::new(open), Instant::now());
         life.drive(&running(2), &view(1), now);
-        life.drive(&Wanted::Impossible("eth0 is down".into()), &view(1), now);
+        life.drive(&Wanted::Impossible { reason: "eth0 is down".into(), settings: None }, &view(1), now);
         assert_eq!(life.report(now).reason.as_deref(), Some("eth0 is down"));
         assert_eq!(polls(&life.retired().tallies), 1);
         life.drive(&running(2), &view(1), now);

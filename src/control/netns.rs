@@ -3,13 +3,16 @@
 //! A namespace belongs to a thread, so the work runs on a thread of its own that enters the
 //! namespace and ends there: the caller's thread never changes, and nothing has to be undone.
 //!
-//! Invariant 1: the descriptor given to `setns` is open for the whole call.
-#![allow(unsafe_code, reason = "setns(2) has no safe face in std or libc")]
+//! Invariants, cited by the SAFETY comments:
+//! 1. The descriptor given to a call is open for the whole call.
+//! 2. The option is read into memory of the length that is given with it.
+#![allow(unsafe_code, reason = "setns(2) and SO_NETNS_COOKIE have no safe face in std or libc")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 /// The type of the file system that namespaces live in (`include/uapi/linux/magic.h`).
@@ -63,6 +66,23 @@ impl AsRawFd for Netns {
     }
 }
 
+/// The number of the calling thread's namespace, which no other one has until the machine is booted again
+/// (`net_cookie` in `include/net/net_namespace.h`; Linux 5.14).
+pub fn cookie() -> io::Result<u64> {
+    // include/uapi/asm-generic/socket.h
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    // Of any family: each belongs to a network namespace.
+    let socket = UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).unwrap_or_default();
+    let (fd, value) = (socket.as_raw_fd(), (&raw mut cookie).cast());
+    // SAFETY: invariants 1 and 2.
+    match unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut length) } {
+        0 => Ok(cookie),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Moves the calling thread into the namespace behind `fd`.
 fn enter(fd: RawFd) -> io::Result<()> {
     // SAFETY: invariant 1; setns touches no memory of ours.
@@ -87,6 +107,13 @@ mod tests {
             let error = Netns::open(Path::new(path)).unwrap_err().to_string();
             assert!(error.contains("not a network namespace"), "{path}: {error}");
         }
+    }
+
+    #[test]
+    fn a_namespace_has_one_cookie() {
+        let inside = Netns::current().unwrap().within(cookie).unwrap();
+        assert_eq!(inside.unwrap(), cookie().unwrap());
+        assert_ne!(cookie().unwrap(), 0);
     }
 
     #[test]

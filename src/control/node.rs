@@ -2,14 +2,15 @@
 //! them. Every method runs on the control thread and leaves the node consistent, whatever fails.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::api::{Reply, Request};
-use super::dataplane::largest_inner;
-use super::kernel::{Kernel, KernelError, Uplink, Vtep};
+use super::dataplane::{self, largest_inner};
+use super::kernel::{Kernel, Uplink, Vtep};
 use super::lifecycle::{Lifecycle, Starter, Wanted};
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
@@ -238,12 +239,9 @@ impl Node {
         seen.cloned().chain(self.strays()).collect()
     }
 
-    /// Stops the data plane and leaves the kernel path as it is.
+    /// Hands over to the kernel path. Programs, hub and kernel path stay as they are, for the next daemon.
     pub fn shut_down(&mut self) {
         self.lifecycle.stop();
-        if let Err(error) = self.kernel.remove_hub() {
-            tracing::warn!(%error, "the hub stays");
-        }
         tracing::info!("stopped; the wiring of {} pod(s) stays", self.store.pods().len());
     }
 
@@ -255,14 +253,18 @@ impl Node {
         self.observed = observed;
     }
 
-    /// The hub as the mode wants it: there, or gone.
-    fn hub(&mut self) -> Result<Option<IfIndex>, KernelError> {
-        if self.config.dataplane.mode == Mode::Kernel {
-            self.lifecycle.stop();
-            self.kernel.remove_hub()?;
-            return Ok(None);
+    /// The hub as the mode wants it: there, or gone, and with it all that any data plane has attached.
+    fn hub(&mut self) -> Result<Option<IfIndex>, Box<dyn Error>> {
+        if self.config.dataplane.mode != Mode::Kernel {
+            return Ok(Some(self.kernel.ensure_hub()?));
         }
-        self.kernel.ensure_hub().map(Some)
+        self.lifecycle.close();
+        if dataplane::is_present()? {
+            let devices: Vec<_> = self.store.pods().iter().map(|pod| pod.host_ifindex).collect();
+            dataplane::remove(&devices)?;
+        }
+        self.kernel.remove_hub()?;
+        Ok(None)
     }
 
     /// What the data plane should be, as things were last observed.
@@ -270,22 +272,34 @@ impl Node {
         if self.config.dataplane.mode == Mode::Kernel {
             return Wanted::Off;
         }
-        let (Some(vtep), Some(hub)) = (&self.observed.vtep, self.observed.hub) else {
-            return Wanted::Impossible(self.observed.problems.join("; "));
+        let Some(vtep) = &self.observed.vtep else {
+            return Wanted::Impossible { reason: self.observed.problems.join("; "), settings: None };
         };
+        let settings = Box::new(settings(&self.config, vtep, self.observed.hub.unwrap_or(IfIndex::NONE)));
+        match self.obstacle(vtep) {
+            Some(reason) => Wanted::Impossible { reason, settings: Some(settings) },
+            None => Wanted::Running(settings),
+        }
+    }
+
+    /// Why no worker can run.
+    fn obstacle(&self, vtep: &Vtep) -> Option<String> {
+        if self.observed.hub.is_none() {
+            return Some(self.observed.problems.join("; "));
+        }
         if !vtep.uplink.up {
-            return Wanted::Impossible(format!("the uplink {} is down; set it up", vtep.uplink.name));
+            return Some(format!("the uplink {} is down; set it up", vtep.uplink.name));
         }
         // Some of a flow's packets would take the workers' path and some the kernel's, and overtake each other.
         let largest = largest_inner(vtep.underlay);
         if vtep.mtu > largest {
             let Uplink { name, mtu, .. } = &vtep.uplink;
             let lower = u32::from(largest) + mtu - u32::from(vtep.mtu);
-            return Wanted::Impossible(format!(
+            return Some(format!(
                 "the MTU {mtu} of {name} makes frames larger than a worker takes; set it to {lower} or less on all nodes, or mode = \"kernel\""
             ));
         }
-        Wanted::Running(Box::new(settings(&self.config, vtep, hub)))
+        None
     }
 
     /// The desired state of the data plane: wired pods, and peers whose next hop is resolved.

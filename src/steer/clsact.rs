@@ -1,8 +1,8 @@
 //! A program as a direct-action filter of a device's clsact qdisc, for kernels without tcx (before Linux 6.6).
 //!
-//! Unlike a link, a filter outlives its process: one that was killed leaves it, with maps that nobody writes and a
-//! heartbeat that goes stale. The next process knows it by the place and the program's name, and replaces it.
-//! Any other filter stays, and so does the qdisc: that nobody has begun to use it cannot be told without a race.
+//! A filter outlives its process as a pinned link does, and goes with the device. The next process knows it by the
+//! place and the program's name, and puts its own program there in one step. Any other filter stays, and so does the
+//! qdisc: that nobody has begun to use it cannot be told without a race.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,10 +16,10 @@ use crate::ids::IfIndex;
 /// Our place among a device's filters: both the priority and the handle. Filters of lower priorities come first.
 const PLACE: u32 = 240;
 
-/// A filter that is detached when dropped, unless its place has been taken by another. To be dropped in the network
-/// namespace where it was attached.
+/// A filter of ours. It stays when this is dropped.
 #[derive(Debug)]
 pub(super) struct Filter {
+    name: String,
     program: OwnedFd,
     ifindex: i32,
 }
@@ -28,13 +28,13 @@ impl Filter {
     /// Attaches `program`, whose name is `name`, to a device's ingress.
     pub(super) fn attach(name: &str, program: BorrowedFd<'_>, ifindex: IfIndex) -> io::Result<Self> {
         let ifindex = i32::try_from(ifindex.0).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
-        let filter = Self { program: program.try_clone_to_owned()?, ifindex };
+        let filter = Self { name: name.to_owned(), program: program.try_clone_to_owned()?, ifindex };
         let mut hook = filter.hook();
         hook.create().map_err(|e| os_error(&e))?;
         match hook.attach() {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 let there = hook.query().map_err(|e| os_error(&e))?;
-                if !is_named(there, name) {
+                if !is_named(there, &[name]) {
                     return Err(taken(there));
                 }
                 hook.replace(true).attach()
@@ -45,28 +45,44 @@ impl Filter {
         Ok(filter)
     }
 
-    fn hook(&self) -> TcHook {
-        TcHookBuilder::new(self.program.as_fd()).ifindex(self.ifindex).priority(PLACE).handle(PLACE).hook(TC_INGRESS)
-    }
-}
-
-impl Drop for Filter {
-    fn drop(&mut self) {
-        let mut hook = self.hook();
+    /// Whether our program is in its place.
+    pub(super) fn is_attached(&self) -> bool {
         let ours = Program::id_from_fd(self.program.as_fd()).ok();
-        // without an answer the device has gone, and the filter with it
-        let Ok(there) = hook.query() else { return };
-        if ours == Some(there)
-            && let Err(error) = hook.detach()
-        {
-            tracing::warn!(ifindex = self.ifindex, %error, "cannot detach the clsact filter");
-        }
+        ours.is_some() && self.hook().query().ok() == ours
+    }
+
+    /// Detaches it, unless its place has been taken by another.
+    pub(super) fn detach(self) -> io::Result<()> {
+        detach_named(&mut self.hook(), &[&self.name])
+    }
+
+    fn hook(&self) -> TcHook {
+        hook(self.program.as_fd(), self.ifindex)
     }
 }
 
-/// Whether the loaded program `id` is called `name`.
-fn is_named(id: u32, name: &str) -> bool {
-    ProgInfoIter::default().any(|program| program.id == id && program.name == name)
+/// Detaches the filter in our place on a device if its program bears one of `names`. `any` program is a handle for
+/// asking.
+pub(super) fn detach(any: BorrowedFd<'_>, ifindex: IfIndex, names: &[&str]) -> io::Result<()> {
+    let Ok(ifindex) = i32::try_from(ifindex.0) else { return Ok(()) };
+    detach_named(&mut hook(any, ifindex), names)
+}
+
+fn hook(program: BorrowedFd<'_>, ifindex: i32) -> TcHook {
+    TcHookBuilder::new(program).ifindex(ifindex).priority(PLACE).handle(PLACE).hook(TC_INGRESS)
+}
+
+fn detach_named(hook: &mut TcHook, names: &[&str]) -> io::Result<()> {
+    // without an answer there is no filter, or the device has gone and the filter with it
+    match hook.query() {
+        Ok(there) if is_named(there, names) => hook.detach().map_err(|e| os_error(&e)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the loaded program `id` bears one of `names`.
+fn is_named(id: u32, names: &[&str]) -> bool {
+    ProgInfoIter::default().any(|program| program.id == id && names.iter().any(|name| program.name == *name))
 }
 
 fn taken(program: u32) -> io::Error {

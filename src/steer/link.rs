@@ -1,16 +1,27 @@
-//! Attaching a program to a device by a BPF link: it goes when its file descriptor is closed, also by a crash,
-//! and it never replaces a program that is there.
+//! Links, which hold programs on devices, pinned so that they outlive this process; a link never replaces a program
+//! that another one holds there. What a pinned link runs is exchanged in one step.
 //!
 //! Invariants, cited by the SAFETY comments:
-//! 1. `bpf_link_create` reads its options during the call only, as many bytes of them as their `sz` says.
-//! 2. What it returns, unless negative, is a new descriptor that belongs to the caller.
-#![allow(unsafe_code, reason = "libbpf-rs has no call that makes an XDP link of a given mode, or a tcx link")]
+//! 1. The calls of libbpf read their arguments during the call only, as many bytes of the options as their `sz` says.
+//! 2. What `bpf_link_create` returns, unless negative, is a new descriptor that belongs to the caller.
+#![allow(
+    unsafe_code,
+    reason = "libbpf-rs has no call that makes an XDP link of a given mode, or works without its Program"
+)]
 
+use std::ffi::CString;
+use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::ptr;
 
-use libbpf_rs::libbpf_sys;
+use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
+use libbpf_rs::{Link, libbpf_sys};
 
+use super::SteerError;
+use super::maps::os_error;
 use crate::ids::IfIndex;
 
 /// Where a link attaches.
@@ -21,8 +32,105 @@ pub(super) enum Hook {
     TcxIngress,
 }
 
-/// Attaches `program` until the returned descriptor is closed.
-pub(super) fn attach(program: BorrowedFd<'_>, ifindex: IfIndex, hook: Hook) -> io::Result<OwnedFd> {
+/// A pinned link. It stays when this is dropped.
+#[derive(Debug)]
+pub(super) struct PinnedLink {
+    link: Link,
+    pin: PathBuf,
+}
+
+impl PinnedLink {
+    /// Attaches `program` by a new link, pinned at `pin`, where there is none.
+    pub(super) fn create(pin: &Path, program: BorrowedFd<'_>, ifindex: IfIndex, hook: Hook) -> io::Result<Self> {
+        let link = create(program, ifindex, hook)?;
+        pin_object(link.as_fd(), pin)?;
+        Ok(Self { link: Link::open(pin).map_err(|e| os_error(&e))?, pin: pin.to_owned() })
+    }
+
+    /// The link that is pinned at `pin`. Anything else there is removed.
+    pub(super) fn open(pin: &Path) -> io::Result<Option<Self>> {
+        let Ok(link) = Link::open(pin) else {
+            return remove_pin(pin).map(|()| None);
+        };
+        Ok(Some(Self { link, pin: pin.to_owned() }))
+    }
+
+    /// Attaches `program` to a device: by the link that is pinned at `pin` if it is on that device, else by a new one.
+    pub(super) fn attach(pin: &Path, program: BorrowedFd<'_>, ifindex: IfIndex, hook: Hook) -> io::Result<Self> {
+        if let Some(link) = Self::open(pin)? {
+            if link.is_on(ifindex) && link.run(program).is_ok() {
+                return Ok(link);
+            }
+            link.remove()?;
+        }
+        Self::create(pin, program, ifindex, hook)
+    }
+
+    /// Exchanges the program; an error when the link is detached or holds a program of another type.
+    pub(super) fn run(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let (link, program) = (self.link.as_fd().as_raw_fd(), program.as_raw_fd());
+        // SAFETY: invariant 1.
+        match unsafe { libbpf_sys::bpf_link_update(link, program, ptr::null()) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(-error)),
+        }
+    }
+
+    /// Whether it is attached to the device. It is not once somebody has detached it, or the device has gone.
+    pub(super) fn is_on(&self, ifindex: IfIndex) -> bool {
+        self.place().is_some_and(|(on, _)| on == ifindex)
+    }
+
+    /// The device that it is attached to, and the id of its program.
+    pub(super) fn place(&self) -> Option<(IfIndex, u32)> {
+        let LinkInfo { info, prog_id, .. } = self.link.info().ok()?;
+        match info {
+            LinkTypeInfo::Xdp(xdp) => Some((IfIndex(xdp.ifindex), prog_id)),
+            LinkTypeInfo::Tcx(tcx) => Some((IfIndex(tcx.ifindex), prog_id)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pin.exists()
+    }
+
+    /// Pins it again where it was.
+    pub(super) fn pin(&self) -> Result<(), SteerError> {
+        let failed = |source| SteerError::Pins { act: "pin a link at", path: self.pin.clone(), source };
+        pin_object(self.link.as_fd(), &self.pin).map_err(failed)
+    }
+
+    /// Detaches the program, whoever else holds the link, and removes the pin.
+    pub(super) fn remove(self) -> io::Result<()> {
+        if let Err(error) = self.link.detach() {
+            // its device has gone, and the program with it
+            tracing::debug!(pin = %self.pin.display(), %error, "the link holds nothing");
+        }
+        remove_pin(&self.pin)
+    }
+}
+
+/// Pins a program, map or link where nothing is.
+pub(super) fn pin_object(object: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    // SAFETY: invariant 1.
+    match unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
+/// Removes a pin, if there is one.
+pub(super) fn remove_pin(pin: &Path) -> io::Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Attaches `program` until the returned descriptor, and each pin of it, is gone.
+fn create(program: BorrowedFd<'_>, ifindex: IfIndex, hook: Hook) -> io::Result<OwnedFd> {
     let (kind, flags) = match hook {
         Hook::XdpNative => (libbpf_sys::BPF_XDP, libbpf_sys::XDP_FLAGS_DRV_MODE),
         Hook::XdpGeneric => (libbpf_sys::BPF_XDP, libbpf_sys::XDP_FLAGS_SKB_MODE),

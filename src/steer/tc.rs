@@ -1,11 +1,12 @@
-//! Attaching a program to a device's ingress by what the kernel has for it: a tcx link, or a clsact filter.
+//! Attaching a program to a device's ingress by what the kernel has for it: a pinned tcx link, or a clsact filter.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use super::SteerError;
 use super::clsact::Filter;
-use super::link::{self, Hook};
+use super::link::{Hook, PinnedLink};
 use crate::ids::IfIndex;
 
 /// How to attach to the ingress of devices.
@@ -20,31 +21,56 @@ pub enum TcChoice {
     Auto,
 }
 
-/// An attached program, detached when this is dropped.
+/// An attached program. It stays attached when this is dropped.
 #[derive(Debug)]
 pub(super) enum Attachment {
-    Tcx { _link: OwnedFd },
-    Clsact { _filter: Filter },
+    Tcx(PinnedLink),
+    Clsact(Filter),
 }
 
 impl Attachment {
     fn hook(&self) -> &'static str {
         match self {
-            Self::Tcx { .. } => "tcx",
-            Self::Clsact { .. } => "clsact",
+            Self::Tcx(_) => "tcx",
+            Self::Clsact(_) => "clsact",
+        }
+    }
+
+    /// Whether it is still attached to the device.
+    pub(super) fn is_on(&self, ifindex: IfIndex) -> bool {
+        match self {
+            Self::Tcx(link) => link.is_on(ifindex),
+            Self::Clsact(filter) => filter.is_attached(),
+        }
+    }
+
+    /// The link, where it is one.
+    pub(super) fn link(&self) -> Option<&PinnedLink> {
+        match self {
+            Self::Tcx(link) => Some(link),
+            Self::Clsact(_) => None,
+        }
+    }
+
+    pub(super) fn detach(self) -> io::Result<()> {
+        match self {
+            Self::Tcx(link) => link.remove(),
+            Self::Clsact(filter) => filter.detach(),
         }
     }
 }
 
-/// Attaches `program`, whose name is `name`.
+/// Attaches `program`, whose name is `name`, or puts it in the place of what an earlier call has attached there; a link
+/// is pinned at `pin`.
 pub(super) fn attach(
     name: &'static str,
     program: &OwnedFd,
     ifindex: IfIndex,
+    pin: &Path,
     choice: TcChoice,
 ) -> Result<Attachment, SteerError> {
-    let tcx = || link::attach(program.as_fd(), ifindex, Hook::TcxIngress).map(|link| Attachment::Tcx { _link: link });
-    let clsact = || Filter::attach(name, program.as_fd(), ifindex).map(|filter| Attachment::Clsact { _filter: filter });
+    let tcx = || PinnedLink::attach(pin, program.as_fd(), ifindex, Hook::TcxIngress).map(Attachment::Tcx);
+    let clsact = || Filter::attach(name, program.as_fd(), ifindex).map(Attachment::Clsact);
     let failed = |mode| move |source| SteerError::Attach { program: name, ifindex, mode, source };
     let attached = match choice {
         TcChoice::Tcx => tcx().map_err(failed("tcx")),

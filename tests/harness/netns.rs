@@ -6,7 +6,7 @@
 //! the process was interrupted or killed, the watchdog removes the lot.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,8 @@ use std::thread;
 const NETNS_DIR: &str = "/run/netns";
 const FILES_DIR: &str = "/run/podwire-lab";
 
-/// Removes what carries the prefix `$1`, and the directory `$2`.
+/// Removes what carries the prefix `$1`, and the directory `$2`. What a data plane has pinned outlives its namespace, and
+/// is found by the namespace's cookie.
 const REMOVE: &str = r#"
 for path in /run/netns/"$1"-*; do
     [ -e "$path" ] || continue
@@ -26,6 +27,7 @@ for path in /run/netns/"$1"-*; do
     ip netns pids "$name" | xargs -r kill -KILL
     ip netns del "$name"
 done
+while read -r cookie; do rm -rf "/sys/fs/bpf/podwire/$cookie"; done <"$2/cookies"
 rm -rf -- "$2"
 "#;
 
@@ -87,6 +89,8 @@ impl Prefix {
     pub fn netns(&self, what: &str) -> Netns {
         let netns = Netns { name: format!("{}-{what}", self.name) };
         host(&format!("ip netns add {}", netns.name));
+        let cookies = File::options().create(true).append(true).open(self.dir.join("cookies"));
+        writeln!(cookies.expect("a file of cookies"), "{}", netns.cookie()).expect("a cookie is written");
         netns.run("ip link set lo up");
         netns
     }
@@ -138,6 +142,11 @@ impl Netns {
     /// Removes the namespace before its prefix goes.
     pub fn remove(self) {
         host(&format!("ip netns del {}", self.name));
+    }
+
+    /// Its number, by which pins are called.
+    pub fn cookie(&self) -> u64 {
+        self.within(podwire::control::netns::cookie).expect("a cookie")
     }
 
     /// Where the namespace is mounted.

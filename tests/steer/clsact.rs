@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use libbpf_rs::{Object, ObjectBuilder, Program, TC_INGRESS, TcHook, TcHookBuilder};
 use podwire::ids::IfIndex;
-use podwire::steer::{Steer, SteerError, TcChoice};
+use podwire::steer::{self, Steer, SteerError, TcChoice};
 
 use crate::lab::Lab;
 use crate::packets::V4;
@@ -27,7 +27,7 @@ impl Scene {
         lab.veth("pw1", "eth1");
         let device = lab.ifindex("pw1");
         let others = ObjectBuilder::default().open_file(concat!(env!("OUT_DIR"), "/steer.bpf.o")).unwrap().load();
-        let mut steer = Steer::load(&config(V4)).unwrap();
+        let mut steer = lab.load(&config(V4));
         steer.set_tc(choice);
         Self { lab, device, others: others.unwrap(), steer }
     }
@@ -37,7 +37,7 @@ impl Scene {
     }
 
     fn detach(&mut self) {
-        self.lab.within(|| self.steer.detach_pod(self.device));
+        self.lab.within(|| self.steer.detach_pod(self.device)).unwrap();
     }
 
     /// Attaches a program of the other process; returns its id.
@@ -69,7 +69,7 @@ impl Scene {
 }
 
 #[test]
-fn a_filter_goes_with_its_owner_and_leaves_the_others() {
+fn a_filter_stays_until_it_is_detached_and_leaves_the_others() {
     if !is_root() {
         return;
     }
@@ -82,8 +82,11 @@ fn a_filter_goes_with_its_owner_and_leaves_the_others() {
     scene.detach();
     assert_eq!((scene.attached(OURS), scene.attached(OURS + 1)), (None, Some(other)));
     scene.attach().unwrap();
-    let steer = std::mem::replace(&mut scene.steer, Steer::load(&config(V4)).unwrap());
-    scene.lab.within(|| drop(steer));
+    let next = scene.lab.load(&config(V4));
+    let (earlier, device) = (scene.ours(), scene.device);
+    scene.lab.within(|| drop(std::mem::replace(&mut scene.steer, next)));
+    assert_eq!((scene.attached(OURS), scene.attached(OURS + 1)), (earlier, Some(other)), "it outlives its owner");
+    scene.lab.within(|| steer::remove(None, &[device])).unwrap();
     assert_eq!((scene.attached(OURS), scene.attached(OURS + 1)), (None, Some(other)));
 }
 
@@ -112,6 +115,7 @@ fn is_chosen_by_itself_only_where_the_kernel_has_no_tcx() {
     let mut scene = Scene::new(TcChoice::Auto);
     scene.attach().unwrap();
     assert_eq!(scene.attached(OURS), None, "this kernel has tcx");
+    scene.detach();
     for missing in [libc::EINVAL, libc::EOPNOTSUPP] {
         attach_without_links(&mut scene, missing).unwrap();
         assert_eq!(scene.attached(OURS), scene.ours());

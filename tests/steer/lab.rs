@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use podwire::control::netns::Netns;
+use podwire::control::netns::{self, Netns};
 use podwire::ids::IfIndex;
+use podwire::steer::{Pins, Steer, SteerConfig};
 
 const SOL_PACKET: libc::c_int = libc::SOL_PACKET;
 
@@ -36,8 +37,19 @@ impl Lab {
 
     /// Runs `ip` inside, its arguments parted by spaces.
     pub fn ip(&self, arguments: &str) {
+        self.ip_output(arguments);
+    }
+
+    /// What `ip` prints inside.
+    pub fn ip_output(&self, arguments: &str) -> String {
         let arguments: Vec<_> = ["-n", &self.name].into_iter().chain(arguments.split(' ')).collect();
-        command("ip", &arguments);
+        command("ip", &arguments)
+    }
+
+    /// Runs `tc` inside, its arguments parted by spaces.
+    pub fn tc(&self, arguments: &str) {
+        let arguments: Vec<_> = ["-n", &self.name].into_iter().chain(arguments.split(' ')).collect();
+        command("tc", &arguments);
     }
 
     /// A veth pair, both ends up.
@@ -72,6 +84,15 @@ impl Lab {
         self.netns.within(work).unwrap()
     }
 
+    /// Programs of this namespace, loaded as the next process would.
+    pub fn load(&self, config: &SteerConfig) -> Steer {
+        Steer::load(config, Pins::open(self.cookie()).unwrap()).unwrap()
+    }
+
+    pub fn cookie(&self) -> u64 {
+        self.within(netns::cookie).unwrap()
+    }
+
     pub fn ifindex(&self, device: &str) -> IfIndex {
         let device = CString::new(device).unwrap();
         // SAFETY: the name is a string that ends with 0 and outlives the call.
@@ -89,13 +110,15 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        Pins::find(self.cookie()).map(Pins::remove);
         command("ip", &["netns", "del", &self.name]);
     }
 }
 
-fn command(program: &str, arguments: &[&str]) {
+fn command(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A frame as a tap sees it.

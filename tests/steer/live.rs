@@ -1,14 +1,15 @@
 //! The programs at work on devices.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::{Xdp, XdpFlags};
-use podwire::ids::WorkerId;
-use podwire::steer::{Program, Steer, SteerConfig, SteerError, TcChoice, Verdict, XdpChoice, XdpMode};
+use podwire::ids::{QueueId, WorkerId};
+use podwire::steer::{self, Pins, Program, Steer, SteerConfig, SteerError, TcChoice, Verdict, XdpChoice, XdpMode};
 
 use crate::lab::{Lab, Tapped};
 use crate::packets::*;
-use crate::rig::{MTU, config, is_root, now_ns, pod};
+use crate::rig::{MTU, Scratch, config, is_root, now_ns, pod, xdp_socket};
 
 const HOOKS: [TcChoice; 2] = [TcChoice::Tcx, TcChoice::Clsact];
 
@@ -16,6 +17,7 @@ const HOOKS: [TcChoice; 2] = [TcChoice::Tcx, TcChoice::Clsact];
 /// pod A's own end, in the node's namespace; pod B's is `eth2`, in one of its own.
 struct Node {
     steer: Steer,
+    _sockets: [OwnedFd; 2],
     host: Lab,
     pod_b: Lab,
 }
@@ -31,7 +33,7 @@ impl Node {
         host.veth("pw2", "eth2");
         host.give("eth2", &pod_b);
         host.veth("pwhub0", "pwhub1");
-        let mut steer = Steer::load(&SteerConfig { workers: 2, hub: host.ifindex("pwhub0"), ..config(V4) }).unwrap();
+        let mut steer = host.load(&SteerConfig { workers: 2, hub: host.ifindex("pwhub0"), ..config(V4) });
         steer.set_tc(choice);
         for (device, id, addresses, mac) in [("pw1", 1, POD_A, POD_A_MAC), ("pw2", 2, POD_B, POD_B_MAC)] {
             let ifindex = host.ifindex(device);
@@ -44,10 +46,13 @@ impl Node {
             steer.add_remote(range.parse().unwrap(), MTU).unwrap();
         }
         host.within(|| steer.attach_hub(host.ifindex("pwhub0"))).unwrap();
-        for worker in 0..2 {
+        let sockets = [0, 1].map(|worker| {
+            let socket = xdp_socket().unwrap();
+            steer.register_queue(QueueId(worker.into()), WorkerId(worker), socket.as_fd()).unwrap();
             steer.heartbeat(WorkerId(worker)).unwrap().beat(now_ns());
-        }
-        Self { steer, host, pod_b }
+            socket
+        });
+        Self { steer, _sockets: sockets, host, pod_b }
     }
 
     fn count(&self, verdict: Verdict) -> u64 {
@@ -179,8 +184,8 @@ fn a_detached_pod_takes_the_kernel_path() {
         sender.send(&frame);
         assert_eq!(stack.receive(), None);
         node.expect(Verdict::Claimed, 1);
-        node.host.within(|| node.steer.detach_pod(pw1));
-        node.host.within(|| node.steer.detach_pod(pw1));
+        node.host.within(|| node.steer.detach_pod(pw1)).unwrap();
+        node.host.within(|| node.steer.detach_pod(pw1)).expect("nothing to do is success");
         sender.send(&frame);
         assert_eq!(stack.receive(), Some(Tapped { vlan: None, frame }));
         node.expect(Verdict::Claimed, 1);
@@ -213,8 +218,9 @@ fn never_evicts_a_foreign_program() {
     let lab = Lab::new();
     lab.veth("uplink", "wire");
     let uplink = lab.ifindex("uplink");
-    let foreign = Steer::load(&config(V4)).unwrap();
-    let mut steer = Steer::load(&config(V4)).unwrap();
+    let scratch = Scratch::new();
+    let foreign = Steer::load(&config(V4), scratch.pins()).unwrap();
+    let mut steer = lab.load(&config(V4));
     let device = i32::try_from(uplink.0).unwrap();
     for mode in [XdpFlags::DRV_MODE, XdpFlags::SKB_MODE] {
         let mode = || XdpFlags::from_bits_truncate(mode.bits());
@@ -235,7 +241,8 @@ fn never_evicts_a_foreign_program() {
             xdp.detach(device, mode()).unwrap();
         });
         assert!(lab.within(|| steer.attach_uplink(uplink, XdpChoice::Auto)).is_ok(), "once it has gone");
-        steer = Steer::load(&config(V4)).unwrap();
+        steer::remove(Pins::find(lab.cookie()), &[]).unwrap();
+        steer = lab.load(&config(V4));
     }
 }
 
@@ -246,13 +253,10 @@ fn takes_generic_xdp_where_the_driver_has_no_native() {
     }
     let lab = Lab::new();
     let lo = lab.ifindex("lo");
-    let mut steer = Steer::load(&config(V4)).unwrap();
+    let mut steer = lab.load(&config(V4));
     let error = lab.within(|| steer.attach_uplink(lo, XdpChoice::Native)).unwrap_err();
     assert!(error.to_string().contains("(native XDP)"), "{error}");
     assert_eq!(lab.within(|| steer.attach_uplink(lo, XdpChoice::Auto)).unwrap(), XdpMode::Generic);
     let again = lab.within(|| steer.attach_uplink(lo, XdpChoice::Generic));
     assert_eq!(again.unwrap(), XdpMode::Generic, "our own attachment is replaced");
-    drop(steer);
-    let mut next = Steer::load(&config(V4)).unwrap();
-    assert!(lab.within(|| next.attach_uplink(lo, XdpChoice::Auto)).is_ok(), "nothing stays behind");
 }

@@ -13,3 +13,4 @@ mod order;
 mod packets;
 mod pod;
 mod rig;
+mod takeover;

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use libbpf_rs::libbpf_sys;
 use podwire::fib::LocalPod;
 use podwire::ids::{IfIndex, PodId, QueueId, WorkerId};
 use podwire::shared::Heartbeat;
-use podwire::steer::{NatCheck, Outcome, Program, Steer, SteerConfig, Verdict};
+use podwire::steer::{NatCheck, Outcome, Pins, Program, Steer, SteerConfig, Verdict};
 use podwire::wire::{Mac, Vni};
 
 use crate::packets::{GATEWAY_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC};
@@ -56,11 +57,33 @@ pub fn pod(id: u16, ifindex: IfIndex, mac: Mac) -> LocalPod {
     LocalPod { id: PodId::new(id).unwrap(), ifindex, mac, gateway_mac: GATEWAY_MAC }
 }
 
+/// Pins of no namespace, which are removed when this is dropped.
+pub struct Scratch(u64);
+
+impl Scratch {
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // namespaces are counted from 1
+        Self(1 << 63 | u64::from(std::process::id()) << 24 | NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub fn pins(&self) -> Pins {
+        Pins::open(self.0).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        Pins::find(self.0).map(Pins::remove);
+    }
+}
+
 /// Programs of a node with pods A and B, one remote range for each family, and one worker with a socket on queue 0.
 pub struct Rig {
     pub steer: Steer,
     pub heartbeat: Heartbeat,
     socket: Option<OwnedFd>,
+    _scratch: Scratch,
 }
 
 /// What came out of a test run.
@@ -71,7 +94,8 @@ pub struct Ran {
 
 impl Rig {
     pub fn new(underlay: usize) -> Self {
-        let steer = Steer::load(&config(underlay)).unwrap();
+        let scratch = Scratch::new();
+        let steer = Steer::load(&config(underlay), scratch.pins()).unwrap();
         for family in 0..2 {
             steer.add_local(POD_A[family], &pod(1, POD_A_IFINDEX, POD_A_MAC)).unwrap();
             steer.add_local(POD_B[family], &pod(2, POD_B_IFINDEX, POD_B_MAC)).unwrap();
@@ -79,7 +103,7 @@ impl Rig {
         }
         let heartbeat = steer.heartbeat(WorkerId(0)).unwrap();
         heartbeat.beat(now_ns());
-        let mut rig = Self { steer, heartbeat, socket: None };
+        let mut rig = Self { steer, heartbeat, socket: None, _scratch: scratch };
         rig.register_socket(WorkerId(0));
         rig
     }
@@ -142,7 +166,7 @@ impl Rig {
 }
 
 /// An AF_XDP socket with a receive ring, which is all that an XSKMAP asks for (net/xdp/xskmap.c).
-fn xdp_socket() -> io::Result<OwnedFd> {
+pub fn xdp_socket() -> io::Result<OwnedFd> {
     // SAFETY: touches no memory of ours.
     let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {

@@ -25,13 +25,7 @@ impl Steered {
         self.locals.retain(|address, pod| {
             locals.get(address) == Some(pod) || !note(&mut result, steer.remove_local(*address))
         });
-        self.devices.retain(|device| {
-            let stays = devices.contains(device);
-            if !stays {
-                steer.detach_pod(*device);
-            }
-            stays
-        });
+        self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_pod(*device)));
         self.remotes
             .retain(|prefix, _| remotes.contains_key(prefix) || !note(&mut result, steer.remove_remote(*prefix)));
         result

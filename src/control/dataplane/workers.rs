@@ -1,0 +1,121 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use ipnet::IpNet;
+
+use super::seat::{Common, Seat};
+use super::steered::addresses;
+use super::{DataplaneError, worker_count};
+use crate::control::view::{DataplaneStatus, RemoteView, Settings, TrafficStatus, View};
+use crate::fib::{Fib, NextHop, Publisher, Remote};
+use crate::ids::{PodId, WorkerId};
+use crate::steer::{Steer, XdpMode};
+use crate::wire::{OuterParams, OuterTemplate};
+
+/// The outer time to live, as the kernel's VXLAN device sends it.
+const OUTER_TTL: u8 = 64;
+
+/// The running workers, and the table between them and control.
+#[derive(Debug)]
+pub struct Workers {
+    settings: Settings,
+    xdp: XdpMode,
+    publisher: Publisher<Fib>,
+    seats: Vec<Seat>,
+    highest_pod: Arc<AtomicU16>,
+}
+
+impl Workers {
+    /// Opens the ports and starts the workers, which know the routes of `view` from the first packet on.
+    pub fn start(steer: &Steer, settings: &Settings, xdp: XdpMode, view: &View) -> Result<Self, DataplaneError> {
+        let workers = worker_count(settings);
+        let mut publisher = Publisher::new(table(settings, view));
+        let highest_pod = Arc::new(AtomicU16::new(highest(view)));
+        let common = Common { settings, steer, xdp, workers, highest_pod: &highest_pod };
+        let seats: Result<_, _> =
+            (0..workers).map(|worker| Seat::start(common, publisher.reader(), WorkerId(worker))).collect();
+        Ok(Self { settings: settings.clone(), xdp, publisher, seats: seats?, highest_pod })
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Gives the workers the routes of `view`.
+    pub fn publish(&mut self, view: &View) {
+        self.publisher.publish(table(&self.settings, view));
+        self.highest_pod.store(highest(view), Ordering::Relaxed);
+    }
+
+    /// Frees what is no longer read; an error when a worker cannot go on.
+    pub fn maintain(&mut self) -> Result<(), DataplaneError> {
+        self.publisher.reclaim();
+        for seat in &mut self.seats {
+            seat.measure_load();
+            seat.check()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the workers when they have carried what was claimed for them.
+    pub fn stop(&mut self) {
+        for seat in &self.seats {
+            seat.ask_to_stop();
+        }
+        for seat in &mut self.seats {
+            seat.join();
+        }
+    }
+
+    /// What the workers have carried for a pod.
+    pub fn pod(&self, pod: PodId) -> TrafficStatus {
+        self.seats.iter().map(|seat| seat.pod(pod)).sum()
+    }
+
+    /// All but what only the steering programs know.
+    pub fn status(&self) -> DataplaneStatus {
+        DataplaneStatus {
+            xdp: match self.xdp {
+                XdpMode::Native => "native".to_owned(),
+                XdpMode::Generic => "generic".to_owned(),
+            },
+            frames: self.seats.iter().map(Seat::chunks).sum(),
+            memory: if self.seats.iter().all(Seat::has_hugepages) { "hugepages" } else { "pages" }.to_owned(),
+            queues: self.seats.iter().flat_map(Seat::queues).collect(),
+            workers: self.seats.iter().map(|seat| seat.status(&self.settings)).collect(),
+            ..DataplaneStatus::default()
+        }
+    }
+}
+
+fn highest(view: &View) -> u16 {
+    view.pods.iter().map(|pod| pod.pod.id.get()).max().unwrap_or(0)
+}
+
+/// The routes of the workers: our own ranges end here, pods and remote ranges are more specific or elsewhere.
+fn table(settings: &Settings, view: &View) -> Fib {
+    let own = settings.pod_cidrs.iter().map(|cidr| (*cidr, NextHop::Blackhole));
+    let pods = addresses(&view.pods).into_iter().map(|(address, pod)| (IpNet::from(address), NextHop::Local(pod)));
+    let remotes = view.remotes.iter().flat_map(|remote| {
+        let hop = next_hop(settings, remote);
+        remote.prefixes.iter().map(move |prefix| (*prefix, hop.clone()))
+    });
+    Fib::build(own.chain(remotes).chain(pods))
+}
+
+fn next_hop(settings: &Settings, remote: &RemoteView) -> NextHop {
+    let outer = OuterTemplate::new(&OuterParams {
+        src_mac: settings.uplink_mac,
+        dst_mac: remote.dst_mac,
+        local: settings.vtep,
+        remote: remote.underlay,
+        port: settings.port,
+        vni: settings.vni,
+        ttl: OUTER_TTL,
+        inner_src: settings.vtep_mac,
+        inner_dst: remote.vtep_mac,
+        udp_checksum: settings.udp_checksum,
+    });
+    // The configuration refuses peers of another family than ours.
+    outer.map_or(NextHop::Blackhole, |outer| NextHop::Remote(Remote { outer, mtu: remote.mtu }))
+}

@@ -1,0 +1,119 @@
+//! What is attached where, and that it stays so.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use super::link::PinnedLink;
+use super::pins::{self, Pins};
+use super::{Steer, SteerError, TcChoice, XdpChoice, XdpMode, clsact, tc, xdp};
+use crate::ids::IfIndex;
+
+const POD: &str = "pod_steer";
+const HUB: &str = "hub_drop";
+
+/// An attachment that somebody else had undone.
+#[derive(Debug)]
+pub struct Repair {
+    pub program: &'static str,
+    pub ifindex: IfIndex,
+    /// Whether it is there again.
+    pub outcome: Result<(), SteerError>,
+}
+
+impl Steer {
+    /// Attaches `nic_steer` to the uplink, or puts it in the place of an earlier one there, never of another's program.
+    /// An attachment to another device, or in a mode that `choice` does not take, is given up.
+    pub fn attach_uplink(&mut self, ifindex: IfIndex, choice: XdpChoice) -> Result<XdpMode, SteerError> {
+        self.uplink = None;
+        let uplink = xdp::attach(&self.pins.link(pins::UPLINK), self.programs.nic_steer.as_fd(), ifindex, choice)?;
+        Ok(self.uplink.insert(uplink).mode)
+    }
+
+    /// Says how pods and the hub are attached from now on; [`TcChoice::Auto`] if this is not called.
+    pub fn set_tc(&mut self, choice: TcChoice) {
+        self.tc = choice;
+    }
+
+    /// Attaches `pod_steer` to the host end of a pod's veth pair, or puts it in the place of an earlier one there.
+    pub fn attach_pod(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
+        let pin = self.pins.link(&pins::pod(ifindex));
+        let attached = tc::attach(POD, &self.programs.pod_steer, ifindex, &pin, self.tc)?;
+        self.pods.insert(ifindex, attached);
+        Ok(())
+    }
+
+    /// Detaches `pod_steer`, if this value has attached it there.
+    pub fn detach_pod(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
+        let Some(attached) = self.pods.remove(&ifindex) else { return Ok(()) };
+        attached.detach().map_err(|source| SteerError::Detach { program: POD, ifindex, source })
+    }
+
+    /// Detaches `pod_steer` from all devices but those where this value has attached it.
+    pub fn detach_other_pods(&self) -> Result<(), SteerError> {
+        let ours: Vec<_> = self.pods.keys().map(|ifindex| pins::pod(*ifindex)).collect();
+        self.pins.remove_pods(|name| ours.iter().any(|our| our == name))
+    }
+
+    /// Attaches `hub_drop` to the hub, or puts it in the place of an earlier one there.
+    pub fn attach_hub(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
+        self.hub = None;
+        let attached = tc::attach(HUB, &self.programs.hub_drop, ifindex, &self.pins.link(pins::HUB), self.tc)?;
+        self.hub = Some((ifindex, attached));
+        Ok(())
+    }
+
+    /// Attaches again what somebody else has detached, and pins what has lost its pin. Returns what was not as it
+    /// should be.
+    pub fn repair(&mut self) -> Vec<Repair> {
+        let mut repairs = Vec::new();
+        if let Some(lost) = self.uplink.as_ref().filter(|uplink| !uplink.link.is_on(uplink.ifindex)) {
+            let (pin, program) = (self.pins.link(pins::UPLINK), self.programs.nic_steer.as_fd());
+            let (ifindex, attached) = (lost.ifindex, xdp::attach(&pin, program, lost.ifindex, lost.choice));
+            let outcome = attached.map(|uplink| self.uplink = Some(uplink));
+            repairs.push(Repair { program: "nic_steer", ifindex, outcome });
+        }
+        if let Some(ifindex) = self.hub.as_ref().and_then(|(ifindex, hub)| (!hub.is_on(*ifindex)).then_some(*ifindex)) {
+            let attached = tc::attach(HUB, &self.programs.hub_drop, ifindex, &self.pins.link(pins::HUB), self.tc);
+            let outcome = attached.map(|hub| self.hub = Some((ifindex, hub)));
+            repairs.push(Repair { program: HUB, ifindex, outcome });
+        }
+        let lost: Vec<_> = self.pods.iter().filter(|(ifindex, pod)| !pod.is_on(**ifindex)).map(|(i, _)| *i).collect();
+        for ifindex in lost {
+            repairs.push(Repair { program: POD, ifindex, outcome: self.attach_pod(ifindex) });
+        }
+        repairs.extend(self.pin_again());
+        repairs
+    }
+
+    /// Pins the links whose pins somebody else has removed.
+    fn pin_again(&self) -> Vec<Repair> {
+        let uplink = self.uplink.iter().map(|uplink| ("nic_steer", uplink.ifindex, &uplink.link));
+        let hub = self.hub.iter().filter_map(|(ifindex, hub)| Some((HUB, *ifindex, hub.link()?)));
+        let pods = self.pods.iter().filter_map(|(ifindex, pod)| Some((POD, *ifindex, pod.link()?)));
+        let bare = uplink.chain(hub).chain(pods).filter(|(_, ifindex, link)| link.is_on(*ifindex) && !link.is_pinned());
+        bare.map(|(program, ifindex, link)| Repair { program, ifindex, outcome: self.pin_link(link) }).collect()
+    }
+
+    fn pin_link(&self, link: &PinnedLink) -> Result<(), SteerError> {
+        self.pins.make_dirs()?;
+        link.pin()
+    }
+}
+
+/// Detaches all that any [`Steer`] has attached in the network namespace of the calling thread, and removes its pins.
+/// Filters, which are not pinned, are looked for on `devices`. Goes on after an error and returns the first.
+pub fn remove(pins: Option<Pins>, devices: &[IfIndex]) -> Result<(), SteerError> {
+    let mut result = pins.map_or(Ok(()), Pins::remove);
+    let failed = |ifindex| move |source| SteerError::Detach { program: POD, ifindex, source };
+    for &ifindex in devices {
+        result = result.and(detach_filter(ifindex).map_err(failed(ifindex)));
+    }
+    result
+}
+
+fn detach_filter(ifindex: IfIndex) -> io::Result<()> {
+    // libbpf wants a descriptor where it asks for none
+    let any = File::open("/dev/null")?;
+    clsact::detach(any.as_fd(), ifindex, &[POD, HUB])
+}

@@ -1,0 +1,309 @@
+//! What outlives the process that attached it, and how the next one takes it over.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use libbpf_rs::{Link, MapCore, MapHandle, Program as Loaded};
+use podwire::ids::IfIndex;
+use podwire::steer::{self, Pins, Program, Steer, SteerError, TcChoice, XdpChoice, XdpMode};
+
+use crate::lab::Lab;
+use crate::packets::*;
+use crate::rig::{MTU, config, is_root, pod, run};
+
+/// A namespace with an uplink, a hub and the host end of a pod's veth pair.
+struct Scene {
+    lab: Lab,
+    pins: PathBuf,
+}
+
+/// A link as it is pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    link: u32,
+    program: u32,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let lab = Lab::new();
+        for (near, far) in [("uplink", "wire"), ("pwhub0", "pwhub1"), ("pw1", "eth1")] {
+            lab.veth(near, far);
+        }
+        let pins = PathBuf::from(format!("/sys/fs/bpf/podwire/{}", lab.cookie()));
+        Self { lab, pins }
+    }
+
+    fn attach_all(&self, steer: &mut Steer) -> XdpMode {
+        let [uplink, hub, pod] = ["uplink", "pwhub0", "pw1"].map(|name| self.lab.ifindex(name));
+        self.lab.within(|| {
+            steer.attach_hub(hub).unwrap();
+            steer.attach_pod(pod).unwrap();
+            steer.attach_uplink(uplink, XdpChoice::Auto).unwrap()
+        })
+    }
+
+    fn pod_link(&self) -> String {
+        format!("pod_{}", self.lab.ifindex("pw1"))
+    }
+
+    fn held(&self, name: &str) -> Held {
+        let info = Link::open(self.pins.join("links").join(name)).unwrap().info().unwrap();
+        Held { link: info.id, program: info.prog_id }
+    }
+
+    fn links(&self) -> [Held; 3] {
+        [&self.pod_link(), "hub", "uplink"].map(|name| self.held(name))
+    }
+
+    fn pinned_links(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.pins.join("links")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Detaches a link as an operator would.
+    fn detach_by_hand(&self, name: &str) {
+        let status = Command::new("bpftool").args(["link", "detach", "id", &self.held(name).link.to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+fn frame() -> Vec<u8> {
+    udp([POD_A_MAC, GATEWAY_MAC], [POD_A[V4], REMOTE_POD[V4]], [1, 2], b"x")
+}
+
+fn frames_judged(steer: &Steer) -> u64 {
+    steer.verdicts().unwrap().into_iter().map(|(_, _, frames)| frames).sum()
+}
+
+fn program_id(steer: &Steer, program: Program) -> u32 {
+    Loaded::id_from_fd(steer.program_fd(program)).unwrap()
+}
+
+#[test]
+fn the_next_process_exchanges_the_programs_of_the_links_that_are_there() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut first = scene.lab.load(&config(V4));
+    let mode = scene.attach_all(&mut first);
+    let before = scene.links();
+    drop(first);
+    assert_eq!(scene.links(), before, "they outlive their process");
+    let mut next = scene.lab.load(&config(V4));
+    assert_eq!(scene.links(), before, "loading exchanges nothing");
+    assert_eq!(scene.attach_all(&mut next), mode);
+    let after = scene.links();
+    assert_eq!(after.map(|held| held.link), before.map(|held| held.link), "no link is made anew");
+    assert!(before.iter().zip(after).all(|(before, after)| before.program != after.program), "{before:?} {after:?}");
+    let (pod, nic) = (program_id(&next, Program::Pod), program_id(&next, Program::Nic));
+    assert_eq!([after[0].program, after[2].program], [pod, nic]);
+}
+
+#[test]
+fn a_program_takes_over_from_another_one_of_the_same_process() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut first = scene.lab.load(&config(V4));
+    scene.attach_all(&mut first);
+    let before = scene.links();
+    let mut next = scene.lab.load(&config(V4));
+    scene.attach_all(&mut next);
+    drop(first);
+    assert_eq!(scene.links().map(|held| held.link), before.map(|held| held.link));
+    assert_eq!(scene.held("uplink").program, program_id(&next, Program::Nic));
+}
+
+#[test]
+fn the_maps_are_fresh_and_pinned_and_the_counters_go_on() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let first = scene.lab.load(&config(V4));
+    first.add_local(POD_A[V4], &pod(1, IfIndex(1), POD_A_MAC)).unwrap();
+    first.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU).unwrap();
+    run(first.program_fd(Program::Pod), Program::Pod, &frame(), 0).unwrap();
+    let pinned = |name: &str| MapHandle::from_pinned_path(scene.pins.join("maps").join(name)).unwrap();
+    assert_eq!((frames_judged(&first), pinned("local4").keys().count(), pinned("remote4").keys().count()), (1, 1, 1));
+    drop(first);
+    let next = scene.lab.load(&config(V4));
+    assert_eq!((frames_judged(&next), pinned("local4").keys().count(), pinned("remote4").keys().count()), (1, 0, 0));
+    run(next.program_fd(Program::Pod), Program::Pod, &frame(), 0).unwrap();
+    assert_eq!(frames_judged(&next), 2);
+}
+
+#[test]
+fn counters_that_are_laid_out_otherwise_are_not_taken_over() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    drop(scene.lab.load(&config(V4)));
+    let (other, counters) = (scene.pins.join("maps/other"), scene.pins.join("maps/verdicts"));
+    let create = format!("map create {} type percpu_array key 4 value 8 entries 2 name verdicts", other.display());
+    assert!(Command::new("bpftool").args(create.split(' ')).status().unwrap().success());
+    std::fs::rename(other, counters).unwrap();
+    let next = scene.lab.load(&config(V4));
+    run(next.program_fd(Program::Pod), Program::Pod, &frame(), 0).unwrap();
+    assert_eq!(frames_judged(&next), 1);
+}
+
+#[test]
+fn a_link_whose_device_has_gone_is_replaced() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.attach_all(&mut scene.lab.load(&config(V4)));
+    let before = scene.links();
+    let gone = scene.pod_link();
+    for (near, far) in [("uplink", "wire"), ("pwhub0", "pwhub1"), ("pw1", "eth1")] {
+        scene.lab.ip(&format!("link del {near}"));
+        scene.lab.veth(near, far);
+    }
+    let mut next = scene.lab.load(&config(V4));
+    scene.attach_all(&mut next);
+    let after = scene.links();
+    assert!(before.iter().all(|before| after.iter().all(|after| after.link != before.link)), "{before:?} {after:?}");
+    assert!(scene.pinned_links().contains(&gone));
+    next.detach_other_pods().unwrap();
+    assert_eq!(scene.pinned_links(), ["hub", &scene.pod_link(), "uplink"]);
+}
+
+#[test]
+fn a_pin_with_another_devices_link_or_no_link_at_all_is_replaced() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut steer = scene.lab.load(&config(V4));
+    scene.attach_all(&mut steer);
+    let links = scene.pins.join("links");
+    std::fs::rename(links.join("hub"), links.join(scene.pod_link())).unwrap();
+    std::fs::rename(scene.pins.join("maps/config"), links.join("hub")).unwrap();
+    let mut next = scene.lab.load(&config(V4));
+    scene.attach_all(&mut next);
+    let [pod, hub, _] = scene.links();
+    assert_eq!(pod.program, program_id(&next, Program::Pod));
+    assert_ne!(hub.link, pod.link);
+}
+
+#[test]
+fn the_mode_of_xdp_changes_by_a_new_link_and_any_serves_where_none_is_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let uplink = scene.lab.ifindex("uplink");
+    let attach = |choice| {
+        let mut steer = scene.lab.load(&config(V4));
+        let mode = scene.lab.within(|| steer.attach_uplink(uplink, choice)).unwrap();
+        (mode, scene.held("uplink").link)
+    };
+    let (native, first) = attach(XdpChoice::Native);
+    let (generic, second) = attach(XdpChoice::Generic);
+    assert_eq!((native, generic), (XdpMode::Native, XdpMode::Generic));
+    assert_ne!(first, second);
+    assert_eq!(attach(XdpChoice::Auto), (XdpMode::Generic, second), "what is attached stays");
+    assert_eq!(attach(XdpChoice::Generic), (XdpMode::Generic, second));
+    assert_eq!(attach(XdpChoice::Native).0, XdpMode::Native);
+    let mut steer = scene.lab.load(&config(V4));
+    let other = scene.lab.ifindex("pw1");
+    scene.lab.within(|| steer.attach_uplink(other, XdpChoice::Auto)).unwrap();
+    let state = scene.lab.ip_output("link show uplink");
+    assert!(!state.contains("xdp"), "it is not left behind on the other device: {state}");
+}
+
+#[test]
+fn what_somebody_detaches_is_attached_again() {
+    if !is_root() {
+        return;
+    }
+    for choice in [TcChoice::Tcx, TcChoice::Clsact] {
+        let scene = Scene::new();
+        let mut steer = scene.lab.load(&config(V4));
+        steer.set_tc(choice);
+        scene.attach_all(&mut steer);
+        let mut repair = || {
+            let repairs = scene.lab.within(|| steer.repair());
+            assert!(repairs.iter().all(|repair| repair.outcome.is_ok()), "{repairs:?}");
+            let mut programs: Vec<_> = repairs.iter().map(|repair| repair.program).collect();
+            programs.sort_unstable();
+            programs
+        };
+        assert_eq!(repair(), [""; 0]);
+        scene.detach_by_hand("uplink");
+        if choice == TcChoice::Tcx {
+            scene.detach_by_hand("hub");
+            scene.detach_by_hand(&scene.pod_link());
+        } else {
+            scene.lab.tc("qdisc del dev pw1 clsact");
+            scene.lab.tc("qdisc del dev pwhub0 clsact");
+        }
+        assert_eq!(repair(), ["hub_drop", "nic_steer", "pod_steer"]);
+        assert_eq!(repair(), [""; 0], "{choice:?}");
+        scene.held("uplink");
+        std::fs::remove_file(scene.pins.join("links/uplink")).unwrap();
+        assert_eq!(repair(), ["nic_steer"]);
+        assert_eq!(repair(), [""; 0]);
+    }
+}
+
+#[test]
+fn what_cannot_be_repaired_is_reported_each_time() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut steer = scene.lab.load(&config(V4));
+    scene.attach_all(&mut steer);
+    scene.lab.ip("link del pw1");
+    for _ in 0..2 {
+        let repairs = scene.lab.within(|| steer.repair());
+        assert!(matches!(&repairs[..], [one] if one.program == "pod_steer" && one.outcome.is_err()), "{repairs:?}");
+    }
+}
+
+#[test]
+fn removal_leaves_nothing_while_the_owner_lives_and_can_be_repeated() {
+    if !is_root() {
+        return;
+    }
+    for choice in [TcChoice::Tcx, TcChoice::Clsact] {
+        let scene = Scene::new();
+        let mut steer = scene.lab.load(&config(V4));
+        steer.set_tc(choice);
+        scene.attach_all(&mut steer);
+        let devices = ["pw1", "pwhub0"].map(|name| scene.lab.ifindex(name));
+        for _ in 0..2 {
+            scene.lab.within(|| steer::remove(Pins::find(scene.lab.cookie()), &devices)).unwrap();
+            assert!(!scene.pins.exists());
+            assert!(!scene.lab.ip_output("link show uplink").contains("xdp"));
+        }
+        let repairs = scene.lab.within(|| steer.repair());
+        assert_eq!(repairs.len(), 3, "nothing was attached any more: {repairs:?}");
+    }
+}
+
+#[test]
+fn pins_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    drop(scene.lab.load(&config(V4)));
+    for dir in [scene.pins.clone(), scene.pins.join("links"), scene.pins.join("maps")] {
+        assert_eq!(std::fs::metadata(dir).unwrap().permissions().mode() & 0o7777, 0o700);
+    }
+    std::os::unix::fs::chown(&scene.pins, Some(1000), None).unwrap();
+    let error = Pins::open(scene.lab.cookie()).unwrap_err();
+    assert!(matches!(&error, SteerError::Pins { path, .. } if *path == scene.pins), "{error}");
+    assert!(error.to_string().contains("of user 1000; remove it"), "{error}");
+}
