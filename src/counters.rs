@@ -64,8 +64,10 @@ table! {
         PodRxPackets => "pod_rx_packets", "frames taken from pods, a super-packet counting once";
         PodRxBytes => "pod_rx_bytes", "bytes taken from pods";
         PodRxSuper => "pod_rx_super", "super-packets taken from pods";
-        PodTxPackets => "pod_tx_packets", "frames handed to pods";
+        PodTxPackets => "pod_tx_packets", "frames handed to pods, a super-packet counting once";
         PodTxBytes => "pod_tx_bytes", "bytes handed to pods";
+        PodTxSuper => "pod_tx_super", "super-packets handed to pods, merged of several frames from the uplink";
+        PodTxMerged => "pod_tx_merged", "frames that were merged into them";
         HubLost => "hub_lost", "frames from pods lost because the packet ring was full";
         ClaimsLost => "claims_lost", "frames from pods that were claimed and never came out of the packet ring, hub_lost among them; found some time later";
         UplinkLost => "uplink_lost", "frames from the wire lost because the AF_XDP receive ring was full or the fill ring empty";
@@ -96,7 +98,12 @@ impl Default for Tally {
 impl Tally {
     /// Counts one dropped packet.
     pub fn drop(&mut self, reason: DropReason) {
-        self.drops[reason as usize] += 1;
+        self.drop_all(reason, 1);
+    }
+
+    /// Counts `n` packets dropped together.
+    pub fn drop_all(&mut self, reason: DropReason, n: usize) {
+        self.drops[reason as usize] += n as u64;
     }
 
     /// Adds `n` to a count.

@@ -1,5 +1,6 @@
 //! Cutting a super-packet into packets of the wire, each complete and valid, while copying it.
 
+use super::tcp::{CWR, FIN, PSH};
 use super::virtio::Checksum;
 use super::{GsoType, OffloadError, VirtioNetHdr};
 use crate::wire::{EtherType, Ethernet, Ipv4, Ipv6, Protocol, Sum, copy_and_sum, pseudo_v4, pseudo_v6};
@@ -49,10 +50,6 @@ struct Super<'a> {
     /// The IP packet, cut at its total length.
     packet: &'a [u8],
 }
-
-const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const CWR: u8 = 0x80;
 
 /// A TCP or UDP header, read once.
 struct L4 {

@@ -1,15 +1,20 @@
+use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 
 use super::ring::set;
 use super::{Error, VIRTIO_HEADER};
-use crate::frame::Frame;
+use crate::frame::{Frame, Pool};
 use crate::ids::IfIndex;
+use crate::offload::{MAX_FRAMES, VirtioNetHdr};
 use crate::xsk::sys;
 
 /// Messages of one `sendmmsg`: as many as there are bits in a word.
 const BATCH: usize = u64::BITS as usize;
+
+/// Frames of all messages of a batch.
+const FRAMES: usize = 4 * MAX_FRAMES;
 
 /// Bytes of socket buffer that frames on their way to pods may occupy.
 const SEND_BUFFER: libc::c_int = 64 << 20;
@@ -17,18 +22,21 @@ const SEND_BUFFER: libc::c_int = 64 << 20;
 #[expect(clippy::cast_possible_truncation, reason = "20")]
 const ADDRESS_BYTES: u32 = mem::size_of::<libc::sockaddr_ll>() as u32;
 
-/// One frame to send.
+/// A packet to send: the next so many frames.
 #[derive(Debug)]
 struct Message {
-    frame: Frame,
+    frames: usize,
+    bytes: u64,
     virtio: [u8; VIRTIO_HEADER],
     to: IfIndex,
 }
 
-/// Sends frames to devices, a batch per system call.
+/// Sends packets to devices, a batch per system call.
 #[derive(Debug)]
 pub struct Sender {
     messages: Vec<Message>,
+    /// Those of all messages, in order.
+    frames: Vec<Frame>,
     headers: Box<Headers>,
     fd: OwnedFd,
 }
@@ -36,7 +44,8 @@ pub struct Sender {
 /// What `sendmmsg` reads, rebuilt for every batch.
 struct Headers {
     messages: [libc::mmsghdr; BATCH],
-    parts: [[libc::iovec; 2]; BATCH],
+    /// For each message its virtio header and its frames.
+    parts: [libc::iovec; BATCH + FRAMES],
     addresses: [libc::sockaddr_ll; BATCH],
 }
 
@@ -58,29 +67,28 @@ impl Sender {
         let _unprivileged = sys::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER);
         // SAFETY: all-zero bytes are valid integers and null pointers.
         let headers = Box::new(unsafe { mem::zeroed::<Headers>() });
-        Ok(Self { messages: Vec::with_capacity(BATCH), headers, fd })
+        let (messages, frames) = (Vec::with_capacity(BATCH), Vec::with_capacity(FRAMES));
+        Ok(Self { messages, frames, headers, fd })
     }
 
-    /// Whether [`Sender::push`] would find no room; then [`Sender::flush`] first.
-    pub fn is_full(&self) -> bool {
-        self.messages.len() == BATCH
-    }
-
-    /// Adds a frame for the device `to`; it comes back when the batch is full.
-    pub fn push(&mut self, frame: Frame, virtio: [u8; VIRTIO_HEADER], to: IfIndex) -> Result<(), Frame> {
-        if self.is_full() {
-            return Err(frame);
+    /// Adds a packet for the device `to`, takes its frames, and returns its length in bytes; `None`, and nothing taken,
+    /// when the batch is full: then [`Sender::flush`] first.
+    pub fn push(&mut self, frames: &mut Vec<Frame>, virtio: VirtioNetHdr, to: IfIndex) -> Option<u64> {
+        if self.messages.len() == BATCH || self.frames.len() + frames.len() > FRAMES {
+            return None;
         }
-        self.messages.push(Message { frame, virtio, to });
-        Ok(())
+        let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
+        self.messages.push(Message { frames: frames.len(), bytes, virtio: virtio.to_bytes(), to });
+        self.frames.append(frames);
+        Some(bytes)
     }
 
-    /// Sends the batch. Each frame is handed to `done` with whether the kernel took it; the kernel has
-    /// copied it by then.
-    pub fn flush(&mut self, mut done: impl FnMut(Frame, bool)) {
+    /// Sends the batch and puts its frames into the pool: the kernel has copied them by then. `done` hears of each
+    /// packet's frames and bytes, and whether the kernel took it.
+    pub fn flush(&mut self, pool: &mut Pool, mut done: impl FnMut(usize, u64, bool)) {
         let total = self.messages.len();
         self.fill_headers();
-        // One bit a message: the headers point into `self.messages`, which therefore stays as it is
+        // One bit a message: the headers point into `self.messages` and the frames, which therefore stay as they are
         // until the last call is over.
         let mut refused = 0u64;
         let mut next = 0;
@@ -92,20 +100,32 @@ impl Sender {
             }
         }
         for (index, message) in self.messages.drain(..).enumerate() {
-            done(message.frame, refused & 1 << index == 0);
+            done(message.frames, message.bytes, refused & 1 << index == 0);
+        }
+        for frame in self.frames.drain(..) {
+            pool.put(frame);
         }
     }
 
     fn fill_headers(&mut self) {
         let Headers { messages, parts, addresses } = &mut *self.headers;
-        let headers = messages.iter_mut().zip(parts).zip(addresses);
-        for (message, ((header, parts), to)) in self.messages.iter_mut().zip(headers) {
+        let (mut parts, mut frames) = (parts.as_mut_slice(), self.frames.as_mut_slice());
+        for (message, (header, to)) in self.messages.iter_mut().zip(messages.iter_mut().zip(addresses)) {
+            let Some((own, rest)) = mem::take(&mut parts).split_at_mut_checked(1 + message.frames) else { return };
+            let Some((own_frames, rest_frames)) = mem::take(&mut frames).split_at_mut_checked(message.frames) else {
+                return;
+            };
+            let bytes =
+                iter::once(message.virtio.as_mut_slice()).chain(own_frames.iter_mut().map(|frame| &mut **frame));
+            for (part, bytes) in own.iter_mut().zip(bytes) {
+                *part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+            }
             *to = address(message.to, 0);
-            *parts = [part(&mut message.virtio), part(&mut message.frame)];
             header.msg_hdr.msg_name = ptr::from_mut(to).cast();
             header.msg_hdr.msg_namelen = ADDRESS_BYTES;
-            header.msg_hdr.msg_iov = parts.as_mut_ptr();
-            header.msg_hdr.msg_iovlen = parts.len();
+            header.msg_hdr.msg_iov = own.as_mut_ptr();
+            header.msg_hdr.msg_iovlen = own.len();
+            (parts, frames) = (rest, rest_frames);
         }
     }
 
@@ -113,15 +133,11 @@ impl Sender {
     fn send(&mut self, first: usize, total: usize) -> usize {
         let Some(batch) = self.headers.messages.get_mut(first..total) else { return 0 };
         let (fd, len) = (self.fd.as_raw_fd(), u32::try_from(batch.len()).unwrap_or(0));
-        // SAFETY: every header of the batch was filled for this flush and points into `self.headers` and
-        // `self.messages`, which both stay in place during the call (invariant 4).
+        // SAFETY: every header of the batch was filled for this flush and points into `self.headers`,
+        // `self.messages` and the frames, which all stay in place during the call (invariant 4).
         let taken = unsafe { libc::sendmmsg(fd, batch.as_mut_ptr(), len, libc::MSG_DONTWAIT) };
         usize::try_from(taken).unwrap_or(0)
     }
-}
-
-fn part(bytes: &mut [u8]) -> libc::iovec {
-    libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
 }
 
 /// The link-layer address of a device.

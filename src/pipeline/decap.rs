@@ -2,9 +2,11 @@
 
 use super::Node;
 pub use super::destinations::Destination;
-use crate::counters::DropReason;
+use crate::counters::{DropReason, Tally};
 use crate::fib::LocalPod;
-use crate::frame::Frame;
+use crate::frame::{Frame, Pool};
+use crate::offload::{Delivery, Segment};
+use crate::port::PodPort;
 use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, OuterError};
 
 /// A frame from the wire that is a whole packet of our overlay.
@@ -18,6 +20,8 @@ pub struct Arrival {
     ethertype: EtherType,
     /// The codepoint to set, when it is not the packet's own.
     ecn: Option<Ecn>,
+    /// What it carries, if that is TCP.
+    pub segment: Option<Segment>,
 }
 
 impl Arrival {
@@ -42,14 +46,14 @@ impl Arrival {
         }
         let start = outer.inner_l3_offset;
         let packet = frame.get(start..outer.inner_end).ok_or(DropReason::WireTruncated)?;
-        let (destination, ttl, ecn, len) = match outer.inner_ethertype {
+        let (destination, ttl, ecn, len, segment) = match outer.inner_ethertype {
             EtherType::IPV4 => {
                 let ip = Ipv4::parse(packet).map_err(inner_error)?;
-                (Destination::V4(ip.dst), ip.ttl, ip.ecn(), ip.total_len)
+                (Destination::V4(ip.dst), ip.ttl, ip.ecn(), ip.total_len, Segment::read_v4(&ip, packet))
             }
             EtherType::IPV6 => {
                 let ip = Ipv6::parse(packet).map_err(inner_error)?;
-                (Destination::V6(ip.dst), ip.hop_limit, ip.ecn(), ip.total_len)
+                (Destination::V6(ip.dst), ip.hop_limit, ip.ecn(), ip.total_len, Segment::read_v6(&ip, packet))
             }
             _ => return Err(DropReason::InnerNotIp),
         };
@@ -63,6 +67,7 @@ impl Arrival {
             end: start + len,
             ethertype: outer.inner_ethertype,
             ecn: (delivered != ecn).then_some(delivered),
+            segment,
         })
     }
 
@@ -80,6 +85,31 @@ impl Arrival {
             (None, _) => {}
         }
         Ok(())
+    }
+}
+
+/// Where packets for pods go, with what that takes.
+pub struct Sink<'a, P> {
+    pub pods: &'a mut P,
+    pub pool: &'a mut Pool,
+    pub tally: &'a mut Tally,
+}
+
+impl<P: PodPort> Sink<'_, P> {
+    /// Hands over a packet, whose frames it takes. What is not sent is counted.
+    pub fn send(&mut self, packet: &mut Delivery) {
+        if self.pods.send(packet) {
+            return;
+        }
+        self.pods.flush(self.pool, self.tally);
+        if !self.pods.send(packet) {
+            packet.frames.drain(..).for_each(|frame| self.discard(frame, DropReason::PodRefused));
+        }
+    }
+
+    pub fn discard(&mut self, frame: Frame, reason: DropReason) {
+        self.tally.drop(reason);
+        self.pool.put(frame);
     }
 }
 

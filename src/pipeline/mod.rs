@@ -2,7 +2,7 @@
 //! from a port and leave through one, or are dropped for a counted reason.
 //!
 //! ```text
-//!   wire_to_pods     parse ──▶ look up ──▶ decapsulate ──▶ pod port
+//!   wire_to_pods     parse ──▶ look up ──▶ decapsulate ──▶ merge ──▶ pod port
 //!   pods_to_wire     parse ──▶ look up ──▶ copy or cut ──▶ encapsulate ──▶ wire port
 //! ```
 //!
@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use crate::counters::{Count, DropReason, Tally};
 use crate::fib::{Fib, NextHop};
 use crate::frame::{Frame, Pool};
+use crate::offload::Gro;
 use crate::port::{PodPort, WirePort};
 use crate::wire::{Mac, Vni};
 use decap::Arrival;
@@ -50,6 +51,7 @@ pub struct Pipeline {
     received: Vec<Frame>,
     arrivals: Vec<(Frame, Arrival)>,
     destinations: Destinations,
+    gro: Gro,
     /// The outer IPv4 identification of the next packet.
     next_ip_id: u16,
 }
@@ -61,6 +63,7 @@ impl Pipeline {
             received: Vec::with_capacity(BURST),
             arrivals: Vec::with_capacity(BURST),
             destinations: Destinations::default(),
+            gro: Gro::default(),
             next_ip_id: 0,
         }
     }
@@ -80,34 +83,29 @@ impl Pipeline {
             return 0;
         }
         tally.add(Count::WireRxPackets, received as u64);
+        let mut sink = decap::Sink { pods, pool, tally };
         for frame in self.received.drain(..) {
-            tally.add(Count::WireRxBytes, frame.len() as u64);
+            sink.tally.add(Count::WireRxBytes, frame.len() as u64);
             match Arrival::parse(&frame, &self.node) {
                 Ok(arrival) => {
                     self.destinations.push(arrival.destination);
                     self.arrivals.push((frame, arrival));
                 }
-                Err(reason) => discard(frame, reason, pool, tally),
+                Err(reason) => sink.discard(frame, reason),
             }
         }
         let hops = self.destinations.resolve(fib);
         for ((mut frame, arrival), hop) in self.arrivals.drain(..).zip(hops) {
-            let Some(NextHop::Local(pod)) = fib.next_hop(*hop) else {
-                discard(frame, DropReason::NoPod, pool, tally);
-                continue;
+            let delivered = match fib.next_hop(*hop) {
+                Some(NextHop::Local(pod)) => arrival.deliver(&mut frame, pod).map(|()| pod),
+                _ => Err(DropReason::NoPod),
             };
-            if let Err(reason) = arrival.deliver(&mut frame, pod) {
-                discard(frame, reason, pool, tally);
-                continue;
-            }
-            let sent = pods.send(frame, pod).or_else(|frame| {
-                pods.flush(pool, tally);
-                pods.send(frame, pod)
-            });
-            if let Err(frame) = sent {
-                discard(frame, DropReason::PodRefused, pool, tally);
+            match delivered {
+                Ok(pod) => self.gro.push(frame, arrival.segment.as_ref(), pod, |packet| sink.send(packet)),
+                Err(reason) => sink.discard(frame, reason),
             }
         }
+        self.gro.flush(|packet| sink.send(packet));
         pods.flush(pool, tally);
         received
     }
@@ -155,9 +153,4 @@ impl Pipeline {
         wire.flush(pool, tally);
         ready as usize
     }
-}
-
-fn discard(frame: Frame, reason: DropReason, pool: &mut Pool, tally: &mut Tally) {
-    tally.drop(reason);
-    pool.put(frame);
 }

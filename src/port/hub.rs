@@ -2,16 +2,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use super::{PodPort, Slot};
+use super::{PodPort, Slot, count_sent};
 use crate::counters::{Count, DropReason, Tally, Traffic};
-use crate::fib::LocalPod;
-use crate::frame::{Frame, Pool};
+use crate::frame::Pool;
 use crate::ids::PodId;
-use crate::packet::{Ring, Sender, VIRTIO_HEADER};
+use crate::offload::Delivery;
+use crate::packet::{Ring, Sender};
 use crate::shared::{Account, Credits};
-
-/// A frame as it stands: no checksum left to complete, nothing to segment.
-const PLAIN: [u8; VIRTIO_HEADER] = [0; VIRTIO_HEADER];
 
 /// Which pods a worker takes frames from: those whose id leaves `worker` when divided by `workers`. The steering
 /// program and the fanout divide likewise (`bpf/pod.h`, `bpf/steer.bpf.c`).
@@ -111,24 +108,21 @@ impl PodPort for Hub {
         self.released = self.released.saturating_add(n);
     }
 
-    fn send(&mut self, frame: Frame, to: &LocalPod) -> Result<(), Frame> {
-        let bytes = frame.len() as u64;
-        self.sender.push(frame, PLAIN, to.ifindex)?;
-        if let Some(traffic) = self.traffic(to.id) {
+    fn send(&mut self, packet: &mut Delivery) -> bool {
+        let Some(bytes) = self.sender.push(&mut packet.frames, packet.virtio, packet.to.ifindex) else { return false };
+        if let Some(traffic) = self.traffic(packet.to.id) {
             traffic.count_tx(1, bytes);
         }
-        Ok(())
+        true
     }
 
     fn flush(&mut self, pool: &mut Pool, tally: &mut Tally) {
-        self.sender.flush(|frame, taken| {
+        self.sender.flush(pool, |frames, bytes, taken| {
             if taken {
-                tally.add(Count::PodTxPackets, 1);
-                tally.add(Count::PodTxBytes, frame.len() as u64);
+                count_sent(tally, frames, bytes);
             } else {
-                tally.drop(DropReason::PodRefused);
+                tally.drop_all(DropReason::PodRefused, frames);
             }
-            pool.put(frame);
         });
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use super::{PodPort, Slot, WirePort};
-use crate::counters::{Count, DropReason, Tally};
-use crate::fib::LocalPod;
+use super::{PodPort, Slot, WirePort, count_sent};
+use crate::counters::{DropReason, Tally};
 use crate::frame::{Frame, HEADROOM, Pool};
 use crate::ids::PodId;
+use crate::offload::{Delivery, VirtioNetHdr};
 use crate::packet::VIRTIO_HEADER;
 
 /// An underlay in memory.
@@ -87,17 +87,34 @@ pub struct FromPod {
     pub frame: Option<Vec<u8>>,
 }
 
+/// A packet as a pod got it.
+#[derive(Clone, Debug)]
+pub struct ToPod {
+    pub pod: PodId,
+    pub virtio: VirtioNetHdr,
+    pub frame: Vec<u8>,
+}
+
+/// A packet for a pod, whose next so many frames wait with the others'.
+#[derive(Debug)]
+struct Queued {
+    pod: PodId,
+    virtio: VirtioNetHdr,
+    frames: usize,
+}
+
 /// Pods in memory.
 #[derive(Debug, Default)]
 pub struct MemoryPods {
     /// Frames from pods. Released ones stay until [`MemoryPods::rewind`], so that a bench can offer them again.
     pub incoming: Vec<FromPod>,
     next: usize,
-    queued: Vec<(Frame, LocalPod)>,
+    queued: Vec<Queued>,
+    frames: Vec<Frame>,
     /// Whether the pods' devices are gone, so that nothing can be sent.
     pub closed: bool,
     /// What was handed over, if it is to be kept.
-    pub delivered: Option<Vec<(PodId, Vec<u8>)>>,
+    pub delivered: Option<Vec<ToPod>>,
 }
 
 impl MemoryPods {
@@ -126,22 +143,30 @@ impl PodPort for MemoryPods {
         self.next += n as usize;
     }
 
-    fn send(&mut self, frame: Frame, to: &LocalPod) -> Result<(), Frame> {
+    fn send(&mut self, packet: &mut Delivery) -> bool {
         if self.closed {
-            return Err(frame);
+            return false;
         }
-        self.queued.push((frame, *to));
-        Ok(())
+        self.queued.push(Queued { pod: packet.to.id, virtio: packet.virtio, frames: packet.frames.len() });
+        self.frames.append(&mut packet.frames);
+        true
     }
 
     fn flush(&mut self, pool: &mut Pool, tally: &mut Tally) {
-        for (frame, to) in self.queued.drain(..) {
-            tally.add(Count::PodTxPackets, 1);
-            tally.add(Count::PodTxBytes, frame.len() as u64);
-            if let Some(delivered) = &mut self.delivered {
-                delivered.push((to.id, frame.to_vec()));
+        let mut frames = self.frames.drain(..);
+        for Queued { pod, virtio, frames: count } in self.queued.drain(..) {
+            let (mut bytes, mut packet) = (0, Vec::new());
+            for frame in frames.by_ref().take(count) {
+                bytes += frame.len() as u64;
+                if self.delivered.is_some() {
+                    packet.extend_from_slice(&frame);
+                }
+                pool.put(frame);
             }
-            pool.put(frame);
+            count_sent(tally, count, bytes);
+            if let Some(delivered) = &mut self.delivered {
+                delivered.push(ToPod { pod, virtio, frame: packet });
+            }
         }
     }
 }

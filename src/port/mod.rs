@@ -8,9 +8,9 @@ mod hub;
 pub mod memory;
 mod uplink;
 
-use crate::counters::Tally;
-use crate::fib::LocalPod;
+use crate::counters::{Count, Tally};
 use crate::frame::{Frame, Pool};
+use crate::offload::Delivery;
 
 pub use crate::packet::Slot;
 pub use hub::{Hub, Share};
@@ -40,9 +40,21 @@ pub trait PodPort {
     /// Gives the first `n` waiting frames back.
     fn release(&mut self, n: u32);
 
-    /// Queues a frame for a pod; it comes back when there is no room, and [`PodPort::flush`] makes some.
-    fn send(&mut self, frame: Frame, to: &LocalPod) -> Result<(), Frame>;
+    /// Queues a packet, whose frames it takes; false, and none taken, when there is no room, and [`PodPort::flush`]
+    /// makes some.
+    #[must_use]
+    fn send(&mut self, packet: &mut Delivery) -> bool;
 
     /// Hands over what is queued and takes the frames back into the pool.
     fn flush(&mut self, pool: &mut Pool, tally: &mut Tally);
+}
+
+/// Counts a packet of so many frames that a pod got.
+fn count_sent(tally: &mut Tally, frames: usize, bytes: u64) {
+    tally.add(Count::PodTxPackets, 1);
+    tally.add(Count::PodTxBytes, bytes);
+    if frames > 1 {
+        tally.add(Count::PodTxSuper, 1);
+        tally.add(Count::PodTxMerged, frames as u64);
+    }
 }

@@ -85,6 +85,17 @@ impl Ipv4 {
         header[1] = ecn.in_tos(tos);
         update_checksum(header, [version_ihl, tos], [version_ihl, header[1]]);
     }
+
+    /// Sets the total length of the packet, in bytes; `None`, and nothing changed, when that does not fit the field or
+    /// the packet is shorter than a header.
+    #[inline]
+    pub fn set_total_len(packet: &mut [u8], total_len: usize) -> Option<()> {
+        let header: &mut [u8; Self::LEN] = packet.first_chunk_mut()?;
+        let old = [header[2], header[3]];
+        [header[2], header[3]] = u16::try_from(total_len).ok()?.to_be_bytes();
+        update_checksum(header, old, [header[2], header[3]]);
+        Some(())
+    }
 }
 
 /// Follows the change of one 16-bit word: `HC' = ~(~HC + ~m + m')` (RFC 1624 section 3, equation 3).

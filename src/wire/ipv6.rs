@@ -71,6 +71,15 @@ impl Ipv6 {
         let class = ecn.in_tos(traffic_class(header[0], header[1]));
         header[1] = class << 4 | header[1] & 0x0f;
     }
+
+    /// Sets the length of the packet, header included, in bytes; `None`, and nothing changed, when that does not fit the
+    /// field or the packet is shorter than a header.
+    #[inline]
+    pub fn set_total_len(packet: &mut [u8], total_len: usize) -> Option<()> {
+        let header: &mut [u8; Self::LEN] = packet.first_chunk_mut()?;
+        [header[4], header[5]] = u16::try_from(total_len.checked_sub(Self::LEN)?).ok()?.to_be_bytes();
+        Some(())
+    }
 }
 
 /// The traffic class, which straddles the first two bytes of the header.

@@ -281,7 +281,9 @@ zero_copy = "auto"
         let stats = self.stats();
         let tallies = stats.workers.iter().map(|w| &w.tallies).chain([&stats.retired]);
         let counted = |label: &str| tallies.clone().filter_map(|t| t.counts.get(label)).sum::<u64>();
-        Carried { fast: counted("pod_rx_packets") + counted("pod_tx_packets"), kernel: packets("rx") + packets("tx") }
+        // The kernel counts what it receives before it merges.
+        let received = counted("pod_tx_packets") - counted("pod_tx_super") + counted("pod_tx_merged");
+        Carried { fast: counted("pod_rx_packets") + received, kernel: packets("rx") + packets("tx") }
     }
 }
 
@@ -308,7 +310,7 @@ impl Drop for PodwireNode {
     }
 }
 
-/// What each path has carried, in packets (a super-packet counts once).
+/// What each path has carried, in packets (a super-packet of a pod counts once).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Carried {
     /// By the workers.

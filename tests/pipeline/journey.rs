@@ -4,8 +4,9 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use podwire::counters::Count;
 use podwire::fib::{Fib, Publisher};
 use podwire::frame::Region;
+use podwire::offload::complete;
 use podwire::pipeline::{Node, Pipeline};
-use podwire::port::memory::{MemoryPods, MemoryWire};
+use podwire::port::memory::{MemoryPods, MemoryWire, ToPod};
 use podwire::wire::{Ecn, Ipv4, Ipv6, Mac, Vni};
 use podwire::worker::Worker;
 
@@ -146,22 +147,43 @@ fn a_super_packet_becomes_segments_that_add_up_to_it() {
         assert_eq!(sender.tally.count(Count::PodRxSuper), 1);
         assert_conserved(&sender);
 
-        let mut receiver = worker(2, underlay);
         for segment in &segments {
             assert_checksums(segment);
-            assert!(receiver.wire.offer(segment, &mut receiver.pool));
         }
-        receiver.poll_once();
-        let mut joined = Vec::new();
-        for frame in delivered(&mut receiver) {
-            assert_checksums(&frame);
-            let packet = SlicedPacket::from_ethernet(&frame).unwrap();
-            let Some(TransportSlice::Tcp(tcp)) = packet.transport else { panic!("not TCP") };
-            assert_eq!(tcp.sequence_number(), 77 + u32::try_from(joined.len()).unwrap());
-            joined.extend_from_slice(tcp.payload());
-        }
-        assert!(joined == payload, "the payload differs");
+        let [headers, _] = u16::from(start + 20).to_le_bytes();
+        let request = [1, kind, headers, 0, low, high, start, 0, 16, 0];
+        assert_merged(underlay, &segments, &routed(&frame, 2), &request);
+        // In the row the third is missing, and comes last.
+        let mut late = segments.clone();
+        let third = late.remove(2);
+        late.push(third);
+        let mut receiver = worker(2, underlay);
+        assert_eq!(deliver(&mut receiver, &late).len(), 3);
+        assert_eq!((receiver.tally.count(Count::PodTxSuper), receiver.tally.count(Count::PodTxMerged)), (2, 7));
     }
+}
+
+/// What the pod gets when all these frames come in one burst.
+fn deliver(receiver: &mut MemoryWorker, frames: &[Vec<u8>]) -> Vec<ToPod> {
+    for frame in frames {
+        assert!(receiver.wire.offer(frame, &mut receiver.pool));
+    }
+    receiver.poll_once();
+    assert_conserved(receiver);
+    receiver.pods.delivered.as_mut().map(std::mem::take).unwrap()
+}
+
+/// Asserts that a burst of `segments` reaches the pod as one packet: `whole`, but for the checksum that `request` leaves
+/// to the pod's kernel.
+fn assert_merged(underlay: Underlay, segments: &[Vec<u8>], whole: &[u8], request: &[u8; 10]) {
+    let mut receiver = worker(2, underlay);
+    let [ToPod { virtio, frame, .. }] = &deliver(&mut receiver, segments)[..] else { panic!("several packets") };
+    assert_eq!(virtio.to_bytes(), *request);
+    let mut completed = frame.clone();
+    assert!(complete(&mut completed, virtio.csum_start.into(), virtio.csum_offset.into()));
+    assert!(completed == whole, "the packet differs");
+    let merged = [Count::PodTxPackets, Count::PodTxSuper, Count::PodTxMerged].map(|count| receiver.tally.count(count));
+    assert_eq!(merged, [1, 1, segments.len() as u64]);
 }
 
 #[test]

@@ -112,7 +112,7 @@ pub fn sent(worker: &mut MemoryWorker) -> Vec<Vec<u8>> {
 /// What the worker delivered to its pod since the last call.
 pub fn delivered(worker: &mut MemoryWorker) -> Vec<Vec<u8>> {
     let all = worker.pods.delivered.as_mut().map(std::mem::take).unwrap();
-    all.into_iter().map(|(_, frame)| frame).collect()
+    all.into_iter().map(|packet| packet.frame).collect()
 }
 
 /// Offers a frame as the pod of the worker's node sent it.
