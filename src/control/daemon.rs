@@ -3,6 +3,7 @@
 
 use std::future::pending;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use super::lifecycle::Starter;
 use super::netlink::{Monitor, News};
 use super::node::{ConfigFile, Node, ReloadError};
 use super::originals::{Originals, OriginalsError};
+use super::pod_news::{PodNews, Pods};
 use super::runtime::{Namespace, RuntimeDir, RuntimeError};
 use super::server::{Call, Server, ServerError};
 use super::store::{Store, StoreError};
@@ -28,7 +30,7 @@ const NEWS_DEBOUNCE: Duration = Duration::from_millis(50);
 /// An editor may write a file in several steps.
 const FILE_DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// A look at the kernel takes at most one part in this many of the control thread's time.
+/// A kind of look at the kernel takes at most one part in this many of the control thread's time.
 const SHARE: u32 = 10;
 
 /// A look at the kernel is taken this often even when nothing was heard,
@@ -36,7 +38,10 @@ const RESYNC: Duration = Duration::from_secs(30);
 /// and this soon when something has gone wrong, then rarer and rarer: a peer may be down for days.
 const RESYNC_UNSETTLED: Duration = Duration::from_secs(2);
 
-/// How often the pods' ends are looked at, of which nothing is heard.
+/// How often devices are looked at for what the kernel tells nobody of.
+const PATROL: Duration = Duration::from_secs(1);
+
+/// How often the own ends of all pods are looked at even when nothing was heard of them.
 const AUDIT: Duration = Duration::from_secs(30);
 
 /// How often a data plane repairs its attachments and frees what its workers no longer read.
@@ -88,6 +93,8 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
 /// Where events come from.
 struct Events {
     news: AsyncFd<Monitor>,
+    /// `None` when pods cannot be listened to.
+    pod_news: Option<AsyncFd<PodNews>>,
     config: Option<ConfigWatch>,
     calls: mpsc::Receiver<Call>,
     reload: Signal,
@@ -97,6 +104,7 @@ struct Events {
 
 enum Event {
     News,
+    PodNews,
     ConfigTouched,
     Call(Box<Call>),
     Reload,
@@ -109,13 +117,12 @@ impl Events {
         let (send, calls) = mpsc::channel(1);
         tokio::spawn(server.serve(send));
         let watch = ConfigWatch::new(config).map_err(|error| tracing::warn!("{error}")).ok();
-        #[allow(
-            deprecated,
-            reason = "its successor is unsafe; Monitor owns its one descriptor for as long as it lives"
-        )]
-        let news = AsyncFd::new(Monitor::open()?)?;
+        let pod_news = PodNews::open().map_err(|error| {
+            tracing::warn!(%error, "cannot listen to pods; they are looked at every {} s", AUDIT.as_secs());
+        });
         Ok(Self {
-            news,
+            news: readiness(Monitor::open()?)?,
+            pod_news: pod_news.ok().map(readiness).transpose()?,
             config: watch,
             calls,
             reload: signal(SignalKind::hangup())?,
@@ -124,18 +131,36 @@ impl Events {
         })
     }
 
-    /// The next event, or [`Event::Timer`] at `deadline`.
-    async fn next(&mut self, deadline: Instant) -> Event {
+    /// The next event, or [`Event::Timer`] at `deadline`. What is not listened to waits, or is lost: a look finds it.
+    async fn next(&mut self, deadline: Instant, listen: Listen) -> Event {
         tokio::select! {
             _ = self.terminate.recv() => Event::Stop,
             _ = self.interrupt.recv() => Event::Stop,
             _ = self.reload.recv() => Event::Reload,
             () = touched(self.config.as_ref()) => Event::ConfigTouched,
             call = self.calls.recv() => call.map_or(Event::Stop, |call| Event::Call(Box::new(call))),
-            () = news(&mut self.news) => Event::News,
+            () = news(&mut self.news), if listen.to_node => Event::News,
+            () = pod_news(self.pod_news.as_mut()), if listen.to_pods => Event::PodNews,
             () = sleep_until(deadline.into()) => Event::Timer,
         }
     }
+}
+
+/// Which notifications of the kernel are waited for: none of what is to be looked at anyway, so that a flood of them
+/// takes no time.
+#[derive(Clone, Copy)]
+struct Listen {
+    to_node: bool,
+    to_pods: bool,
+}
+
+/// Tells when a socket becomes readable.
+fn readiness<T: AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe; each socket owns its one descriptor for as long as it lives"
+    )]
+    AsyncFd::new(socket)
 }
 
 async fn touched(watch: Option<&ConfigWatch>) {
@@ -155,11 +180,18 @@ async fn news(monitor: &mut AsyncFd<Monitor>) {
             Ok(News::Nothing) => {}
             Ok(News::Changed) => return,
             Ok(News::Overflow) => {
-                return tracing::warn!("notifications of the kernel were lost; looking at everything");
+                return tracing::debug!("notifications of the kernel were lost, which a look makes good");
             }
             Err(error) => return tracing::warn!(%error, "a notification of the kernel cannot be read"),
         }
     }
+}
+
+/// Waits until something may have been heard of a pod.
+async fn pod_news(news: Option<&mut AsyncFd<PodNews>>) {
+    let Some(news) = news else { return pending().await };
+    let Ok(mut ready) = news.readable().await else { return pending().await };
+    ready.clear_ready();
 }
 
 /// What is to be done when.
@@ -167,9 +199,16 @@ struct Daemon {
     node: Node,
     reload_at: Option<Instant>,
     reconcile_at: Instant,
+    /// A look is due soon, because something has changed.
+    is_called: bool,
     /// Before this the control thread has had its share of looking at the kernel.
     rest_until: Instant,
     maintain_at: Instant,
+    patrol_at: Instant,
+    /// Something was heard of pods.
+    mend_at: Option<Instant>,
+    /// Before this the control thread has had its share of looking into pods.
+    mend_rest_until: Instant,
     audit_at: Instant,
     /// How long until the next look, when nothing is heard.
     resync: Duration,
@@ -183,8 +222,12 @@ impl Daemon {
             node,
             reload_at: None,
             reconcile_at: now,
+            is_called: true,
             rest_until: now,
             maintain_at: now,
+            patrol_at: now,
+            mend_at: None,
+            mend_rest_until: now,
             audit_at: now,
             resync: RESYNC,
             was_settled: true,
@@ -192,17 +235,19 @@ impl Daemon {
     }
 
     async fn run(mut self, mut events: Events) {
-        self.reconcile();
         loop {
-            match events.next(self.deadline()).await {
+            self.do_what_is_due(&mut events);
+            let listen = Listen { to_node: !self.is_called, to_pods: self.mend_at.is_none() };
+            match events.next(self.deadline(), listen).await {
                 Event::Stop => break,
                 Event::News => self.reconcile_by(NEWS_DEBOUNCE),
+                Event::PodNews => self.mend_by(NEWS_DEBOUNCE),
                 Event::ConfigTouched => {
                     self.reload_at.get_or_insert(Instant::now() + FILE_DEBOUNCE);
                 }
                 Event::Reload => self.reload(),
                 Event::Call(call) => self.answer(*call),
-                Event::Timer => self.do_what_is_due(),
+                Event::Timer => {}
             }
         }
         self.node.shut_down();
@@ -211,11 +256,12 @@ impl Daemon {
     /// When the next timed work is due.
     fn deadline(&self) -> Instant {
         let maintain = self.node.lifecycle.is_open().then_some(self.maintain_at);
-        let others = [self.reload_at, maintain, self.node.lifecycle.next_try()];
-        others.into_iter().flatten().fold(self.reconcile_at, Instant::min)
+        let others = [self.reload_at, maintain, self.node.lifecycle.next_try(), self.mend_at];
+        let always = self.reconcile_at.min(self.patrol_at).min(self.audit_at);
+        others.into_iter().flatten().fold(always, Instant::min)
     }
 
-    fn do_what_is_due(&mut self) {
+    fn do_what_is_due(&mut self, events: &mut Events) {
         let now = Instant::now();
         if self.reload_at.is_some_and(|at| at <= now) {
             self.reload();
@@ -224,9 +270,22 @@ impl Daemon {
             self.maintain_at = now + MAINTAIN;
             self.node.lifecycle.maintain(now);
         }
+        if now >= self.patrol_at {
+            self.patrol();
+        }
         let retry = self.node.lifecycle.next_try().is_some_and(|at| at <= now);
         if retry || now >= self.reconcile_at {
-            self.reconcile();
+            self.reconcile(events);
+        }
+        if now >= self.audit_at {
+            self.audit_at = now + AUDIT;
+            self.mend(&Pods::All);
+        }
+        if self.mend_at.is_some_and(|at| at <= now) {
+            self.mend_at = None;
+            if let Some(news) = &mut events.pod_news {
+                self.mend(&news.get_mut().take());
+            }
         }
     }
 
@@ -250,16 +309,19 @@ impl Daemon {
     fn reconcile_by(&mut self, delay: Duration) {
         let at = (Instant::now() + delay).max(self.rest_until);
         self.reconcile_at = self.reconcile_at.min(at);
+        self.is_called = true;
     }
 
-    fn reconcile(&mut self) {
+    fn reconcile(&mut self, events: &mut Events) {
         let begin = Instant::now();
+        // What was told until now is what this look finds.
+        let _ = events.news.get_mut().drain();
+        self.is_called = false;
         self.node.reconcile(begin);
-        let end = Instant::now();
-        if begin >= self.audit_at {
-            self.node.audit();
-            self.audit_at = end + AUDIT;
+        if events.pod_news.as_mut().is_some_and(|news| news.get_mut().follow(self.node.store.pods())) {
+            self.mend_by(Duration::ZERO);
         }
+        let end = Instant::now();
         self.rest_until = end + (end - begin) * SHARE;
         self.resync = match (self.node.is_settled(), self.was_settled) {
             (true, _) => RESYNC,
@@ -268,5 +330,28 @@ impl Daemon {
         };
         self.was_settled = self.node.is_settled();
         self.reconcile_at = end + self.resync;
+    }
+
+    /// Looks at the kernel soon when something has changed that it told nobody of.
+    fn patrol(&mut self) {
+        let begin = Instant::now();
+        if self.node.has_drifted() {
+            self.reconcile_by(Duration::ZERO);
+        }
+        let end = Instant::now();
+        self.patrol_at = end + PATROL.max((end - begin) * SHARE);
+    }
+
+    /// Looks into pods within `delay`, or as soon as it has its rest.
+    fn mend_by(&mut self, delay: Duration) {
+        let at = (Instant::now() + delay).max(self.mend_rest_until);
+        self.mend_at.get_or_insert(at);
+    }
+
+    fn mend(&mut self, pods: &Pods) {
+        let begin = Instant::now();
+        self.node.mend_pods(pods, begin);
+        let end = Instant::now();
+        self.mend_rest_until = end + (end - begin) * SHARE;
     }
 }

@@ -1,6 +1,6 @@
 //! The node as a router: the few settings of the whole node that pods need.
 
-use super::kernel::{Kernel, KernelError, Reconciled, request};
+use super::kernel::{Done, Kernel, KernelError, request};
 use super::netlink::{MAIN_TABLE, RouteKind};
 use super::sysctl;
 use crate::config::Config;
@@ -11,7 +11,7 @@ const PROTOCOL_RA: u8 = 9;
 impl Kernel {
     /// Turns forwarding on for the families that pods have, and sees to it that routes learnt
     /// from router advertisements survive that.
-    pub(super) fn ensure_forwarding(&mut self, config: &Config, done: &mut Reconciled) -> Result<(), KernelError> {
+    pub(super) fn ensure_forwarding(&mut self, config: &Config, done: &mut Done) -> Result<(), KernelError> {
         let has = |ipv6| config.node.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6() == ipv6);
         if has(false) {
             self.ensure_node_sysctl("ipv4/ip_forward", "1", done);

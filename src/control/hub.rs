@@ -3,7 +3,7 @@
 
 use super::kernel::{ETH_MAX_MTU, Kernel, KernelError, delete_link, request};
 use super::netlink::{Link, LinkKind, LinkSettings, Veth, VethEnd};
-use super::plan::ALIAS;
+use super::plan::{ALIAS, Change};
 use super::sysctl;
 use crate::ids::IfIndex;
 
@@ -14,7 +14,7 @@ const FAR: &str = "pwhub1";
 impl Kernel {
     /// The hub's near end; the pair is made when missing and set right when not. Super-packets
     /// pass it whole. A device of either name that is not ours is left as it is.
-    pub fn ensure_hub(&mut self) -> Result<IfIndex, KernelError> {
+    pub fn ensure_hub(&mut self, changes: &mut Vec<Change>) -> Result<IfIndex, KernelError> {
         let (near, far) = (self.hub_end(NEAR)?, self.hub_end(FAR)?);
         if near.is_none() || far.is_none() {
             if let Some(alone) = near.or(far) {
@@ -23,14 +23,15 @@ impl Kernel {
             let end = |name: &str| VethEnd { name: name.to_owned(), mac: None };
             let veth = Veth { near: end(NEAR), far: end(FAR), far_netns: None, mtu: ETH_MAX_MTU };
             self.netlink.add_veth(&veth).map_err(request(format!("create the hub {NEAR}, {FAR}")))?;
+            changes.push(Change::CreateDevice { name: NEAR.to_owned() });
         }
-        self.set_up_hub_end(FAR)?;
-        self.set_up_hub_end(NEAR)
+        self.set_up_hub_end(FAR, changes)?;
+        self.set_up_hub_end(NEAR, changes)
     }
 
     /// Removes the hub; nothing to do is success, and so is a device of its name that is not ours.
     pub fn remove_hub(&mut self) -> Result<(), KernelError> {
-        match self.link(NEAR)?.filter(is_ours) {
+        match self.link(NEAR)?.filter(|link| self.is_hub_end(link)) {
             Some(link) => self.delete_hub_end(&link),
             None => Ok(()),
         }
@@ -43,25 +44,34 @@ impl Kernel {
     /// The end called `name`, if there is one.
     fn hub_end(&mut self, name: &str) -> Result<Option<Link>, KernelError> {
         match self.link(name)? {
-            Some(link) if !is_ours(&link) => Err(KernelError::ForeignHub(name.to_owned())),
+            Some(link) if !self.is_hub_end(&link) => Err(KernelError::ForeignHub(name.to_owned())),
             link => Ok(link),
         }
     }
 
-    fn set_up_hub_end(&mut self, name: &str) -> Result<IfIndex, KernelError> {
+    fn set_up_hub_end(&mut self, name: &str, changes: &mut Vec<Change>) -> Result<IfIndex, KernelError> {
         let link = self.hub_end(name)?.ok_or_else(|| KernelError::Vanished(name.to_owned()))?;
-        sysctl::ensure(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
-        if !link.up || link.mtu != ETH_MAX_MTU || link.alias != ALIAS {
-            let settings =
-                LinkSettings { up: Some(true), mtu: Some(ETH_MAX_MTU), alias: Some(ALIAS), ..LinkSettings::default() };
+        let quieted = sysctl::ensure(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+        changes.extend(quieted.map(Change::Sysctl));
+        let settings = LinkSettings {
+            up: (!link.up).then_some(true),
+            mtu: (link.mtu != ETH_MAX_MTU).then_some(ETH_MAX_MTU),
+            mac: None,
+            alias: (link.alias != ALIAS).then_some(ALIAS),
+        };
+        if settings != LinkSettings::default() {
             self.netlink.set_link(link.index, settings).map_err(request(format!("set up {name}")))?;
+            changes.push(Change::SetDevice { name: name.to_owned(), settings });
         }
+        self.known.hub.insert(link.index);
         Ok(link.index)
     }
-}
 
-/// Whether it bears our mark, or is just as we make it: a daemon may have ended before marking it.
-fn is_ours(link: &Link) -> bool {
-    let unmarked = link.alias.is_empty() && !link.up && link.mtu == ETH_MAX_MTU;
-    link.kind == LinkKind::Veth && (link.alias == ALIAS || unmarked)
+    /// Whether it bears our mark, is known to be ours, or is just as we make it: a daemon may have ended before marking
+    /// it.
+    fn is_hub_end(&self, link: &Link) -> bool {
+        let unmarked = link.alias.is_empty() && !link.up && link.mtu == ETH_MAX_MTU;
+        let ours = link.alias == ALIAS || self.known.hub.contains(&link.index);
+        link.kind == LinkKind::Veth && (ours || unmarked)
+    }
 }

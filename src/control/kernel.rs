@@ -1,5 +1,5 @@
 //! The kernel path: everything the kernel needs to carry the pods' packets alone. Its parts are in
-//! `forwarding`, `tunnel`, `wiring` (pods) and `underlay`; here they come together.
+//! `forwarding`, `tunnel`, `hosting` and `wiring` (pods) and `underlay`; here they come together.
 //!
 //! ```text
 //!   pod eth0 ── pwN ──▶ routes ──▶ VXLAN device ──▶ neighbour, FDB ──▶ uplink
@@ -12,17 +12,17 @@
 //! entry from that MAC to the peer's VTEP. [`Kernel::reconcile`] lists, compares and changes only
 //! what differs; it can be called at any time and as often as one likes.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::netlink::{Link, LinkSettings, MAIN_TABLE, Netlink, NetlinkError};
+use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Route};
 use super::originals::Originals;
-use super::plan::{self, Action, Change, NODES_TABLE, Object, PROTOCOL};
+use super::plan::{self, Action, Change, NODES_TABLE, Object, ObjectChange, PROTOCOL};
 use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
-use super::wiring::{self, Pod};
+use super::wiring::Pod;
 use crate::config::{Config, derive_vtep_mac};
 use crate::ids::{IfIndex, PodId};
 use crate::wire::Mac;
@@ -65,10 +65,16 @@ pub struct Vtep {
     pub addresses: Vec<IpAddr>,
 }
 
-/// What [`Kernel::reconcile`] did.
+/// What [`Kernel::reconcile`] found and did.
 #[derive(Debug)]
 pub struct Reconciled {
     pub vtep: Vtep,
+    pub done: Done,
+}
+
+/// What was done to the node.
+#[derive(Debug, Default)]
+pub struct Done {
     /// What was changed, each printable for the log. Empty when all was in place.
     pub changes: Vec<Change>,
     /// What could not be changed, and why; the rest was.
@@ -85,12 +91,19 @@ impl Vtep {
     }
 }
 
-impl Reconciled {
+impl Done {
     /// Gives a setting its value, which is a change, or a failure.
     pub(super) fn ensure_sysctl(&mut self, key: &str, value: &str) {
         match sysctl::ensure(key, value) {
             Ok(changed) => self.changes.extend(changed.map(Change::Sysctl)),
             Err(error) => self.failures.push(error.to_string()),
+        }
+    }
+
+    fn note(&mut self, change: ObjectChange, result: Result<(), NetlinkError>) {
+        match result {
+            Ok(()) => self.changes.push(Change::Object(change)),
+            Err(error) => self.failures.push(format!("cannot {change}: {error}")),
         }
     }
 }
@@ -133,6 +146,27 @@ pub enum KernelError {
 pub struct Kernel {
     pub(super) netlink: Netlink,
     originals: Option<Originals>,
+    pub(super) known: Known,
+    last_seen: Option<Seen>,
+}
+
+/// What can change without a notification, and what comes with it.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    /// With some of their sysctls.
+    links: Vec<Link>,
+    uplink_queues: Option<Queues>,
+}
+
+/// What was seen to be ours. It stays ours when someone takes its mark off, or puts something else in its place.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The VXLAN device.
+    pub tunnel: Option<IfIndex>,
+    /// Both ends of the hub.
+    pub hub: BTreeSet<IfIndex>,
+    /// By table and destination.
+    routes: HashSet<(u8, IpNet)>,
 }
 
 impl Kernel {
@@ -140,7 +174,7 @@ impl Kernel {
     /// sysctls are those of the caller's namespace.
     pub fn new() -> Result<Self, KernelError> {
         let netlink = Netlink::open().map_err(request("open a netlink socket"))?;
-        Ok(Self { netlink, originals: None })
+        Ok(Self { netlink, originals: None, known: Known::default(), last_seen: None })
     }
 
     /// Remembers from now on what settings of the whole node were before they were changed.
@@ -149,7 +183,7 @@ impl Kernel {
     }
 
     /// Gives a setting of the whole node its value, which is a change, or a failure.
-    pub(super) fn ensure_node_sysctl(&mut self, key: &str, value: &str, done: &mut Reconciled) {
+    pub(super) fn ensure_node_sysctl(&mut self, key: &str, value: &str, done: &mut Done) {
         if let Some(Err(error)) = self.originals.as_mut().map(|originals| originals.note(key, value)) {
             done.failures.push(error.to_string());
         }
@@ -186,29 +220,60 @@ impl Kernel {
     /// the others.
     pub fn reconcile(&mut self, config: &Config, pods: &[Pod]) -> Result<Reconciled, KernelError> {
         let vtep = self.vtep(config)?;
-        let mut done = Reconciled { vtep, changes: Vec::new(), failures: Vec::new(), gone: BTreeSet::new() };
+        let mut done = Done::default();
         self.ensure_forwarding(config, &mut done)?;
-        let device = self.ensure_tunnel(config, &mut done)?;
-        let links = self.netlink.links().map_err(request("list devices"))?;
-        let links: HashMap<IfIndex, Link> = links.into_iter().map(|link| (link.index, link)).collect();
-        let present: Vec<Pod> = pods.iter().filter(|pod| self.ensure_pod(pod, &links, &mut done)).cloned().collect();
-
+        let links = self.links()?;
+        let device = self.ensure_tunnel(config, &vtep, &links, &mut done)?;
+        let present = self.ensure_pods(pods, &links, Some(u32::from(vtep.mtu)), &mut done);
         let observed = self.observe(device, &present).map_err(request("list routes and neighbours"))?;
-        let desired = plan::desired(config, &done.vtep, device, &present);
-        let name = |index| links.get(&index).map_or_else(|| format!("#{index}"), |link| link.name.clone());
-        for change in plan::plan(desired, observed, name) {
-            match apply(&mut self.netlink, change.action, &change.object) {
-                Ok(()) => done.changes.push(Change::Object(change)),
-                Err(error) => done.failures.push(format!("cannot {change}: {error}")),
+        self.apply_plan(
+            plan::plan(plan::desired(config, &vtep, device, &present), observed, |index| {
+                let name = links.iter().find(|link| link.index == index).map(|link| link.name.clone());
+                name.unwrap_or_else(|| if index == device { config.vxlan.device.clone() } else { format!("#{index}") })
+            }),
+            &mut done,
+        );
+        Ok(Reconciled { vtep, done })
+    }
+
+    /// Makes the changes of a plan. A change that fails is reported and does not stop the others.
+    pub(super) fn apply_plan(&mut self, changes: Vec<ObjectChange>, done: &mut Done) {
+        for mut change in changes {
+            let mut result = apply(&mut self.netlink, change.action, &change.object);
+            let Object::Route(Route { table, destination, .. }) = change.object else {
+                done.note(change, result);
+                continue;
+            };
+            // Ours was there: someone has put another one in its place.
+            if is_taken(&result) && change.action == Action::Add && self.known.routes.contains(&(table, destination)) {
+                change.action = Action::Replace;
+                result = apply(&mut self.netlink, change.action, &change.object);
             }
+            match (&result, change.action) {
+                (Ok(()), Action::Delete) => self.known.routes.remove(&(table, destination)),
+                (Ok(()), _) => self.known.routes.insert((table, destination)),
+                (Err(_), _) => false,
+            };
+            done.note(change, result);
         }
-        Ok(done)
+    }
+
+    /// Whether devices have changed since the last call. Cheap: for what the kernel tells nobody of.
+    pub fn has_drifted(&mut self, config: &Config) -> Result<bool, KernelError> {
+        let seen = Seen { links: self.links()?, uplink_queues: Queues::of(&config.node.uplink).ok() };
+        let drifted = self.last_seen.as_ref().is_some_and(|last| *last != seen);
+        self.last_seen = Some(seen);
+        Ok(drifted)
     }
 
     /// The underlay next hop of each of `peers`, in order. Those not resolved are asked for; a
     /// notification follows when the answer is there.
     pub fn next_hops(&mut self, uplink: &Uplink, peers: &[IpAddr]) -> Result<Vec<Result<Hop, NoHop>>, KernelError> {
         underlay::resolve(&mut self.netlink, uplink, peers).map_err(request("resolve the peers"))
+    }
+
+    pub(super) fn links(&mut self) -> Result<Vec<Link>, KernelError> {
+        self.netlink.links().map_err(request("list devices"))
     }
 
     pub(super) fn link(&mut self, name: &str) -> Result<Option<Link>, KernelError> {
@@ -244,35 +309,6 @@ impl Kernel {
         })
     }
 
-    /// Whether the pod's host end is there; corrects its state and MTU.
-    fn ensure_pod(&mut self, pod: &Pod, links: &HashMap<IfIndex, Link>, done: &mut Reconciled) -> bool {
-        let link = links.get(&pod.host_ifindex).filter(|link| link.name == pod.host_ifname);
-        let Some(link) = link else {
-            done.failures.push(format!("pod {}: its device {} is gone; detach it", pod.name, pod.host_ifname));
-            done.gone.insert(pod.id);
-            return false;
-        };
-        let mtu = u32::from(done.vtep.mtu);
-        let settings = LinkSettings {
-            up: (!link.up).then_some(true),
-            mtu: (link.mtu != mtu).then_some(mtu),
-            mac: (link.mac != Some(pod.host_mac)).then_some(pod.host_mac),
-            alias: None,
-        };
-        if settings == LinkSettings::default() {
-            return true;
-        }
-        let name = pod.host_ifname.clone();
-        match self.netlink.set_link(link.index, settings) {
-            Ok(()) => done.changes.push(Change::SetDevice { name, settings }),
-            Err(error) => done.failures.push(format!("cannot set {name}: {error}")),
-        }
-        if let Some(Err(error)) = settings.mtu.map(|mtu| wiring::set_pod_mtu(pod, mtu)) {
-            done.failures.push(error.to_string());
-        }
-        true
-    }
-
     /// What is ours now.
     fn observe(&mut self, device: IfIndex, pods: &[Pod]) -> Result<Vec<Object>, NetlinkError> {
         let ours: HashSet<IfIndex> = pods.iter().map(|pod| pod.host_ifindex).chain([device]).collect();
@@ -281,11 +317,18 @@ impl Kernel {
         objects.extend(neighbours.filter(|neighbour| ours.contains(&neighbour.index)).map(Object::Neighbour));
         objects.extend(self.netlink.fdb(device)?.into_iter().map(Object::Fdb));
         for table in [MAIN_TABLE, NODES_TABLE] {
-            objects.extend(self.netlink.routes(table, PROTOCOL)?.into_iter().map(Object::Route));
+            let routes = self.netlink.routes(table, PROTOCOL)?;
+            self.known.routes.extend(routes.iter().map(|route| (table, route.destination)));
+            objects.extend(routes.into_iter().map(Object::Route));
         }
         objects.extend(self.netlink.rules(PROTOCOL)?.into_iter().map(Object::Rule));
         Ok(objects)
     }
+}
+
+/// Whether an object was refused because there is another in its place.
+fn is_taken(result: &Result<(), NetlinkError>) -> bool {
+    result.as_ref().is_err_and(|error| error.errno() == Some(libc::EEXIST))
 }
 
 /// Makes one change. Deleting what is gone is success.

@@ -6,7 +6,8 @@
 //! Invariants, cited by the SAFETY comments:
 //! 1. The descriptor given to a call is open for the whole call.
 //! 2. The option is read into memory of the length that is given with it.
-#![allow(unsafe_code, reason = "setns(2) and SO_NETNS_COOKIE have no safe face in std or libc")]
+//! 3. `unshare` of a network namespace touches the calling thread's namespace and no memory.
+#![allow(unsafe_code, reason = "setns(2), unshare(2) and SO_NETNS_COOKIE have no safe face in std or libc")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -50,14 +51,28 @@ impl Netns {
 
     /// Runs `work` inside and returns what it returns. A panic in `work` is passed on.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-                enter(self.0.as_raw_fd())?;
-                Ok(work())
-            })?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        on_a_thread(|| enter(self.0.as_raw_fd()), work)
     }
+
+    /// Runs `work` in a new namespace, which lives as long as something refers to it, such as a socket that `work`
+    /// returns.
+    pub fn within_new<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        on_a_thread(leave, work)
+    }
+}
+
+/// Runs `work` on a thread of its own after `step`, which moves it to another namespace.
+fn on_a_thread<T: Send>(
+    step: impl FnOnce() -> io::Result<()> + Send,
+    work: impl FnOnce() -> T + Send,
+) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+            step()?;
+            Ok(work())
+        })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl AsRawFd for Netns {
@@ -87,6 +102,15 @@ pub fn cookie() -> io::Result<u64> {
 fn enter(fd: RawFd) -> io::Result<()> {
     // SAFETY: invariant 1; setns touches no memory of ours.
     match unsafe { libc::setns(fd, libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Moves the calling thread into a new namespace.
+fn leave() -> io::Result<()> {
+    // SAFETY: invariant 3.
+    match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

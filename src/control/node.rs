@@ -10,8 +10,11 @@ use std::time::Instant;
 
 use super::api::{Reply, Request};
 use super::dataplane::{self, largest_inner};
-use super::kernel::{Kernel, Uplink, Vtep};
+use super::journal::Journal;
+use super::kernel::{Kernel, Reconciled, Uplink, Vtep};
 use super::lifecycle::{Lifecycle, Starter, Wanted};
+use super::plan::Change;
+use super::pod_news::Pods;
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
 use super::view::{PodView, RemoteView, Settings, View};
@@ -30,8 +33,9 @@ pub struct Node {
     pub(super) store: Store,
     pub(super) lifecycle: Lifecycle,
     pub(super) observed: Observed,
-    /// What the last [`Node::audit`] found wrong with a pod.
+    /// What [`Node::mend_pods`] last found wrong with a pod and could not mend.
     pub(super) faults: BTreeMap<PodId, String>,
+    journal: Journal,
     /// What went wrong at start and stays so.
     notices: Vec<String>,
 }
@@ -92,6 +96,7 @@ impl Node {
             lifecycle: Lifecycle::new(start),
             observed: Observed::default(),
             faults: BTreeMap::new(),
+            journal: Journal::default(),
             notices: Vec::new(),
         };
         node.strays().for_each(|stray| tracing::error!("{stray}"));
@@ -165,12 +170,23 @@ impl Node {
     /// rest is done.
     pub fn reconcile(&mut self, now: Instant) {
         let mut observed = Observed::default();
-        match self.kernel.reconcile(&self.config, self.store.pods()) {
+        let mut changes = Vec::new();
+        let pods = self.store.pods();
+        let kept = match self.kernel.reconcile(&self.config, pods) {
+            Ok(Reconciled { vtep, done }) => {
+                observed.vtep = Some(vtep);
+                Ok(done)
+            }
+            Err(error) => {
+                observed.problems.push(error.to_string());
+                self.kernel.keep_pods(&self.config, pods)
+            }
+        };
+        match kept {
             Ok(done) => {
-                done.changes.iter().for_each(|change| tracing::info!(%change, "kernel path"));
+                changes = done.changes;
                 observed.problems.extend(done.failures);
                 observed.gone = done.gone;
-                observed.vtep = Some(done.vtep);
             }
             Err(error) => observed.problems.push(error.to_string()),
         }
@@ -183,25 +199,45 @@ impl Node {
                 Err(error) => observed.problems.push(error.to_string()),
             }
         }
-        match self.hub() {
+        match self.hub(&mut changes) {
             Ok(hub) => observed.hub = hub,
             Err(error) => observed.problems.push(error.to_string()),
         }
-        self.note(observed);
+        self.journal.tell_changes(&changes, now);
+        self.note(observed, now);
         self.drive(now);
     }
 
-    /// Looks at each pod's own end, of which nothing is heard, and says what is not as it was made.
-    pub fn audit(&mut self) {
-        let Some(vtep) = &self.observed.vtep else { return };
-        let there = self.store.pods().iter().filter(|pod| !self.observed.gone.contains(&pod.id));
-        let faults = there.filter_map(|pod| Some((pod.id, pod.verify_inside(vtep).err()?.to_string()))).collect();
-        let before = std::mem::replace(&mut self.faults, faults);
-        for (pod, fault) in &self.faults {
-            if before.get(pod) != Some(fault) {
-                tracing::error!("{fault}");
+    /// Looks at the own ends of pods, puts them right, and says what cannot be.
+    pub fn mend_pods(&mut self, pods: &Pods, now: Instant) {
+        let mtu = self.observed.vtep.as_ref().map(|vtep| u32::from(vtep.mtu));
+        let mut changes = Vec::new();
+        let gone = &self.observed.gone;
+        self.faults.retain(|id, _| !gone.contains(id));
+        for pod in self.store.pods().iter().filter(|pod| pods.contains(pod.id) && !gone.contains(&pod.id)) {
+            let fault = match pod.mend(mtu) {
+                Ok(mended) => {
+                    changes.extend(mended.changes);
+                    mended.failures.first().map(ToString::to_string)
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            let Some(fault) = fault else {
+                self.faults.remove(&pod.id);
+                continue;
+            };
+            if self.faults.get(&pod.id) != Some(&fault) {
+                self.journal.tell_problem(&fault, now);
+                self.faults.insert(pod.id, fault);
             }
         }
+        self.journal.tell_changes(&changes, now);
+    }
+
+    /// Whether something has changed of which nothing is heard.
+    pub fn has_drifted(&mut self) -> bool {
+        // What cannot be looked at is told by the look that follows.
+        self.kernel.has_drifted(&self.config).unwrap_or(true)
     }
 
     /// Brings the data plane to what was last observed and the pods as they are now.
@@ -246,17 +282,17 @@ impl Node {
     }
 
     /// Keeps what was observed, and logs the problems that are new.
-    fn note(&mut self, observed: Observed) {
+    fn note(&mut self, observed: Observed, now: Instant) {
         for problem in observed.problems.iter().filter(|problem| !self.observed.problems.contains(problem)) {
-            tracing::error!("{problem}");
+            self.journal.tell_problem(problem, now);
         }
         self.observed = observed;
     }
 
     /// The hub as the mode wants it: there, or gone, and with it all that any data plane has attached.
-    fn hub(&mut self) -> Result<Option<IfIndex>, Box<dyn Error>> {
+    fn hub(&mut self, changes: &mut Vec<Change>) -> Result<Option<IfIndex>, Box<dyn Error>> {
         if self.config.dataplane.mode != Mode::Kernel {
-            return Ok(Some(self.kernel.ensure_hub()?));
+            return Ok(Some(self.kernel.ensure_hub(changes)?));
         }
         self.lifecycle.close();
         if dataplane::is_present()? {

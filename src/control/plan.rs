@@ -46,7 +46,7 @@ pub enum Object {
 
 /// What there can be only one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
+pub(super) enum Key {
     Address(IfIndex, IpNet),
     Neighbour(IfIndex, IpAddr),
     Fdb(IfIndex, Mac),
@@ -55,7 +55,7 @@ enum Key {
 }
 
 /// What to do with an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     Add,
     Replace,
@@ -88,6 +88,11 @@ pub enum Change {
         settings: LinkSettings,
     },
     Object(ObjectChange),
+    /// A change of a pod's own end.
+    InPod {
+        pod: String,
+        change: Box<Change>,
+    },
 }
 
 /// The VXLAN device as it should be.
@@ -111,20 +116,20 @@ pub enum DevicePlan {
     Foreign,
 }
 
-/// What to do about the VXLAN device. Without our mark it is ours only when it is just as we make
-/// it: a daemon may have ended between making and marking it.
-pub fn plan_device(desired: &VxlanDevice, observed: Option<&Link>) -> DevicePlan {
+/// What to do about the VXLAN device. Without our mark it is ours only when it is the one `known` to be, or just as we
+/// make it: a daemon may have ended between making and marking it.
+pub fn plan_device(desired: &VxlanDevice, observed: Option<&Link>, known: Option<IfIndex>) -> DevicePlan {
     let Some(link) = observed else { return DevicePlan::Create };
-    let marked = link.alias == ALIAS;
+    let ours = link.alias == ALIAS || known == Some(link.index);
     let unmarked = link.alias.is_empty() && !link.up && link.mac == Some(desired.mac);
     match &link.kind {
-        LinkKind::Vxlan(vxlan) if *vxlan == desired.vxlan && (marked || unmarked) => DevicePlan::Keep(LinkSettings {
+        LinkKind::Vxlan(vxlan) if *vxlan == desired.vxlan && (ours || unmarked) => DevicePlan::Keep(LinkSettings {
             up: (!link.up).then_some(true),
             mtu: (link.mtu != desired.mtu).then_some(desired.mtu),
             mac: (link.mac != Some(desired.mac)).then_some(desired.mac),
-            alias: (!marked).then_some(ALIAS),
+            alias: (link.alias != ALIAS).then_some(ALIAS),
         }),
-        LinkKind::Vxlan(_) | LinkKind::OtherVxlan if marked => DevicePlan::Recreate,
+        LinkKind::Vxlan(_) | LinkKind::OtherVxlan if ours => DevicePlan::Recreate,
         _ => DevicePlan::Foreign,
     }
 }
@@ -161,7 +166,7 @@ pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> V
     let own = config.node.pod_cidrs.iter().map(|cidr| Object::Route(route(*cidr, RouteKind::Unreachable)));
     let mut objects: Vec<Object> = addresses.chain(own).collect();
     for peer in &config.peers {
-        objects.push(Object::Fdb(FdbEntry { index: device, mac: peer.vtep_mac, vtep: peer.underlay }));
+        objects.push(Object::Fdb(FdbEntry { index: device, mac: peer.vtep_mac, vtep: peer.underlay, plain: true }));
         for cidr in &peer.pod_cidrs {
             let gateway = cidr.network();
             objects.push(Object::Neighbour(Neighbour { index: device, address: gateway, mac: peer.vtep_mac }));
@@ -170,7 +175,7 @@ pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> V
         }
     }
     objects.extend(nodes(config, device));
-    objects.extend(pods.iter().flat_map(|pod| pod_objects(vtep, pod)));
+    objects.extend(pods.iter().flat_map(|pod| pod_objects(&vtep.addresses, pod)));
     objects
 }
 
@@ -201,11 +206,12 @@ fn route(destination: IpNet, kind: RouteKind) -> Route {
     Route { table: MAIN_TABLE, destination, kind, source: None }
 }
 
-/// What a pod needs on the host.
-pub fn pod_objects(vtep: &Vtep, pod: &Pod) -> Vec<Object> {
+/// What a pod needs on the host. Packets of the node itself to it come from that of `sources` which is of the same
+/// family.
+pub fn pod_objects(sources: &[IpAddr], pod: &Pod) -> Vec<Object> {
     let device = pod.host_ifindex;
     let objects = |address: &IpAddr| {
-        let source = vtep.source_for(*address);
+        let source = sources.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6());
         let kind = RouteKind::Via { device, gateway: None };
         [
             Object::Neighbour(Neighbour { index: device, address: *address, mac: pod.mac }),
@@ -216,7 +222,7 @@ pub fn pod_objects(vtep: &Vtep, pod: &Pod) -> Vec<Object> {
 }
 
 impl Object {
-    fn key(&self) -> Key {
+    pub(super) fn key(&self) -> Key {
         match self {
             Self::Address(address) => Key::Address(address.index, address.address),
             Self::Neighbour(neighbour) => Key::Neighbour(neighbour.index, neighbour.address),
@@ -280,18 +286,24 @@ impl fmt::Display for Change {
                 }
             }
             Self::Object(change) => change.fmt(f),
+            Self::InPod { pod, change } => write!(f, "pod {pod}: {change}"),
         }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Add => "add",
+            Self::Replace => "replace",
+            Self::Delete => "delete",
+        })
     }
 }
 
 impl fmt::Display for ObjectChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = match self.action {
-            Action::Add => "add",
-            Action::Replace => "replace",
-            Action::Delete => "delete",
-        };
-        write!(f, "{verb} {}", self.object)?;
+        write!(f, "{} {}", self.action, self.object)?;
         if self.device.is_empty() { Ok(()) } else { write!(f, " dev {}", self.device) }
     }
 }

@@ -17,14 +17,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::inside::check_link;
 use super::kernel::{Kernel, Vtep, apply, delete_link};
-use super::netlink::{
-    Address, Link, LinkKind, LinkSettings, MAIN_TABLE, Neighbour, Netlink, NetlinkError, Route, RouteKind, Veth,
-    VethEnd,
-};
+use super::netlink::{Link, LinkConf, LinkKind, LinkSettings, MAIN_TABLE, NetlinkError, Veth, VethEnd};
 use super::netns::Netns;
 use super::plan::{self, Action, Object, PROTOCOL};
 use super::sysctl::{self, SysctlError};
@@ -135,12 +132,13 @@ impl Kernel {
     pub fn verify(&mut self, vtep: &Vtep, pod: &Pod) -> Result<(), WiringError> {
         let link = self.host_end(pod)?.filter(|link| link.index == pod.host_ifindex);
         let link = link.ok_or_else(|| pod.broken(format!("its device {} is gone", pod.host_ifname)))?;
-        check_link(pod, &link, pod.host_mac, vtep.mtu)?;
+        check_link(pod, &link, pod.host_mac, u32::from(vtep.mtu))?;
         let read = |source| pod.request("list routes and neighbours".to_owned())(source);
         let mut observed: Vec<Object> =
             self.netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour).collect();
         observed.extend(self.netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
-        if let Some(missing) = plan::pod_objects(vtep, pod).iter().find(|object| !observed.contains(object)) {
+        if let Some(missing) = plan::pod_objects(&vtep.addresses, pod).iter().find(|object| !observed.contains(object))
+        {
             return Err(pod.broken(format!("the node lacks {missing} dev {}", pod.host_ifname)));
         }
         pod.verify_inside(vtep)
@@ -150,14 +148,16 @@ impl Kernel {
     fn finish(&mut self, vtep: &Vtep, netns: &Netns, pod: &mut Pod) -> Result<(), WiringError> {
         let link = self.host_end(pod)?.ok_or_else(|| pod.broken(format!("{} vanished", pod.host_ifname)))?;
         pod.host_ifindex = link.index;
-        for (key, value) in host_sysctls(&pod.host_ifname, pod.has_ipv6()) {
+        for (key, value) in host_sysctls(&pod.host_ifname, &pod.addresses) {
             sysctl::ensure(&key, value).map_err(pod.sysctl())?;
         }
         let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
         self.netlink.set_link(link.index, up).map_err(pod.request(format!("set {} up", pod.host_ifname)))?;
-        pod.within(netns, || set_up_inside(pod))?;
+        if let Some(error) = pod.mend_in(netns, Some(u32::from(vtep.mtu)))?.failures.into_iter().next() {
+            return Err(error);
+        }
         self.wait_until_running(pod)?;
-        for object in plan::pod_objects(vtep, pod) {
+        for object in plan::pod_objects(&vtep.addresses, pod) {
             let what = format!("add {object} dev {}", pod.host_ifname);
             apply(&mut self.netlink, Action::Add, &object).map_err(pod.request(what))?;
         }
@@ -210,141 +210,56 @@ impl Pod {
         }
     }
 
-    /// Whether the pod's own end is as attach left it. Changes nothing. The node's side is cheaper
-    /// to see for all pods at once: [`Kernel::reconcile`].
-    pub fn verify_inside(&self, vtep: &Vtep) -> Result<(), WiringError> {
-        let netns = enterable(&self.name, &self.netns)?;
-        self.within(&netns, || verify_inside(self, vtep.mtu))
-    }
-
-    fn has_ipv6(&self) -> bool {
+    pub(super) fn has_ipv6(&self) -> bool {
         self.addresses.iter().any(IpAddr::is_ipv6)
     }
 
-    fn request(&self, what: String) -> impl FnOnce(NetlinkError) -> WiringError + use<> {
+    pub(super) fn request(&self, what: String) -> impl FnOnce(NetlinkError) -> WiringError + use<> {
         let pod = self.name.clone();
         move |source| WiringError::Request { pod, what, source }
     }
 
-    fn sysctl(&self) -> impl FnOnce(SysctlError) -> WiringError + use<> {
+    pub(super) fn sysctl(&self) -> impl FnOnce(SysctlError) -> WiringError + use<> {
         let pod = self.name.clone();
         move |source| WiringError::Sysctl { pod, source }
     }
 
-    fn broken(&self, what: String) -> WiringError {
+    pub(super) fn broken(&self, what: String) -> WiringError {
         WiringError::Broken { pod: self.name.clone(), what }
-    }
-
-    /// Runs `work` in the pod's namespace.
-    fn within<T: Send>(
-        &self,
-        netns: &Netns,
-        work: impl FnOnce() -> Result<T, WiringError> + Send,
-    ) -> Result<T, WiringError> {
-        let error = |source| WiringError::Netns { pod: self.name.clone(), path: self.netns.clone(), source };
-        netns.within(work).map_err(error)?
     }
 }
 
-/// What a host-side device of ours needs before it is set up: no addresses but those we give it.
-pub(super) fn host_sysctls(device: &str, ipv6: bool) -> Vec<(String, &'static str)> {
-    let key = |name: &str| format!("ipv6/conf/{device}/{name}");
-    let mut sysctls = vec![(key("accept_ra"), "0"), (key("addr_gen_mode"), "1")];
-    if ipv6 {
-        sysctls.push((key("disable_ipv6"), "0"));
+/// What a host-side device of ours needs for packets of the families of `addresses`, before it is set up: no addresses
+/// but those we give it. [`has_host_sysctls`] is its mirror.
+pub(super) fn host_sysctls(device: &str, addresses: &[IpAddr]) -> Vec<(String, &'static str)> {
+    let ipv6 = |name: &str| format!("ipv6/conf/{device}/{name}");
+    let mut sysctls = vec![(ipv6("accept_ra"), "0"), (ipv6("addr_gen_mode"), "1")];
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        sysctls.push((ipv6("disable_ipv6"), "0"));
+    }
+    if addresses.iter().any(IpAddr::is_ipv4) {
+        sysctls.push((format!("ipv4/conf/{device}/forwarding"), "1"));
     }
     sysctls
 }
 
-/// Gives the pod's end the node's current MTU.
-pub(super) fn set_pod_mtu(pod: &Pod, mtu: u32) -> Result<(), WiringError> {
-    let netns = enterable(&pod.name, &pod.netns)?;
-    pod.within(&netns, || {
-        let mut netlink = Netlink::open().map_err(pod.request("open a netlink socket".to_owned()))?;
-        let link = inside_end(&mut netlink, pod)?;
-        let settings = LinkSettings { mtu: Some(mtu), ..LinkSettings::default() };
-        netlink.set_link(link.index, settings).map_err(pod.request(format!("set the MTU of {}", pod.ifname)))
-    })
+/// Whether a device has them, without reading a file.
+pub(super) fn has_host_sysctls(conf: &LinkConf, addresses: &[IpAddr]) -> bool {
+    let is = |value: Option<i32>, wanted| value.is_none_or(|value| value == wanted);
+    is(conf.accept_ra, 0)
+        && is(conf.addr_gen_mode, 1)
+        && (is(conf.disable_ipv6, 0) || !addresses.iter().any(IpAddr::is_ipv6))
+        && (is(conf.forwarding, 1) || !addresses.iter().any(IpAddr::is_ipv4))
 }
 
 /// Opens a pod's namespace, which must not be our own.
-fn enterable(pod: &str, path: &Path) -> Result<Netns, WiringError> {
+pub(super) fn enterable(pod: &str, path: &Path) -> Result<Netns, WiringError> {
     let error = |source| WiringError::Netns { pod: pod.to_owned(), path: path.to_owned(), source };
     let netns = Netns::open(path).map_err(error)?;
     if Netns::current().and_then(|current| current.is(&netns)).map_err(error)? {
         return Err(WiringError::HostNetns { pod: pod.to_owned(), path: path.to_owned() });
     }
     Ok(netns)
-}
-
-/// Configures the pod's end; runs in the pod's namespace.
-fn set_up_inside(pod: &Pod) -> Result<(), WiringError> {
-    let mut netlink = Netlink::open().map_err(pod.request("open a netlink socket".to_owned()))?;
-    let link = inside_end(&mut netlink, pod)?;
-    let key = |name: &str| format!("ipv6/conf/{}/{name}", pod.ifname);
-    let ipv6 = pod.has_ipv6().then(|| (key("disable_ipv6"), "0"));
-    for (key, value) in ipv6.into_iter().chain([(key("accept_ra"), "0"), (key("accept_dad"), "0")]) {
-        sysctl::ensure(&key, value).map_err(pod.sysctl())?;
-    }
-    let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
-    netlink.set_link(link.index, up).map_err(pod.request(format!("set {} up", pod.ifname)))?;
-    for object in inside_objects(pod, link.index) {
-        let what = format!("add {object} dev {}", pod.ifname);
-        apply(&mut netlink, Action::Add, &object).map_err(pod.request(what))?;
-    }
-    Ok(())
-}
-
-/// Checks the pod's end; runs in the pod's namespace.
-fn verify_inside(pod: &Pod, mtu: u16) -> Result<(), WiringError> {
-    let mut netlink = Netlink::open().map_err(pod.request("open a netlink socket".to_owned()))?;
-    let link = inside_end(&mut netlink, pod)?;
-    check_link(pod, &link, pod.mac, mtu)?;
-    let read = |source| pod.request(format!("list what {} has", pod.ifname))(source);
-    let mut observed: Vec<Object> =
-        netlink.addresses(Some(link.index)).map_err(read)?.into_iter().map(Object::Address).collect();
-    observed.extend(netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour));
-    observed.extend(netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
-    match inside_objects(pod, link.index).iter().find(|object| !observed.contains(object)) {
-        Some(missing) => Err(pod.broken(format!("it lacks {missing} dev {}", pod.ifname))),
-        None => Ok(()),
-    }
-}
-
-fn inside_end(netlink: &mut Netlink, pod: &Pod) -> Result<Link, WiringError> {
-    let link = netlink.link(&pod.ifname).map_err(pod.request(format!("look for {}", pod.ifname)))?;
-    link.ok_or_else(|| pod.broken(format!("there is no {} in its network namespace", pod.ifname)))
-}
-
-/// What the pod's end has: addresses, then gateways, then default routes through them.
-fn inside_objects(pod: &Pod, index: IfIndex) -> Vec<Object> {
-    let objects = |address: &IpAddr| {
-        let (gateway, any): (IpAddr, IpAddr) = match address {
-            IpAddr::V4(_) => (GATEWAY_V4.into(), Ipv4Addr::UNSPECIFIED.into()),
-            IpAddr::V6(_) => (GATEWAY_V6.into(), Ipv6Addr::UNSPECIFIED.into()),
-        };
-        let destination = IpNet::new_assert(any, 0);
-        let kind = RouteKind::Via { device: index, gateway: Some(gateway) };
-        [
-            Object::Address(Address { index, address: IpNet::from(*address) }),
-            Object::Neighbour(Neighbour { index, address: gateway, mac: pod.host_mac }),
-            Object::Route(Route { table: MAIN_TABLE, destination, kind, source: None }),
-        ]
-    };
-    pod.addresses.iter().flat_map(objects).collect()
-}
-
-fn check_link(pod: &Pod, link: &Link, mac: Mac, mtu: u16) -> Result<(), WiringError> {
-    let fault = if !link.up {
-        "is down".to_owned()
-    } else if link.mac != Some(mac) {
-        format!("has not the MAC {mac}")
-    } else if link.mtu != u32::from(mtu) {
-        format!("has the MTU {} instead of {mtu}", link.mtu)
-    } else {
-        return Ok(());
-    };
-    Err(pod.broken(format!("{} {fault}", link.name)))
 }
 
 /// Whether `link` is a host end that attach made.

@@ -84,7 +84,7 @@ impl Lab {
     pub fn reconcile(&self, node: &str, config: &str, pods: &[Pod]) -> Reconciled {
         let config = Config::parse(config).unwrap();
         let done = self.kernel(node, |kernel| kernel.reconcile(&config, pods)).unwrap();
-        assert!(done.failures.is_empty(), "{:#?}", done.failures);
+        assert!(done.done.failures.is_empty(), "{:#?}", done.done.failures);
         done
     }
 

@@ -26,7 +26,7 @@ impl One {
 
     /// Reconciles and returns what was done, as text.
     fn reconcile(&self, config: &str) -> Vec<String> {
-        let done = self.lab.reconcile("a", config, &self.pods);
+        let done = self.lab.reconcile("a", config, &self.pods).done;
         done.changes.iter().map(ToString::to_string).collect()
     }
 
@@ -64,7 +64,7 @@ fn says_which_settings_of_the_node_it_changed() {
     let host = lab.node('a', 1);
     lab.run("a", "sysctl -qw net.ipv4.conf.all.rp_filter=1");
     lab.ip("a", "-6 route add default via fd00::1 dev eth0 onlink proto ra");
-    let done = lab.reconcile("a", &config(&host, &[peer('b', 2)]), &[]);
+    let done = lab.reconcile("a", &config(&host, &[peer('b', 2)]), &[]).done;
     let said: Vec<String> = done.changes.iter().map(ToString::to_string).collect();
     for expected in [
         "set net/ipv4/ip_forward from 0 to 1",
@@ -201,7 +201,7 @@ fn a_foreign_route_for_a_peers_range_is_named_not_replaced() {
     let host = lab.node('a', 1);
     lab.ip("a", "route add 10.244.2.0/24 via 192.168.1.3 proto static");
     let config = Config::parse(&config(&host, &[peer('b', 2), peer('c', 3)])).unwrap();
-    let done = lab.kernel("a", |kernel| kernel.reconcile(&config, &[])).unwrap();
+    let done = lab.kernel("a", |kernel| kernel.reconcile(&config, &[])).unwrap().done;
     assert_eq!(done.failures.len(), 1, "{:?}", done.failures);
     assert!(done.failures[0].starts_with("cannot add route 10.244.2.0/24 via 10.244.2.0 dev podwire.1: File exists"));
     let routes = lab.ip("a", "route");
@@ -260,7 +260,10 @@ fn a_new_mtu_of_the_uplink_reaches_the_tunnel_and_both_ends_of_the_pods() {
     let Some(one) = One::new() else { return };
     one.lab.ip("a", "link set eth0 mtu 1400");
     let said = one.reconcile(&one.config);
-    assert_eq!(said, ["set device podwire.1 mtu 1350", "set device pw9 mtu 1350"]);
+    assert_eq!(
+        said,
+        ["set device podwire.1 mtu 1350", "set device pw9 mtu 1350", "pod a-pod: set device eth0 mtu 1350"]
+    );
     assert!(one.lab.ip("a-pod", "link show eth0").contains("mtu 1350"));
 }
 
@@ -269,7 +272,7 @@ fn a_pod_whose_device_is_gone_is_reported_and_the_rest_goes_on() {
     let Some(one) = One::new() else { return };
     one.lab.ip("a", "link del pw9");
     one.lab.ip("a", "route del 10.244.2.0/24");
-    let done = one.outcome(&one.config).unwrap();
+    let done = one.outcome(&one.config).unwrap().done;
     assert_eq!(done.failures, ["pod a-pod: its device pw9 is gone; detach it"]);
     assert_eq!(done.changes.len(), 1);
 }
@@ -277,8 +280,8 @@ fn a_pod_whose_device_is_gone_is_reported_and_the_rest_goes_on() {
 #[test]
 fn the_hub_is_made_once_kept_quiet_and_removed() {
     let Some(one) = One::new() else { return };
-    let hub = one.lab.kernel("a", |kernel| kernel.ensure_hub().unwrap());
-    assert_eq!(one.lab.kernel("a", |kernel| kernel.ensure_hub().unwrap()), hub);
+    let hub = one.lab.kernel("a", |kernel| kernel.ensure_hub(&mut Vec::new()).unwrap());
+    assert_eq!(one.lab.kernel("a", |kernel| kernel.ensure_hub(&mut Vec::new()).unwrap()), hub);
     for name in ["pwhub0", "pwhub1"] {
         let shown = one.lab.ip("a", &format!("address show {name}"));
         assert!(shown.contains("mtu 65535") && shown.contains("UP,LOWER_UP") && !shown.contains("inet6"), "{shown}");
@@ -333,13 +336,13 @@ fn foreign_devices_with_the_hubs_names_are_named_and_left_as_they_are() {
             (words.first().cloned(), mtu, sysctl)
         };
         let before = state();
-        let error = lab.kernel("a", |kernel| kernel.ensure_hub().unwrap_err());
+        let error = lab.kernel("a", |kernel| kernel.ensure_hub(&mut Vec::new()).unwrap_err());
         assert!(matches!(&error, KernelError::ForeignHub(named) if named == name), "{error}");
         lab.kernel("a", |kernel| kernel.remove_hub().unwrap());
         assert_eq!(state(), before);
         lab.ip("a", &format!("link del {name}"));
     }
-    let hub = lab.kernel("a", |kernel| kernel.ensure_hub().unwrap());
+    let hub = lab.kernel("a", |kernel| kernel.ensure_hub(&mut Vec::new()).unwrap());
     assert!(lab.ip("a", "link show pwhub0").starts_with(&format!("{hub}:")));
     assert!(lab.ip("a", "link show pwhub1").contains("alias podwire"));
 }

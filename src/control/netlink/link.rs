@@ -4,7 +4,8 @@ use std::os::fd::RawFd;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage, State,
 };
 
 use super::{Netlink, NetlinkError};
@@ -26,6 +27,20 @@ pub struct Link {
     /// Devices without a carrier of their own never say so.
     pub running: bool,
     pub kind: LinkKind,
+    pub conf: LinkConf,
+}
+
+/// Settings that `/proc/sys/net/ipv4/conf/DEVICE` and `ipv6/conf/DEVICE` hold too; `None` where the device has
+/// none of the family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkConf {
+    /// Of IPv4.
+    pub forwarding: Option<i32>,
+    /// Of IPv4.
+    pub rp_filter: Option<i32>,
+    pub accept_ra: Option<i32>,
+    pub addr_gen_mode: Option<i32>,
+    pub disable_ipv6: Option<i32>,
 }
 
 /// The kinds of device that podwire makes, and all others.
@@ -80,13 +95,13 @@ pub struct LinkSettings {
 impl Netlink {
     /// All devices.
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let objects = self.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let objects = self.dump(&RouteNetlinkMessage::GetLink(without_figures()))?;
         Ok(objects.into_iter().filter_map(read).collect())
     }
 
     /// The device called `name`.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        let mut message = LinkMessage::default();
+        let mut message = without_figures();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         match self.query(RouteNetlinkMessage::GetLink(message)) {
             Ok(object) => Ok(object.and_then(read)),
@@ -193,6 +208,13 @@ impl Vxlan {
     }
 }
 
+/// Asks for a device without its packet counts, which are half of the answer.
+fn without_figures() -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message
+}
+
 fn read(object: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = object else { return None };
     let mut link = Link {
@@ -204,6 +226,7 @@ fn read(object: RouteNetlinkMessage) -> Option<Link> {
         up: message.header.flags.contains(LinkFlags::Up),
         running: false,
         kind: LinkKind::Other,
+        conf: LinkConf::default(),
     };
     for attribute in message.attributes {
         match attribute {
@@ -213,10 +236,34 @@ fn read(object: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::OperState(state) => link.running = state == State::Up,
             LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
+            LinkAttribute::AfSpecUnspec(families) => link.conf = conf(&families),
             _ => {}
         }
     }
     Some(link)
+}
+
+fn conf(families: &[AfSpecUnspec]) -> LinkConf {
+    let mut conf = LinkConf::default();
+    for family in families {
+        match family {
+            AfSpecUnspec::Inet(attributes) => attributes.iter().for_each(|attribute| {
+                if let AfSpecInet::DevConf(own) = attribute {
+                    conf.forwarding = Some(own.forwarding);
+                    conf.rp_filter = Some(own.rp_filter);
+                }
+            }),
+            AfSpecUnspec::Inet6(attributes) => attributes.iter().for_each(|attribute| {
+                if let AfSpecInet6::DevConf(own) = attribute {
+                    conf.accept_ra = Some(own.accept_ra);
+                    conf.addr_gen_mode = Some(own.addr_gen_mode);
+                    conf.disable_ipv6 = Some(own.disable_ipv6);
+                }
+            }),
+            _ => {}
+        }
+    }
+    conf
 }
 
 fn kind(infos: &[LinkInfo]) -> LinkKind {

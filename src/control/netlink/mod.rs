@@ -8,6 +8,7 @@
 mod address;
 mod link;
 mod monitor;
+mod namespaces;
 mod neighbour;
 mod route;
 mod rule;
@@ -23,8 +24,9 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 pub use address::Address;
-pub use link::{Link, LinkKind, LinkSettings, Veth, VethEnd, Vxlan};
+pub use link::{Link, LinkConf, LinkKind, LinkSettings, Veth, VethEnd, Vxlan};
 pub use monitor::{Monitor, News};
+pub use namespaces::{Heard, NamespaceId, NamespaceMonitor};
 pub use neighbour::{FdbEntry, KnownNeighbour, Neighbour};
 pub use route::{Lookup, MAIN_TABLE, Route, RouteKind};
 pub use rule::Rule;

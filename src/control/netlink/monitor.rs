@@ -8,9 +8,12 @@ use netlink_sys::{Socket, SocketAddr};
 /// Room for what the kernel packs into one message.
 const BUFFER: usize = 64 << 10;
 
-/// Multicast groups (`include/uapi/linux/rtnetlink.h`): link, neigh, IPv4 address, route and rule,
-/// IPv6 address, route and rule.
-const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+/// Multicast groups (`include/uapi/linux/rtnetlink.h`): link, neigh, tc, IPv4 address, route and rule, IPv6
+/// address, route and rule, and the sysctls of devices that the kernel tells of (netconf).
+const GROUPS: [u32; 11] = [1, 3, 4, 5, 7, 8, 9, 11, 19, 24, 25];
+
+/// The most that one call of [`Monitor::drain`] reads: a flood must not keep its reader from its work.
+const DRAUGHT: usize = 4096;
 
 /// Notifications of the kernel: something that a plan looks at may have changed.
 ///
@@ -44,10 +47,10 @@ impl Monitor {
         Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
     }
 
-    /// Reads all that is waiting. Never blocks.
+    /// Reads what is waiting, in a flood as if some were lost. Never blocks.
     pub fn drain(&mut self) -> io::Result<News> {
         let mut news = News::Nothing;
-        loop {
+        for _ in 0..DRAUGHT {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {
                 Ok(_) if self.is_news() => news = if news == News::Overflow { news } else { News::Changed },
@@ -58,6 +61,7 @@ impl Monitor {
                 Err(error) => return Err(error),
             }
         }
+        Ok(News::Overflow)
     }
 
     fn is_news(&self) -> bool {

@@ -35,6 +35,8 @@ pub struct FdbEntry {
     pub index: IfIndex,
     pub mac: Mac,
     pub vtep: IpAddr,
+    /// Frames to it are sent as all others are: to the device's own port, with its VNI, by its uplink.
+    pub plain: bool,
 }
 
 impl Netlink {
@@ -97,7 +99,8 @@ impl Netlink {
         request.attributes.push(NeighbourAttribute::IfIndex(index.0));
         let objects = self.dump(&RouteNetlinkMessage::GetNeighbour(request))?;
         let entry = |message: &NeighbourMessage| {
-            Some(FdbEntry { index: IfIndex(message.header.ifindex), mac: mac(message)?, vtep: address(message)? })
+            let index = IfIndex(message.header.ifindex);
+            Some(FdbEntry { index, mac: mac(message)?, vtep: address(message)?, plain: is_plain(message) })
         };
         Ok(objects.iter().filter_map(inner).filter_map(entry).filter(|entry| entry.index == index).collect())
     }
@@ -108,9 +111,13 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Removes a forwarding entry.
+    /// Removes the forwarding entries of a MAC.
     pub fn delete_fdb(&mut self, entry: &FdbEntry) -> Result<(), NetlinkError> {
-        self.change(RouteNetlinkMessage::DelNeighbour(fdb_message(entry)), 0)
+        let mut message = fdb_message(entry);
+        // With a destination the kernel finds only what goes to the device's own port
+        // (`vxlan_fdb_find_rdst` in `drivers/net/vxlan/vxlan_core.c`).
+        message.attributes.retain(|attribute| !matches!(attribute, NeighbourAttribute::Destination(_)));
+        self.change(RouteNetlinkMessage::DelNeighbour(message), 0)
     }
 }
 
@@ -130,6 +137,14 @@ fn fdb_message(entry: &FdbEntry) -> NeighbourMessage {
     message.header.flags = NeighbourFlags::Own;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()));
     message
+}
+
+/// The kernel names port, VNI and device only where they are not the VXLAN device's own (`vxlan_fdb_info`).
+fn is_plain(message: &NeighbourMessage) -> bool {
+    let own = |attribute: &NeighbourAttribute| {
+        matches!(attribute, NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) | NeighbourAttribute::IfIndex(_))
+    };
+    !message.attributes.iter().any(own)
 }
 
 fn inner(object: &RouteNetlinkMessage) -> Option<&NeighbourMessage> {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::control::kernel::Uplink;
+use crate::control::netlink::LinkConf;
 use crate::ids::PodId;
 
 const DEVICE: IfIndex = IfIndex(7);
@@ -182,11 +183,15 @@ fn a_device_is_kept_corrected_recreated_or_refused() {
         up,
         running: up,
         kind,
+        conf: LinkConf::default(),
     };
     let keep = |mtu, up| DevicePlan::Keep(LinkSettings { up, mtu, ..LinkSettings::default() });
-    assert_eq!(plan_device(&desired, None), DevicePlan::Create);
-    assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(vxlan), 1450, true))), keep(None, None));
-    assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(vxlan), 9000, false))), keep(Some(1450), Some(true)));
+    assert_eq!(plan_device(&desired, None, None), DevicePlan::Create);
+    assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(vxlan), 1450, true)), None), keep(None, None));
+    assert_eq!(
+        plan_device(&desired, Some(&link(LinkKind::Vxlan(vxlan), 9000, false)), None),
+        keep(Some(1450), Some(true))
+    );
     for other in [
         Vxlan { vni: crate::wire::Vni::new(2).unwrap(), ..vxlan },
         Vxlan { port: 4789, ..vxlan },
@@ -194,19 +199,25 @@ fn a_device_is_kept_corrected_recreated_or_refused() {
         Vxlan { uplink: IfIndex(3), ..vxlan },
         Vxlan { udp_checksum: true, ..vxlan },
     ] {
-        assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(other), 1450, true))), DevicePlan::Recreate);
+        assert_eq!(plan_device(&desired, Some(&link(LinkKind::Vxlan(other), 1450, true)), None), DevicePlan::Recreate);
     }
-    assert_eq!(plan_device(&desired, Some(&link(LinkKind::OtherVxlan, 1450, true))), DevicePlan::Recreate);
-    assert_eq!(plan_device(&desired, Some(&link(LinkKind::Other, 1450, true))), DevicePlan::Foreign);
+    assert_eq!(plan_device(&desired, Some(&link(LinkKind::OtherVxlan, 1450, true)), None), DevicePlan::Recreate);
+    assert_eq!(plan_device(&desired, Some(&link(LinkKind::Other, 1450, true)), None), DevicePlan::Foreign);
 
     let unmarked = |kind, up| Link { alias: String::new(), ..link(kind, 1450, up) };
     let adopted = LinkSettings { up: Some(true), alias: Some(ALIAS), ..LinkSettings::default() };
     let foreign = Some(DevicePlan::Foreign);
-    let planned = |link: Link| Some(plan_device(&desired, Some(&link)));
+    let planned = |link: Link| Some(plan_device(&desired, Some(&link), None));
     assert_eq!(planned(unmarked(LinkKind::Vxlan(vxlan), false)), Some(DevicePlan::Keep(adopted)));
     assert_eq!(planned(unmarked(LinkKind::Vxlan(vxlan), true)), foreign);
     assert_eq!(planned(Link { mac: Some(Mac([4; 6])), ..unmarked(LinkKind::Vxlan(vxlan), false) }), foreign);
     assert_eq!(planned(Link { alias: "mine".into(), ..unmarked(LinkKind::Vxlan(vxlan), false) }), foreign);
     assert_eq!(planned(unmarked(LinkKind::Vxlan(Vxlan { port: 4789, ..vxlan }), false)), foreign);
     assert_eq!(planned(unmarked(LinkKind::OtherVxlan, false)), foreign);
+
+    let known = |link: Link| plan_device(&desired, Some(&link), Some(DEVICE));
+    let marked = LinkSettings { alias: Some(ALIAS), ..LinkSettings::default() };
+    assert_eq!(known(unmarked(LinkKind::Vxlan(vxlan), true)), DevicePlan::Keep(marked));
+    assert_eq!(known(unmarked(LinkKind::OtherVxlan, true)), DevicePlan::Recreate);
+    assert_eq!(known(unmarked(LinkKind::Other, true)), DevicePlan::Foreign);
 }

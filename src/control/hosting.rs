@@ -1,0 +1,86 @@
+//! The node's side of its pods: the host ends of their veth pairs, and a route and a neighbour for each address.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::kernel::{Done, Kernel, KernelError, request};
+use super::netlink::{Link, LinkSettings, MAIN_TABLE, NetlinkError, Route};
+use super::plan::{self, Change, Object, PROTOCOL};
+use super::wiring::{Pod, has_host_sysctls, host_sysctls};
+use crate::config::Config;
+use crate::ids::IfIndex;
+
+impl Kernel {
+    /// What pods need of the node itself, for as long as [`Kernel::reconcile`] fails: without an uplink there is no
+    /// tunnel, but the pods of one node and the node still talk. Nothing is deleted.
+    pub fn keep_pods(&mut self, config: &Config, pods: &[Pod]) -> Result<Done, KernelError> {
+        let mut done = Done::default();
+        self.ensure_forwarding(config, &mut done)?;
+        let links = self.links()?;
+        let present = self.ensure_pods(pods, &links, None, &mut done);
+        // The tunnel's addresses, which are the sources of these routes, may be gone with it.
+        let desired: Vec<Object> = present.iter().flat_map(|pod| plan::pod_objects(&[], pod)).collect();
+        let observed = self.observe_pods(&present, &desired).map_err(request("list routes and neighbours"))?;
+        let name = |index| links.iter().find(|link| link.index == index).map_or_else(String::new, |l| l.name.clone());
+        self.apply_plan(plan::plan(desired, observed, name), &mut done);
+        Ok(done)
+    }
+
+    /// Corrects the host ends of the pods and returns the pods that have one. Without an MTU each keeps its own.
+    pub(super) fn ensure_pods(&mut self, pods: &[Pod], links: &[Link], mtu: Option<u32>, done: &mut Done) -> Vec<Pod> {
+        let links: HashMap<IfIndex, &Link> = links.iter().map(|link| (link.index, link)).collect();
+        let end = |pod: &&Pod| links.get(&pod.host_ifindex).filter(|link| link.name == pod.host_ifname).copied();
+        let (present, gone): (Vec<_>, Vec<_>) = pods.iter().partition(|pod| end(pod).is_some());
+        for pod in gone {
+            done.failures.push(format!("pod {}: its device {} is gone; detach it", pod.name, pod.host_ifname));
+            done.gone.insert(pod.id);
+        }
+        for (pod, link) in present.iter().filter_map(|pod| Some((pod, end(pod)?))) {
+            self.ensure_host_end(pod, link, mtu, done);
+        }
+        present.into_iter().cloned().collect()
+    }
+
+    fn ensure_host_end(&mut self, pod: &Pod, link: &Link, mtu: Option<u32>, done: &mut Done) {
+        if !has_host_sysctls(&link.conf, &pod.addresses) {
+            for (key, value) in host_sysctls(&pod.host_ifname, &pod.addresses) {
+                done.ensure_sysctl(&key, value);
+            }
+        }
+        let settings = LinkSettings {
+            up: (!link.up).then_some(true),
+            mtu: mtu.filter(|mtu| link.mtu != *mtu),
+            mac: (link.mac != Some(pod.host_mac)).then_some(pod.host_mac),
+            alias: None,
+        };
+        if settings == LinkSettings::default() {
+            return;
+        }
+        let name = pod.host_ifname.clone();
+        match self.netlink.set_link(link.index, settings) {
+            Ok(()) => done.changes.push(Change::SetDevice { name, settings }),
+            Err(error) => done.failures.push(format!("cannot set {name}: {error}")),
+        }
+        // A new MTU is for both ends.
+        if settings.mtu.is_some() {
+            match pod.mend(mtu) {
+                Ok(mended) => {
+                    done.changes.extend(mended.changes);
+                    done.failures.extend(mended.failures.iter().map(ToString::to_string));
+                }
+                Err(error) => done.failures.push(error.to_string()),
+            }
+        }
+    }
+
+    /// Of what is desired for `pods`, what is there, whatever its source.
+    fn observe_pods(&mut self, pods: &[Pod], desired: &[Object]) -> Result<Vec<Object>, NetlinkError> {
+        let ours: HashSet<IfIndex> = pods.iter().map(|pod| pod.host_ifindex).collect();
+        let neighbours = self.netlink.permanent_neighbours()?.into_iter().filter(|entry| ours.contains(&entry.index));
+        let routes =
+            self.netlink.routes(MAIN_TABLE, PROTOCOL)?.into_iter().map(|route| Route { source: None, ..route });
+        let mut observed: Vec<Object> = neighbours.map(Object::Neighbour).chain(routes.map(Object::Route)).collect();
+        let desired: BTreeSet<_> = desired.iter().map(Object::key).collect();
+        observed.retain(|object| desired.contains(&object.key()));
+        Ok(observed)
+    }
+}

@@ -1,0 +1,167 @@
+//! A pod's own end: what attach put there, how it is checked, and how it is put right.
+//!
+//! A pod may have the right to change its own network (`NET_ADMIN`), and often uses it: for a mesh's proxy, for a
+//! tunnel. So what a pod adds is left alone, and so is a route that it put in the place of its default route, which is
+//! only reported. Put right is what the node has promised to others and nothing in the pod replaces: the addresses,
+//! the MAC, the MTU, the gateways' neighbours, a default route where there is none, and that the device is up.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use super::kernel::{Vtep, apply};
+use super::netlink::{Address, Link, LinkSettings, MAIN_TABLE, Neighbour, Netlink, Route, RouteKind};
+use super::netns::Netns;
+use super::plan::{self, Action, Change, Object, ObjectChange, PROTOCOL};
+use super::sysctl;
+use super::wiring::{GATEWAY_V4, GATEWAY_V6, Pod, WiringError, enterable};
+use crate::ids::IfIndex;
+use crate::wire::Mac;
+
+/// What [`Pod::mend`] did in a pod.
+#[derive(Debug, Default)]
+pub struct Mended {
+    /// What was changed, each printable for the log. Empty when all was in place.
+    pub changes: Vec<Change>,
+    /// What could not be changed, and why; the rest was.
+    pub failures: Vec<WiringError>,
+}
+
+impl Pod {
+    /// Whether the pod's own end is as attach left it. Changes nothing. The node's side is cheaper
+    /// to see for all pods at once: [`super::kernel::Kernel::reconcile`].
+    pub fn verify_inside(&self, vtep: &Vtep) -> Result<(), WiringError> {
+        let netns = enterable(&self.name, &self.netns)?;
+        self.within(&netns, || verify(self, u32::from(vtep.mtu)))
+    }
+
+    /// Puts the pod's own end right, as far as it is the node's to do. Without an MTU it keeps its own.
+    pub fn mend(&self, mtu: Option<u32>) -> Result<Mended, WiringError> {
+        let netns = enterable(&self.name, &self.netns)?;
+        self.mend_in(&netns, mtu)
+    }
+
+    /// The same, for a namespace that is open already.
+    pub(super) fn mend_in(&self, netns: &Netns, mtu: Option<u32>) -> Result<Mended, WiringError> {
+        self.within(netns, || mend(self, mtu))
+    }
+
+    /// Runs `work` in the pod's namespace.
+    fn within<T: Send>(
+        &self,
+        netns: &Netns,
+        work: impl FnOnce() -> Result<T, WiringError> + Send,
+    ) -> Result<T, WiringError> {
+        let error = |source| WiringError::Netns { pod: self.name.clone(), path: self.netns.clone(), source };
+        netns.within(work).map_err(error)?
+    }
+}
+
+impl Mended {
+    fn note(&mut self, pod: &Pod, result: Result<Option<Change>, WiringError>) {
+        match result {
+            Ok(Some(change)) => self.changes.push(Change::InPod { pod: pod.name.clone(), change: Box::new(change) }),
+            Ok(None) => {}
+            Err(error) => self.failures.push(error),
+        }
+    }
+}
+
+/// Runs in the pod's namespace.
+fn mend(pod: &Pod, mtu: Option<u32>) -> Result<Mended, WiringError> {
+    let mut netlink = open(pod)?;
+    let mut mended = Mended::default();
+    let link = end(&mut netlink, pod)?;
+    for (key, value) in sysctls(pod) {
+        mended.note(pod, sysctl::ensure(&key, value).map(|changed| changed.map(Change::Sysctl)).map_err(pod.sysctl()));
+    }
+    let settings = LinkSettings {
+        up: (!link.up).then_some(true),
+        mtu: mtu.filter(|mtu| link.mtu != *mtu),
+        mac: (link.mac != Some(pod.mac)).then_some(pod.mac),
+        alias: None,
+    };
+    if settings != LinkSettings::default() {
+        let change = Change::SetDevice { name: pod.ifname.clone(), settings };
+        let what = format!("{change} inside");
+        mended.note(pod, netlink.set_link(link.index, settings).map(|()| Some(change)).map_err(pod.request(what)));
+    }
+    // Setting it up has brought some objects back and taken none.
+    for change in missing(&mut netlink, pod, link.index)? {
+        let what = format!("{change} inside");
+        let result = apply(&mut netlink, change.action, &change.object);
+        mended.note(pod, result.map(|()| Some(Change::Object(change))).map_err(pod.request(what)));
+    }
+    Ok(mended)
+}
+
+/// Runs in the pod's namespace.
+fn verify(pod: &Pod, mtu: u32) -> Result<(), WiringError> {
+    let mut netlink = open(pod)?;
+    let link = end(&mut netlink, pod)?;
+    check_link(pod, &link, pod.mac, mtu)?;
+    match missing(&mut netlink, pod, link.index)?.first() {
+        Some(ObjectChange { object, .. }) => Err(pod.broken(format!("it lacks {object} dev {}", pod.ifname))),
+        None => Ok(()),
+    }
+}
+
+/// What a device is not as it should be.
+pub(super) fn check_link(pod: &Pod, link: &Link, mac: Mac, mtu: u32) -> Result<(), WiringError> {
+    let fault = if !link.up {
+        "is down".to_owned()
+    } else if link.mac != Some(mac) {
+        format!("has not the MAC {mac}")
+    } else if link.mtu != mtu {
+        format!("has the MTU {} instead of {mtu}", link.mtu)
+    } else {
+        return Ok(());
+    };
+    Err(pod.broken(format!("{} {fault}", link.name)))
+}
+
+fn open(pod: &Pod) -> Result<Netlink, WiringError> {
+    Netlink::open().map_err(pod.request("open a netlink socket".to_owned()))
+}
+
+fn end(netlink: &mut Netlink, pod: &Pod) -> Result<Link, WiringError> {
+    let link = netlink.link(&pod.ifname).map_err(pod.request(format!("look for {}", pod.ifname)))?;
+    link.ok_or_else(|| pod.broken(format!("there is no {} in its network namespace", pod.ifname)))
+}
+
+/// No address but those we give it, and those at once.
+fn sysctls(pod: &Pod) -> Vec<(String, &'static str)> {
+    let key = |name: &str| format!("ipv6/conf/{}/{name}", pod.ifname);
+    let ipv6 = pod.has_ipv6().then(|| (key("disable_ipv6"), "0"));
+    ipv6.into_iter().chain([(key("accept_ra"), "0"), (key("accept_dad"), "0")]).collect()
+}
+
+/// What is to be added or replaced. What else is there is the pod's own affair.
+fn missing(netlink: &mut Netlink, pod: &Pod, index: IfIndex) -> Result<Vec<ObjectChange>, WiringError> {
+    let read = |source| pod.request(format!("list what {} has", pod.ifname))(source);
+    let mut observed: Vec<Object> =
+        netlink.addresses(Some(index)).map_err(read)?.into_iter().map(Object::Address).collect();
+    observed.extend(netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour));
+    observed.extend(netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
+    let mut changes = plan::plan(objects(pod, index), observed, |_| pod.ifname.clone());
+    changes.retain(|change| change.action != Action::Delete);
+    Ok(changes)
+}
+
+/// What the pod's end has: addresses, then gateways, then default routes through them.
+fn objects(pod: &Pod, index: IfIndex) -> Vec<Object> {
+    let objects = |address: &IpAddr| {
+        let (gateway, any): (IpAddr, IpAddr) = match address {
+            IpAddr::V4(_) => (GATEWAY_V4.into(), Ipv4Addr::UNSPECIFIED.into()),
+            IpAddr::V6(_) => (GATEWAY_V6.into(), Ipv6Addr::UNSPECIFIED.into()),
+        };
+        let destination = IpNet::new_assert(any, 0);
+        let kind = RouteKind::Via { device: index, gateway: Some(gateway) };
+        [
+            Object::Address(Address { index, address: IpNet::from(*address) }),
+            Object::Neighbour(Neighbour { index, address: gateway, mac: pod.host_mac }),
+            Object::Route(Route { table: MAIN_TABLE, destination, kind, source: None }),
+        ]
+    };
+    pod.addresses.iter().flat_map(objects).collect()
+}

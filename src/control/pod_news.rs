@@ -1,0 +1,80 @@
+//! Which pods something was heard of: their namespaces, and the pods that live there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsRawFd, RawFd};
+
+use super::netlink::{Heard, NamespaceId, NamespaceMonitor, NetlinkError};
+use super::netns::Netns;
+use super::wiring::Pod;
+use crate::ids::PodId;
+
+/// Listens to the namespaces of pods.
+#[derive(Debug)]
+pub struct PodNews {
+    monitor: NamespaceMonitor,
+    /// A namespace may be that of several pods.
+    homes: BTreeMap<PodId, NamespaceId>,
+    /// What happened in these before they were listened to was not heard.
+    fresh: BTreeSet<PodId>,
+}
+
+/// Pods to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pods {
+    All,
+    These(BTreeSet<PodId>),
+}
+
+impl Pods {
+    pub fn contains(&self, pod: PodId) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(pods) => pods.contains(&pod),
+        }
+    }
+}
+
+impl PodNews {
+    /// Hears of no pod yet.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { monitor: NamespaceMonitor::open()?, homes: BTreeMap::new(), fresh: BTreeSet::new() })
+    }
+
+    /// Listens to `pods` from now on, and to no others. A pod that cannot be listened to is tried again next time.
+    /// Says whether there is a pod that was not listened to before.
+    pub fn follow(&mut self, pods: &[Pod]) -> bool {
+        self.homes.retain(|id, _| pods.iter().any(|pod| pod.id == *id));
+        for pod in pods {
+            if !self.homes.contains_key(&pod.id)
+                && let Ok(netns) = Netns::open(&pod.netns)
+                && let Ok(home) = self.monitor.watch(&netns)
+            {
+                self.homes.insert(pod.id, home);
+                self.fresh.insert(pod.id);
+            }
+        }
+        !self.fresh.is_empty()
+    }
+
+    /// The pods that something was heard of since the last call, or could have been.
+    pub fn take(&mut self) -> Pods {
+        let mut pods = std::mem::take(&mut self.fresh);
+        match self.monitor.drain() {
+            Ok(Heard::In(namespaces)) => {
+                pods.extend(self.homes.iter().filter(|(_, home)| namespaces.contains(home)).map(|(pod, _)| *pod));
+                Pods::These(pods)
+            }
+            Ok(Heard::Overflow) => Pods::All,
+            Err(error) => {
+                tracing::warn!(%error, "notifications of pods cannot be read");
+                Pods::All
+            }
+        }
+    }
+}
+
+impl AsRawFd for PodNews {
+    fn as_raw_fd(&self) -> RawFd {
+        self.monitor.as_raw_fd()
+    }
+}
