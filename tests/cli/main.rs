@@ -375,18 +375,21 @@ fn a_pod_whose_namespace_is_gone_is_shown_and_can_be_detached() {
 }
 
 #[test]
-fn a_pod_that_broke_its_own_end_is_found_at_the_next_start() {
+fn a_pod_that_broke_its_own_end_is_mended_at_the_next_start_and_its_own_default_route_is_left() {
     if !is_root() {
         return;
     }
     let mut node = Node::start();
     node.attach("web");
-    node.inside_pod("web", "ip route del default");
     node.stop("TERM");
+    node.inside_pod("web", "ip -6 route del default");
+    node.inside_pod("web", "ip route replace default dev eth0");
     node.run();
+    node.wait_for("the problem", |node| node.json(&["pods", "list"])[0]["problem"].is_string());
     let problem = node.json(&["pods", "list"])[0]["problem"].as_str().unwrap_or_default().to_owned();
-    assert!(problem.contains("lacks"), "{problem}");
+    assert!(problem.contains("cannot add route 0.0.0.0/0 via 169.254.1.1 dev eth0"), "{problem}");
     assert_eq!(texts(&node.json(&["status"])["problems"], None), [problem]);
+    assert!(node.log().contains("pod web: add route ::/0 via fe80::1 dev eth0"), "{}", node.log());
 }
 
 #[test]
