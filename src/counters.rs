@@ -75,6 +75,9 @@ table! {
         Polls => "polls", "passes of the worker's loop";
         BusyPolls => "busy_polls", "passes that found work; busy_polls / polls is the true load";
         Sleeps => "sleeps", "times the worker went to sleep in epoll";
+        Absences => "absences", "times the worker was away for longer than its heartbeat may age: it hung, was stopped, or waited for its core";
+        Starvations => "starvations", "times the worker ran out of packet memory and none came back";
+        Probations => "probations", "times the worker lost its heartbeat for a probation, in which the kernel path carries";
         Wakeups => "wakeups", "system calls made to start the kernel's sending";
     }
 }
@@ -215,6 +218,8 @@ pub struct FramePage {
     pub fill: AtomicU64,
     /// With the kernel to send, or sent and not taken back.
     pub send: AtomicU64,
+    /// Withheld from the worker by a fault that a test provoked.
+    pub withheld: AtomicU64,
 }
 
 #[cfg(test)]

@@ -71,6 +71,29 @@ pub(super) enum Verb {
     /// Show the prefixes of remote nodes, their next hops, and which path their packets take.
     #[command(after_help = "Example:\n  podwire routes")]
     Routes,
+    /// Have a worker suffer, to test what comes of it; the daemon must have been started with PODWIRE_FAULTS=1.
+    #[command(hide = true, after_help = "Example:\n  podwire fault hang --worker 0 --ms 500")]
+    Fault(Provoke),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Provoke {
+    #[arg(value_enum)]
+    pub kind: FaultKind,
+    /// Which worker.
+    #[arg(long, default_value_t = 0)]
+    pub worker: u16,
+    /// For how many milliseconds.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum FaultKind {
+    /// It spins and looks at nothing.
+    Hang,
+    /// It runs without packet memory.
+    Starve,
 }
 
 #[derive(Debug, ClapArgs)]

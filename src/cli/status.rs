@@ -7,7 +7,7 @@ use super::table::Table;
 use super::verbs::{ask, unexpected};
 use super::{CliError, output};
 use crate::control::api::{DataplaneReport, DataplaneState, Path, Reply, Request, Status, Uplink};
-use crate::control::view::DataplaneStatus;
+use crate::control::view::{Ailment, DataplaneStatus, ProbationStatus};
 
 /// `podwire status`: once, or every `watch` seconds until interrupted.
 pub(super) fn run(args: &Args, watch: Option<u64>) -> Result<(), CliError> {
@@ -112,8 +112,19 @@ fn uplink(uplink: &Uplink) -> String {
 }
 
 fn workers(figures: &DataplaneStatus) -> Table {
-    let mut table =
-        Table::new(["WORKER", "CORE", "LOAD", "FRAMES", "POOL", "FILL", "TX", "HANDS", "LEDGER", "HEARTBEAT"]);
+    let mut table = Table::new([
+        "WORKER",
+        "CORE",
+        "LOAD",
+        "FRAMES",
+        "POOL",
+        "FILL",
+        "TX",
+        "HANDS",
+        "LEDGER",
+        "HEARTBEAT",
+        "HEALTH",
+    ]);
     for worker in &figures.workers {
         let frames = worker.frames;
         let numbers = [frames.total, frames.pool, frames.fill, frames.tx, frames.hands].map(|n| n.to_string());
@@ -123,11 +134,21 @@ fn workers(figures: &DataplaneStatus) -> Table {
             (true, true) => "asleep",
             (true, false) => "fresh",
         };
+        let health = worker.probation.as_ref().map_or_else(|| "well".to_owned(), probation);
         let core = if worker.pinned { worker.core.to_string() } else { format!("{} (not pinned)", worker.core) };
         let head = [worker.worker.to_string(), core, format!("{:.1}%", worker.load * 100.0)];
-        table.row(head.into_iter().chain(numbers).chain([ledger, heartbeat].map(str::to_owned)));
+        let tail = [ledger, heartbeat].map(str::to_owned).into_iter().chain([health]);
+        table.row(head.into_iter().chain(numbers).chain(tail));
     }
     table
+}
+
+fn probation(probation: &ProbationStatus) -> String {
+    let reason = match probation.reason {
+        Ailment::Away => "was away",
+        Ailment::Starved => "out of packet memory",
+    };
+    format!("{reason}, on probation for {} ms", probation.remaining_ms)
 }
 
 fn queues(figures: &DataplaneStatus) -> Table {

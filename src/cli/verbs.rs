@@ -2,11 +2,11 @@ use std::path::{Path, absolute};
 
 use serde::Serialize;
 
-use super::args::{Args, Attach, ConfigVerb, Format, PodsVerb, Verb};
+use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
 use super::{CliError, output, stats, status};
 use crate::config::{Config, ConfigError};
-use crate::control::api::{self, Pod, Reply, Request};
+use crate::control::api::{self, Pod, Provocation, Reply, Request};
 use crate::control::client;
 use crate::control::daemon;
 use crate::control::lifecycle::Starter;
@@ -28,6 +28,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
             Reply::Routes(routes) => Ok(output::print(args.output, &routes, |routes| routes_text(routes))?),
             other => Err(unexpected(&other)),
         },
+        Verb::Fault(fault) => provoke(args, fault),
     }
 }
 
@@ -116,6 +117,17 @@ fn detach(args: &Args, name: &str) -> Result<(), CliError> {
         Reply::Detached { found: false } => {
             Err(CliError::Refused(format!("no pod is called `{name}`; see `podwire pods list`")))
         }
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn provoke(args: &Args, fault: &Provoke) -> Result<(), CliError> {
+    let kind = match fault.kind {
+        FaultKind::Hang => api::FaultKind::Hang,
+        FaultKind::Starve => api::FaultKind::Starve,
+    };
+    match ask(args, Request::Fault(Provocation { worker: fault.worker, kind, ms: fault.ms }))? {
+        Reply::Provoked => Ok(()),
         other => Err(unexpected(&other)),
     }
 }

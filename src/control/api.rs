@@ -33,6 +33,26 @@ pub enum Request {
     PodsList,
     PodsAttach(Attach),
     PodsDetach { name: String },
+    Fault(Provocation),
+}
+
+/// What a test has a worker suffer; refused unless the daemon was started to be tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provocation {
+    pub worker: u16,
+    pub kind: FaultKind,
+    /// How long it lasts.
+    pub ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// The worker spins and looks at nothing.
+    Hang,
+    /// The worker runs without packet memory.
+    Starve,
 }
 
 /// Which pod to wire.
@@ -75,6 +95,8 @@ pub enum Reply {
     Detached {
         found: bool,
     },
+    /// The worker has its fault.
+    Provoked,
     /// Refused or failed; names the object and the way out.
     Error(String),
 }

@@ -37,6 +37,7 @@ use crate::ids::{IfIndex, PodId};
 use crate::packet;
 use crate::steer::{self, Pins, Steer, SteerConfig, SteerError, XdpChoice};
 use crate::wire::OuterTemplate;
+use crate::worker::Fault;
 use crate::xsk;
 use repairs::Repairs;
 use steered::Steered;
@@ -206,6 +207,10 @@ impl Engine for Dataplane {
                 .collect(),
             ..self.workers.as_ref().map(Workers::status).unwrap_or_default()
         }
+    }
+
+    fn provoke(&self, worker: u16, fault: Fault) -> Result<(), Box<dyn Error>> {
+        self.workers.as_ref().ok_or("no data plane runs")?.provoke(worker, fault)
     }
 
     fn stop(&mut self) -> DataplaneStatus {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::api::{DataplaneReport, DataplaneState, Tallies};
 use super::view::{DataplaneStatus, FrameLedger, Settings, VerdictRow, View};
+use crate::worker::Fault;
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
@@ -27,6 +28,8 @@ pub trait Engine {
     /// longer work; wants to be called about every 100 ms.
     fn maintain(&mut self) -> Result<(), Box<dyn Error>>;
     fn status(&self) -> DataplaneStatus;
+    /// Has a worker suffer, for a test.
+    fn provoke(&self, worker: u16, fault: Fault) -> Result<(), Box<dyn Error>>;
     /// Hands over to the kernel path, ends the workers and gives the final figures.
     fn stop(&mut self) -> DataplaneStatus;
 }
@@ -194,6 +197,11 @@ impl Lifecycle {
             self.halt();
             self.fail(&wanted, error.to_string(), now);
         }
+    }
+
+    /// Has a running worker suffer.
+    pub fn provoke(&self, worker: u16, fault: Fault) -> Result<(), Box<dyn Error>> {
+        self.steering.as_ref().ok_or("no data plane runs")?.engine.provoke(worker, fault)
     }
 
     /// What the running workers carry.
@@ -377,6 +385,7 @@ mod tests {
                 load: 0.0,
                 asleep: false,
                 fresh: true,
+                probation: None,
                 frames: FrameLedger::default(),
                 counts: [("polls".to_owned(), self.updated)].into(),
                 drops: [].into(),
@@ -389,6 +398,10 @@ mod tests {
             };
             let workers = if self.runs { vec![worker] } else { Vec::new() };
             DataplaneStatus { workers, verdicts: vec![verdict], ..DataplaneStatus::default() }
+        }
+
+        fn provoke(&self, worker: u16, _: Fault) -> Result<(), Box<dyn Error>> {
+            if worker == 0 { Ok(()) } else { Err("there is one worker".into()) }
         }
 
         fn stop(&mut self) -> DataplaneStatus {

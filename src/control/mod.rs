@@ -10,6 +10,7 @@ pub mod view;
 
 mod devices;
 mod durable;
+mod fault;
 mod forwarding;
 mod hosting;
 mod hub;

@@ -260,6 +260,10 @@ impl Node {
                 Ok(found) => Reply::Detached { found },
                 Err(error) => Reply::Error(error.to_string()),
             },
+            Request::Fault(provocation) => match self.provoke(provocation) {
+                Ok(()) => Reply::Provoked,
+                Err(error) => Reply::Error(error.to_string()),
+            },
         }
     }
 

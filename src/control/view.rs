@@ -13,6 +13,7 @@ use crate::fib::LocalPod;
 use crate::ids::IfIndex;
 use crate::steer::NatCheck;
 use crate::wire::{Mac, Vni};
+use crate::worker;
 use crate::xsk::Queues;
 
 /// What a data plane is started with and keeps; a change of any of it takes a new one.
@@ -150,9 +151,37 @@ pub struct WorkerStatus {
     pub asleep: bool,
     /// Its heartbeat is fresh, so the steering programs hand frames to it.
     pub fresh: bool,
+    /// It was not well, and has no heartbeat until it has been for a while; the kernel path carries meanwhile.
+    pub probation: Option<ProbationStatus>,
     pub frames: FrameLedger,
     pub counts: Counters,
     pub drops: Counters,
+}
+
+/// Why a worker may not carry packets now, and for how long at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbationStatus {
+    pub reason: Ailment,
+    pub remaining_ms: u64,
+}
+
+/// What was wrong with a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ailment {
+    /// It hung, was stopped, or waited for its core, for longer than its heartbeat may age.
+    Away,
+    /// It had no packet memory.
+    Starved,
+}
+
+impl From<worker::Ailment> for Ailment {
+    fn from(ailment: worker::Ailment) -> Self {
+        match ailment {
+            worker::Ailment::Away => Self::Away,
+            worker::Ailment::Starved => Self::Starved,
+        }
+    }
 }
 
 /// Where a worker's chunks of packet memory are. The four places add up to `total`, or frames leaked.

@@ -112,6 +112,11 @@ impl Heartbeat {
         self.store(ASLEEP, 0, Ordering::Release);
     }
 
+    /// When the programs first called the worker since it last went to sleep, if they did.
+    pub fn called_ns(&self) -> Option<u64> {
+        Some(self.load(CALLED_NS)).filter(|&called_ns| called_ns != 0)
+    }
+
     /// Whether the worker sleeps, and whether the programs take it for alive, as `bpf/worker.h` decides.
     pub fn state(&self, now_ns: u64, limit_ns: u64) -> (bool, bool) {
         let (asleep, beat, called) = (self.load(ASLEEP) != 0, self.load(BEAT_NS), self.load(CALLED_NS));
@@ -225,9 +230,11 @@ mod tests {
         assert_eq!((heartbeat.state(119, 20), heartbeat.state(120, 20)), ((false, true), (false, false)));
         call(7);
         heartbeat.sleep();
+        assert_eq!(heartbeat.called_ns(), None);
         assert_eq!(heartbeat.state(9_000, 20), (true, true), "nobody has called since it fell asleep");
         call(9_000);
         assert_eq!((heartbeat.state(9_019, 20), heartbeat.state(9_020, 20)), ((true, true), (true, false)));
+        assert_eq!(heartbeat.called_ns(), Some(9_000));
         heartbeat.wake(9_500);
         assert_eq!(heartbeat.state(9_501, 20), (false, true));
         heartbeat.stop();

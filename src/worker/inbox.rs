@@ -3,11 +3,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crossbeam::queue::ArrayQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::Fault;
+
 /// What control tells a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Finish what is in the rings and return.
     Stop,
+    /// Suffer, for a test.
+    Fault(Fault),
 }
 
 /// A worker's inbox: lock-free, read between bursts, with a descriptor that wakes a sleeper.

@@ -2,7 +2,7 @@
 //! its counters, and shares nothing with other workers but the published route table.
 //!
 //! [`Worker::poll_once`] is one pass: a burst in each direction. [`Worker::run`] pins the thread and repeats it,
-//! shows that it is alive, and in adaptive mode sleeps when there is nothing to do:
+//! shows that it is alive while it is well ([`Health`]), and in adaptive mode sleeps when there is nothing to do:
 //!
 //! ```text
 //!            work                nothing for SPIN_NS           a ring or the inbox has something
@@ -11,11 +11,14 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod clock;
+mod fault;
+mod health;
 mod inbox;
 mod sleep;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::counters::{Count, FramePage, Tally, TallyPage};
 use crate::fib::{Fib, Reader};
@@ -23,8 +26,11 @@ use crate::frame::Pool;
 use crate::pipeline::Pipeline;
 use crate::port::{Hub, PodPort, Uplink, WirePort};
 use crate::shared::Heartbeat;
+use fault::Withheld;
 
 pub use clock::now_ns;
+pub use fault::Fault;
+pub use health::{Ailment, Health, Memory, Probation, Toll};
 pub use inbox::{Inbox, Message};
 pub use sleep::Sleep;
 
@@ -58,6 +64,25 @@ pub struct Board {
     pub dead: AtomicBool,
     /// The worker runs on its own core alone.
     pub pinned: AtomicBool,
+    /// Until when the worker is on probation, or 0.
+    probation_until_ns: AtomicU64,
+    /// That is for lack of packet memory.
+    starved: AtomicBool,
+}
+
+impl Board {
+    /// The probation that the worker is on, and until when.
+    pub fn probation(&self) -> Option<(Ailment, u64)> {
+        let until_ns = self.probation_until_ns.load(Ordering::Acquire);
+        let ailment = if self.starved.load(Ordering::Relaxed) { Ailment::Starved } else { Ailment::Away };
+        (until_ns != 0).then_some((ailment, until_ns))
+    }
+
+    fn show(&self, probation: Option<Probation>) {
+        self.starved.store(probation.is_some_and(|it| it.ailment == Ailment::Starved), Ordering::Relaxed);
+        // Pairs with the reader: who sees the probation sees its reason.
+        self.probation_until_ns.store(probation.map_or(0, |it| it.until_ns), Ordering::Release);
+    }
 }
 
 /// One worker, over any ports.
@@ -69,19 +94,21 @@ pub struct Worker<W, P> {
     pub tally: Tally,
     pipeline: Pipeline,
     fib: Reader<Fib>,
+    withheld: Withheld,
 }
 
 impl<W: WirePort, P: PodPort> Worker<W, P> {
     pub fn new(wire: W, pods: P, pool: Pool, pipeline: Pipeline, fib: Reader<Fib>) -> Self {
-        Self { wire, pods, pool, tally: Tally::default(), pipeline, fib }
+        Self { wire, pods, pool, tally: Tally::default(), pipeline, fib, withheld: Withheld::default() }
     }
 
     /// One pass: a burst from the wire to the pods, and one from the pods to the wire. Returns how many packets
     /// there were.
     pub fn poll_once(&mut self) -> usize {
-        let Self { wire, pods, pool, tally, pipeline, fib } = self;
+        let Self { wire, pods, pool, tally, pipeline, fib, withheld } = self;
         let fib = fib.get();
         let from_wire = pipeline.wire_to_pods(wire, pods, fib, pool, tally);
+        withheld.withhold(pool);
         let from_pods = pipeline.pods_to_wire(pods, wire, fib, pool, tally);
         if from_pods == 0 {
             // Sent frames come back and the receive side gets new ones, whatever else there is to do.
@@ -100,6 +127,8 @@ pub struct Surroundings {
     pub polling: Polling,
     pub core: core_affinity::CoreId,
     pub heartbeat: Heartbeat,
+    /// The age at which the programs take the heartbeat for stale.
+    pub stale_ns: u64,
     pub inbox: Arc<Inbox>,
     pub sleep: Sleep,
     pub board: Arc<Board>,
@@ -111,32 +140,37 @@ impl Worker<Uplink, Hub> {
     pub fn run(mut self, around: &Surroundings) -> Self {
         around.board.pinned.store(settle_on(around.core), Ordering::Relaxed);
         let mut pace = Pace::new(now_ns());
+        let mut health = Health::new(around.stale_ns, pace.now_ns);
         around.heartbeat.wake(pace.now_ns);
         loop {
             let busy = self.poll_once() > 0;
             if busy || pace.passes_until_look == 0 {
-                self.look_at_clock(around, &mut pace, busy);
-                if around.inbox.take() == Some(Message::Stop) {
-                    break;
+                self.look_at_clock(around, &mut pace, &mut health, busy);
+                match around.inbox.take() {
+                    Some(Message::Stop) => break,
+                    Some(Message::Fault(Fault::Hang(time))) => fault::hang(time),
+                    Some(Message::Fault(Fault::Starve(time))) => self.withheld.begin(time),
+                    None => {}
                 }
             }
             pace.passes_until_look = pace.passes_until_look.checked_sub(1).unwrap_or(PASSES_PER_LOOK);
         }
         around.heartbeat.stop();
+        self.withheld.give_back(&mut self.pool);
         self.drain();
         self.publish(&around.board);
         self
     }
 
-    fn look_at_clock(&mut self, around: &Surroundings, pace: &mut Pace, busy: bool) {
+    fn look_at_clock(&mut self, around: &Surroundings, pace: &mut Pace, health: &mut Health, busy: bool) {
         pace.now_ns = now_ns();
         if pace.now_ns >= pace.beat_due_ns {
             pace.beat_due_ns = pace.now_ns + BEAT_NS;
-            // Without its device a worker carries nothing: the kernel path does, until control starts it again.
-            if self.wire.is_dead() {
-                around.heartbeat.stop();
-            } else {
+            health.look(pace.now_ns, self.memory());
+            if self.may_beat(around, health) {
                 around.heartbeat.beat(pace.now_ns);
+            } else {
+                around.heartbeat.stop();
             }
             self.publish(&around.board);
         }
@@ -147,21 +181,49 @@ impl Worker<Uplink, Hub> {
         if busy {
             pace.idle_since_ns = pace.now_ns;
         } else if around.polling == Polling::Adaptive && pace.now_ns - pace.idle_since_ns >= SPIN_NS {
-            self.sleep(around, pace);
+            self.sleep(around, pace, health);
         }
     }
 
-    fn sleep(&mut self, around: &Surroundings, pace: &mut Pace) {
+    fn sleep(&mut self, around: &Surroundings, pace: &mut Pace, health: &mut Health) {
         self.tally.add(Count::Sleeps, 1);
+        health.look(pace.now_ns, self.memory());
+        if !self.may_beat(around, health) {
+            around.heartbeat.stop();
+        }
         self.publish(&around.board);
         self.fib.rest();
         around.heartbeat.sleep();
+        let limit = health
+            .probation()
+            .map_or(Duration::MAX, |it| Duration::from_nanos(it.until_ns.saturating_sub(pace.now_ns)));
         // A frame that came before the programs knew of the sleep does not wake anyone.
-        if !self.has_work() && around.inbox.is_empty() {
-            around.sleep.until_woken();
-        }
+        let must_wait = !self.has_work() && around.inbox.is_empty();
+        let woken = !must_wait || around.sleep.until_woken(limit);
         *pace = Pace { housekeeping_due_ns: pace.housekeeping_due_ns, ..Pace::new(now_ns()) };
-        around.heartbeat.wake(pace.now_ns);
+        // Nobody can answer a call whose frame was lost.
+        health.wake(pace.now_ns, around.heartbeat.called_ns().filter(|_| woken));
+        if self.may_beat(around, health) {
+            around.heartbeat.wake(pace.now_ns);
+        } else {
+            around.heartbeat.stop();
+        }
+    }
+
+    /// Whether the worker is to say that it is alive. Without its device it carries nothing: the kernel path does,
+    /// until control starts it again.
+    fn may_beat(&mut self, around: &Surroundings, health: &Health) -> bool {
+        let Toll { absences, starvations, probations } = health.toll();
+        self.tally.set(Count::Absences, absences);
+        self.tally.set(Count::Starvations, starvations);
+        self.tally.set(Count::Probations, probations);
+        around.board.show(health.probation());
+        !self.wire.is_dead() && health.probation().is_none()
+    }
+
+    fn memory(&self) -> Memory {
+        let (_, sending) = self.wire.lent();
+        Memory { free: self.pool.len(), returned: self.tally.count(Count::WireTxPackets).wrapping_sub(sending) }
     }
 
     fn has_work(&self) -> bool {
@@ -188,8 +250,10 @@ impl Worker<Uplink, Hub> {
     fn publish(&self, board: &Board) {
         self.tally.publish(&board.tally);
         let (fill, send) = self.wire.lent();
-        let FramePage { pool: pool_cell, fill: fill_cell, send: send_cell } = &board.frames;
-        for (cell, value) in [(pool_cell, self.pool.len() as u64), (fill_cell, fill), (send_cell, send)] {
+        let (pool, withheld) = (self.pool.len() as u64, self.withheld.len() as u64);
+        let frames = &board.frames;
+        let cells = [&frames.pool, &frames.fill, &frames.send, &frames.withheld];
+        for (cell, value) in cells.into_iter().zip([pool, fill, send, withheld]) {
             AtomicU64::store(cell, value, Ordering::Relaxed);
         }
         board.dead.store(self.wire.is_dead(), Ordering::Relaxed);

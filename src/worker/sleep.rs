@@ -1,5 +1,6 @@
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -22,10 +23,11 @@ impl Sleep {
         Ok(Self { epoll })
     }
 
-    /// Blocks until something is readable, or the longest sleep is over.
-    pub fn until_woken(&self) {
+    /// Blocks until something is readable, or for `limit`, or for the longest sleep; true unless time was up.
+    pub fn until_woken(&self, limit: Duration) -> bool {
+        let limit_ms = u16::try_from(limit.as_nanos().div_ceil(1_000_000)).unwrap_or(LONGEST_MS).min(LONGEST_MS);
         let mut events = [EpollEvent::empty()];
         // Interrupted or in error, the worker polls, and sleeps again if there is nothing.
-        let _events = self.epoll.wait(&mut events, EpollTimeout::from(LONGEST_MS));
+        !matches!(self.epoll.wait(&mut events, EpollTimeout::from(limit_ms)), Ok(0))
     }
 }

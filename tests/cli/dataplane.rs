@@ -1,7 +1,7 @@
 //! The data plane over time, as `status` and the log tell it.
 
 use crate::node::Node;
-use crate::{CONFIG, PEER_C, is_root};
+use crate::{CONFIG, PEER_C, is_root, stderr};
 
 /// The configuration with a data plane of one worker.
 fn adaptive(more: &str) -> String {
@@ -110,5 +110,23 @@ fn a_new_name_or_peer_does_not_restart_the_data_plane_and_a_new_vni_does() {
     assert_eq!(starts(&node), 1, "{}", node.log());
     reload(&node, 5, &format!("{peered}[vxlan]\nvni = 7\n"));
     assert_eq!(starts(&node), 2, "{}", node.log());
+    node.stop("TERM");
+}
+
+#[test]
+fn workers_are_given_faults_only_by_a_daemon_that_was_started_to_be_tested() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.configure(&adaptive(""));
+    node.wait_for("the data plane", |node| state(node) == "running");
+    let refused = node.ask(&["fault", "hang", "--ms", "1000"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("PODWIRE_FAULTS=1"), "{}", stderr(&refused));
+    let help = node.ask(&["--help"]);
+    assert!(!String::from_utf8_lossy(&help.stdout).contains("  fault "), "tests need no help");
+    let absences = node.json(&["status"])["dataplane"]["figures"]["workers"][0]["counts"]["absences"].clone();
+    assert_eq!(absences, 0);
     node.stop("TERM");
 }

@@ -11,7 +11,10 @@ mod kernel_node;
 mod netns;
 mod podwire_node;
 mod site;
+mod stream;
 mod traffic;
+mod trial;
+mod trickle;
 
 use std::process::Child;
 
@@ -21,7 +24,10 @@ pub use kernel_node::KernelNode;
 pub use netns::{Netns, Prefix, host};
 pub use podwire_node::{Carried, Options, PodwireNode, VXLAN_DEVICE, binary};
 pub use site::{Host, Peer, Pod, Switch, Wire};
+pub use stream::{Deliveries, Delivery, Flow, RATE, stream_during};
 pub use traffic::*;
+pub use trial::{Noticed, notice};
+pub use trickle::{Connections, Fared};
 
 /// Whether the laboratory can be built; says so when not, in the words that `scripts/test` counts.
 pub fn is_root() -> bool {

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use podwire::control::api::{DataplaneState, Path, Stats, Status};
+use podwire::control::view::WorkerStatus;
 
 use super::netns::Prefix;
 use super::site::{Host, Peer, Pod, pod_cidrs};
@@ -68,6 +69,7 @@ impl PodwireNode {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log file");
         let mut command = self.host.netns.command(binary());
         command.arg("run").arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir());
+        command.env("PODWIRE_FAULTS", "1");
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         self.daemon = Some(command.spawn().expect("nsenter starts"));
         self.wait_ready();
@@ -94,6 +96,10 @@ impl PodwireNode {
         self.daemon.as_mut().is_some_and(|daemon| matches!(daemon.try_wait(), Ok(None)))
     }
 
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
     /// The daemon's process; it must run.
     pub fn daemon(&self) -> &Child {
         self.daemon.as_ref().expect("the daemon was started")
@@ -117,6 +123,13 @@ impl PodwireNode {
     pub fn kill(&mut self) {
         let mut daemon = self.daemon.take().expect("the daemon was started");
         daemon.kill().expect("our child");
+        daemon.wait().expect("our child");
+    }
+
+    /// Ends the daemon as a failed assertion of its own would.
+    pub fn abort(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon was started");
+        super::signal(&daemon, libc::SIGABRT);
         daemon.wait().expect("our child");
     }
 
@@ -256,6 +269,24 @@ zero_copy = "auto"
     fn try_status(&self) -> Result<Status, String> {
         let output = self.try_cli("status --output json");
         serde_json::from_slice(&output.stdout).map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// The first worker, as `podwire status` tells of it.
+    #[track_caller]
+    pub fn worker(&self) -> WorkerStatus {
+        let figures = self.status().dataplane.figures.expect("the data plane runs");
+        figures.workers.into_iter().next().expect("a worker")
+    }
+
+    /// How long the workers have run on a CPU: the first figure of each thread's `schedstat`.
+    pub fn worker_time(&self) -> Duration {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.daemon().id())).expect("the daemon runs");
+        let run_ns = threads.flatten().filter_map(|thread| {
+            let read = |file: &str| fs::read_to_string(thread.path().join(file)).ok();
+            let is_worker = read("comm")?.starts_with("podwire-w");
+            is_worker.then(|| read("schedstat"))??.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(run_ns.sum())
     }
 
     /// `podwire stats`.

@@ -7,7 +7,9 @@ use super::DataplaneError;
 use super::memory::release;
 use super::ports::{OpenQueue, Ports};
 use crate::config::Mode;
-use crate::control::view::{Counters, FrameLedger, QueueStatus, Settings, TrafficStatus, WorkerStatus};
+use crate::control::view::{
+    Counters, FrameLedger, ProbationStatus, QueueStatus, Settings, TrafficStatus, WorkerStatus,
+};
 use crate::counters::{Count, DropReason, Traffic};
 use crate::fib::{Fib, Reader};
 use crate::frame::{Pool, Region};
@@ -16,7 +18,7 @@ use crate::pipeline::{Node, Pipeline};
 use crate::port::{Hub, Uplink};
 use crate::shared::Heartbeat;
 use crate::steer::{Steer, XdpMode};
-use crate::worker::{Board, Inbox, Message, Polling, Surroundings, Worker, now_ns};
+use crate::worker::{Board, Fault, Inbox, Message, Polling, Surroundings, Worker, now_ns};
 
 /// How long a worker may take to stop before it is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -95,6 +97,7 @@ impl Seat {
             polling: if settings.mode == Mode::Busy { Polling::Busy } else { Polling::Adaptive },
             core: core_affinity::CoreId { id: core },
             heartbeat,
+            stale_ns: settings.stale_ms * 1_000_000,
             inbox: Arc::clone(&inbox),
             sleep,
             board: Arc::default(),
@@ -169,17 +172,29 @@ impl Seat {
             load: self.load.share,
             asleep,
             fresh,
+            probation: self.probation(),
             frames: self.ledger(),
             counts: counts.collect::<Counters>(),
             drops: drops.collect::<Counters>(),
         }
     }
 
+    fn probation(&self) -> Option<ProbationStatus> {
+        let (ailment, until_ns) = self.board.probation()?;
+        Some(ProbationStatus { reason: ailment.into(), remaining_ms: until_ns.saturating_sub(now_ns()) / 1_000_000 })
+    }
+
     fn ledger(&self) -> FrameLedger {
         let frames = &self.board.frames;
         let [pool, fill, tx] = [&frames.pool, &frames.fill, &frames.send].map(|cell| cell.load(Ordering::Relaxed));
-        // The worker publishes between two passes, when its hands are empty.
-        FrameLedger { total: self.chunks(), pool, fill, tx, hands: 0 }
+        // The worker publishes between two passes, when its hands are empty but for what it may not use.
+        let hands = frames.withheld.load(Ordering::Relaxed);
+        FrameLedger { total: self.chunks(), pool, fill, tx, hands }
+    }
+
+    /// Has the worker suffer; false when its inbox is full.
+    pub fn provoke(&self, fault: Fault) -> bool {
+        self.inbox.put(Message::Fault(fault)).is_ok()
     }
 
     pub fn ask_to_stop(&self) {

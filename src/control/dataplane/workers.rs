@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -11,6 +12,7 @@ use crate::fib::{Fib, NextHop, Publisher, Remote};
 use crate::ids::{PodId, WorkerId};
 use crate::steer::{Steer, XdpMode};
 use crate::wire::{OuterParams, OuterTemplate};
+use crate::worker::Fault;
 
 /// The outer time to live, as the kernel's VXLAN device sends it.
 const OUTER_TTL: u8 = 64;
@@ -65,6 +67,12 @@ impl Workers {
         for seat in &mut self.seats {
             seat.join();
         }
+    }
+
+    /// Has a worker suffer.
+    pub fn provoke(&self, worker: u16, fault: Fault) -> Result<(), Box<dyn Error>> {
+        let seat = self.seats.get(usize::from(worker)).ok_or_else(|| format!("there is no worker {worker}"))?;
+        if seat.provoke(fault) { Ok(()) } else { Err(format!("worker {worker} does not read its inbox").into()) }
     }
 
     /// What the workers have carried for a pod.
