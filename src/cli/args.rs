@@ -71,9 +71,28 @@ pub(super) enum Verb {
     /// Show the prefixes of remote nodes, their next hops, and which path their packets take.
     #[command(after_help = "Example:\n  podwire routes")]
     Routes,
+    /// Remove podwire from this node; a daemon that runs is stopped first.
+    ///
+    /// Run it in the network namespace of the node. What starts the daemon again by itself, such as
+    /// a service, must be stopped before. A second run finds nothing to do.
+    #[command(
+        after_help = "Example:\n  podwire uninstall --keep-kernel   # the pods go on by the kernel path\n  podwire uninstall --yes           # also when pods are attached, which lose their network"
+    )]
+    Uninstall(Uninstall),
     /// Have a worker suffer, to test what comes of it; the daemon must have been started with PODWIRE_FAULTS=1.
     #[command(hide = true, after_help = "Example:\n  podwire fault hang --worker 0 --ms 500")]
     Fault(Provoke),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Uninstall {
+    /// Remove the data plane only: the pods stay attached and go on by the kernel path, and
+    /// `podwire run` can take over again.
+    #[arg(long)]
+    pub keep_kernel: bool,
+    /// Remove everything even if pods are attached, which lose their network.
+    #[arg(long, conflicts_with = "keep_kernel")]
+    pub yes: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -5,6 +5,7 @@ mod output;
 mod stats;
 mod status;
 mod table;
+mod uninstall;
 mod verbs;
 
 use std::io::{self, IsTerminal as _};
@@ -26,6 +27,8 @@ enum CliError {
     Config(#[from] crate::config::ConfigError),
     #[error(transparent)]
     Daemon(#[from] crate::control::daemon::DaemonError),
+    #[error(transparent)]
+    Uninstall(#[from] crate::control::uninstall::UninstallError),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     #[error("{0}")]

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
-use super::{CliError, output, stats, status};
+use super::{CliError, output, stats, status, uninstall};
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
 use crate::control::client;
@@ -28,6 +28,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
             Reply::Routes(routes) => Ok(output::print(args.output, &routes, |routes| routes_text(routes))?),
             other => Err(unexpected(&other)),
         },
+        Verb::Uninstall(verb) => uninstall::run(args, verb),
         Verb::Fault(fault) => provoke(args, fault),
     }
 }

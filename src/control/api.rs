@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::netns::NetnsId;
 use super::view::{Counters, CreditStatus, DataplaneStatus, QueueStatus, VerdictRow};
 
 /// The protocol that this binary speaks; a peer with another one is refused with a clear error.
@@ -32,7 +33,14 @@ pub enum Request {
     Routes,
     PodsList,
     PodsAttach(Attach),
-    PodsDetach { name: String },
+    PodsDetach {
+        name: String,
+    },
+    /// Hand over to the kernel path and end. Only for a client in the daemon's own network namespace, which goes on to
+    /// remove what the daemon has made there.
+    Leave {
+        netns: NetnsId,
+    },
     Fault(Provocation),
 }
 
@@ -95,6 +103,8 @@ pub enum Reply {
     Detached {
         found: bool,
     },
+    /// The daemon ends. Its locks are free when it has.
+    Leaving,
     /// The worker has its fault.
     Provoked,
     /// Refused or failed; names the object and the way out.

@@ -1,5 +1,5 @@
 //! The daemon: one thread, one event loop over netlink notifications, the configuration file, the
-//! control socket, signals and timers. It ends on SIGTERM or SIGINT and for no other reason.
+//! control socket, signals and timers. It ends on SIGTERM, SIGINT or [`Request::Leave`] and for no other reason.
 
 use std::future::pending;
 use std::io;
@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::sleep_until;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep_until, timeout};
 
-use super::api::Request;
+use super::api::{Reply, Request};
 use super::kernel::{Kernel, KernelError};
 use super::lifecycle::Starter;
 use super::netlink::{Monitor, News};
@@ -47,6 +48,9 @@ const AUDIT: Duration = Duration::from_secs(30);
 /// How often a data plane repairs its attachments and frees what its workers no longer read.
 const MAINTAIN: Duration = Duration::from_millis(100);
 
+/// How long clients have to take their last replies.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
+
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -72,6 +76,7 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
     let config = ConfigFile::open(&path)?;
     let _namespace = Namespace::claim()?;
     let dir = RuntimeDir::claim(runtime_dir)?;
+    dir.dedicate()?;
     let (store, torn) = Store::open(&dir.pods())?;
     let mut kernel = Kernel::new()?;
     kernel.remember(Originals::open(&dir.sysctls())?);
@@ -96,6 +101,7 @@ struct Events {
     /// `None` when pods cannot be listened to.
     pod_news: Option<AsyncFd<PodNews>>,
     config: Option<ConfigWatch>,
+    server: JoinHandle<()>,
     calls: mpsc::Receiver<Call>,
     reload: Signal,
     terminate: Signal,
@@ -115,7 +121,7 @@ enum Event {
 impl Events {
     fn new(config: &Path, server: Server) -> Result<Self, DaemonError> {
         let (send, calls) = mpsc::channel(1);
-        tokio::spawn(server.serve(send));
+        let server = tokio::spawn(server.serve(send));
         let watch = ConfigWatch::new(config).map_err(|error| tracing::warn!("{error}")).ok();
         let pod_news = PodNews::open().map_err(|error| {
             tracing::warn!(%error, "cannot listen to pods; they are looked at every {} s", AUDIT.as_secs());
@@ -124,11 +130,19 @@ impl Events {
             news: readiness(Monitor::open()?)?,
             pod_news: pod_news.ok().map(readiness).transpose()?,
             config: watch,
+            server,
             calls,
             reload: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
+    }
+
+    /// Waits, for a bounded time, until the clients that are being served have their replies.
+    async fn finish(mut self) {
+        self.server.abort();
+        let served = async { while self.calls.recv().await.is_some() {} };
+        let _ = timeout(LAST_REPLIES, served).await;
     }
 
     /// The next event, or [`Event::Timer`] at `deadline`. What is not listened to waits, or is lost: a look finds it.
@@ -246,11 +260,16 @@ impl Daemon {
                     self.reload_at.get_or_insert(Instant::now() + FILE_DEBOUNCE);
                 }
                 Event::Reload => self.reload(),
-                Event::Call(call) => self.answer(*call),
+                Event::Call(call) => {
+                    if self.answer(*call) {
+                        break;
+                    }
+                }
                 Event::Timer => {}
             }
         }
         self.node.shut_down();
+        events.finish().await;
     }
 
     /// When the next timed work is due.
@@ -296,13 +315,17 @@ impl Daemon {
         self.reconcile_by(NEWS_DEBOUNCE);
     }
 
-    fn answer(&mut self, (request, tell): Call) {
+    /// Answers a call; true when the daemon is to end.
+    fn answer(&mut self, (request, tell): Call) -> bool {
         let changes = matches!(request, Request::PodsAttach(_) | Request::PodsDetach { .. });
+        let reply = self.node.handle(request, Instant::now());
+        let leaves = reply == Reply::Leaving;
         // A client that has gone away needs no answer.
-        let _ = tell.send(self.node.handle(request, Instant::now()));
+        let _ = tell.send(reply);
         if changes {
             self.reconcile_by(NEWS_DEBOUNCE);
         }
+        leaves
     }
 
     /// Looks at the kernel within `delay`, or as soon as it has its rest.

@@ -8,7 +8,7 @@ use super::sysctl;
 use crate::ids::IfIndex;
 
 /// Its ends: frames from pods arrive at the near one.
-const NEAR: &str = "pwhub0";
+pub(super) const NEAR: &str = "pwhub0";
 const FAR: &str = "pwhub1";
 
 impl Kernel {
@@ -29,11 +29,11 @@ impl Kernel {
         self.set_up_hub_end(NEAR, changes)
     }
 
-    /// Removes the hub; nothing to do is success, and so is a device of its name that is not ours.
-    pub fn remove_hub(&mut self) -> Result<(), KernelError> {
+    /// Removes the hub and says whether there was one; a device of its name that is not ours is none.
+    pub fn remove_hub(&mut self) -> Result<bool, KernelError> {
         match self.link(NEAR)?.filter(|link| self.is_hub_end(link)) {
-            Some(link) => self.delete_hub_end(&link),
-            None => Ok(()),
+            Some(link) => self.delete_hub_end(&link).map(|()| true),
+            None => Ok(false),
         }
     }
 

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod lifecycle;
 pub mod runtime;
+pub mod uninstall;
 pub mod view;
 
 mod devices;

@@ -16,12 +16,22 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// The type of the file system that namespaces live in (`include/uapi/linux/magic.h`).
 const NSFS_MAGIC: u32 = 0x6e73_6673;
 
 /// A network namespace, held open.
 #[derive(Debug)]
 pub struct Netns(File);
+
+/// Which namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetnsId {
+    device: u64,
+    inode: u64,
+}
 
 impl Netns {
     /// Opens the namespace that is mounted at `path`, such as `/run/netns/NAME` or
@@ -45,8 +55,13 @@ impl Netns {
 
     /// Whether both are the same namespace.
     pub fn is(&self, other: &Self) -> io::Result<bool> {
-        let (ours, theirs) = (self.0.metadata()?, other.0.metadata()?);
-        Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+        Ok(self.id()? == other.id()?)
+    }
+
+    /// What tells it from all others that exist now (namespaces(7)).
+    pub fn id(&self) -> io::Result<NetnsId> {
+        let file = self.0.metadata()?;
+        Ok(NetnsId { device: file.dev(), inode: file.ino() })
     }
 
     /// Runs `work` inside and returns what it returns. A panic in `work` is passed on.

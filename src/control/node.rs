@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::api::{Reply, Request};
-use super::dataplane::{self, largest_inner};
+use super::dataplane::largest_inner;
 use super::journal::Journal;
 use super::kernel::{Kernel, Reconciled, Uplink, Vtep};
 use super::lifecycle::{Lifecycle, Starter, Wanted};
+use super::netns::{Netns, NetnsId};
 use super::plan::Change;
 use super::pod_news::Pods;
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
+use super::uninstall::remove_programs;
 use super::view::{PodView, RemoteView, Settings, View};
 use super::wiring::Pod;
 use crate::config::{Config, Mode};
@@ -260,6 +262,7 @@ impl Node {
                 Ok(found) => Reply::Detached { found },
                 Err(error) => Reply::Error(error.to_string()),
             },
+            Request::Leave { netns } => may_leave(netns),
             Request::Fault(provocation) => match self.provoke(provocation) {
                 Ok(()) => Reply::Provoked,
                 Err(error) => Reply::Error(error.to_string()),
@@ -299,10 +302,7 @@ impl Node {
             return Ok(Some(self.kernel.ensure_hub(changes)?));
         }
         self.lifecycle.close();
-        if dataplane::is_present()? {
-            let devices: Vec<_> = self.store.pods().iter().map(|pod| pod.host_ifindex).collect();
-            dataplane::remove(&devices)?;
-        }
+        remove_programs(&mut self.kernel)?;
         self.kernel.remove_hub()?;
         Ok(None)
     }
@@ -359,6 +359,18 @@ impl Node {
             _ => None,
         };
         View { pods, remotes: self.config.peers.iter().filter_map(remote).collect(), nat: NatCheck::None }
+    }
+}
+
+/// Whether the client that asks the daemon to leave stands where the daemon's work is.
+fn may_leave(netns: NetnsId) -> Reply {
+    match Netns::current().and_then(|current| current.id()) {
+        Ok(own) if own == netns => Reply::Leaving,
+        Ok(_) => Reply::Error(format!(
+            "it runs in another network namespace; enter it first: nsenter --net=/proc/{}/ns/net",
+            std::process::id()
+        )),
+        Err(error) => Reply::Error(format!("cannot tell which network namespace it runs in: {error}")),
     }
 }
 

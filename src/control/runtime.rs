@@ -4,9 +4,11 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+
+use super::netns::{Netns, NetnsId};
 
 /// The runtime directory of a daemon that was told none.
 pub const DEFAULT_DIR: &str = "/run/podwire";
@@ -16,7 +18,12 @@ const NAMESPACE_LOCK: &[u8] = b"podwire";
 
 /// Where the control socket is in a runtime directory.
 pub fn socket_path(dir: &Path) -> PathBuf {
-    dir.join("control.sock")
+    dir.join(SOCKET)
+}
+
+/// Where the attached pods are remembered in a runtime directory.
+pub fn pods_path(dir: &Path) -> PathBuf {
+    dir.join(PODS)
 }
 
 /// Why a network namespace or a runtime directory cannot be used.
@@ -66,8 +73,15 @@ impl Namespace {
 #[derive(Debug)]
 pub struct RuntimeDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
+
+/// What a daemon keeps in its runtime directory.
+const LOCK: &str = "daemon.lock";
+const SOCKET: &str = "control.sock";
+const PODS: &str = "pods.json";
+const PODS_TORN: &str = "pods.json.torn";
+const SYSCTLS: &str = "sysctls.json";
 
 impl RuntimeDir {
     /// Makes the directory if it is missing, closes it to others (0700), and locks it against a
@@ -83,13 +97,55 @@ impl RuntimeDir {
             return Err(RuntimeError::Shared(path.to_owned(), meta.mode() & 0o7777));
         }
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io)?;
-        let lock = lock_options().open(path.join("daemon.lock")).map_err(io)?;
+        let lock = lock_options().open(path.join(LOCK)).map_err(io)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(RuntimeError::Busy(path.to_owned())),
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock })
+    }
+
+    /// Whether a daemon ever had this directory for itself.
+    pub fn was_used(path: &Path) -> bool {
+        path.join(LOCK).exists()
+    }
+
+    /// Writes down to which network namespace the contents of the directory belong: the caller's.
+    pub fn dedicate(&self) -> Result<(), RuntimeError> {
+        let write = || {
+            let owner = Netns::current()?.id()?;
+            self.lock.set_len(0)?;
+            self.lock.write_all_at(&serde_json::to_vec(&owner)?, 0)
+        };
+        write().map_err(|error| RuntimeError::Io(self.path.clone(), error))
+    }
+
+    /// Whether the contents belong to the caller's network namespace, as far as it was written down.
+    pub fn is_of_this_namespace(&self) -> Result<bool, RuntimeError> {
+        let io = |error| RuntimeError::Io(self.path.clone(), error);
+        let owner = fs::read(self.path.join(LOCK)).map_err(io)?;
+        let own = Netns::current().and_then(|current| current.id()).map_err(io)?;
+        Ok(serde_json::from_slice::<NetnsId>(&owner).map_or(true, |owner| owner == own))
+    }
+
+    /// Removes what daemons keep here, and the directory when nothing else is in it; says whether it is gone.
+    pub fn remove(self) -> io::Result<bool> {
+        for name in [SOCKET, PODS, PODS_TORN, SYSCTLS, LOCK] {
+            match fs::remove_file(self.path.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+            removed => removed.map(|()| true),
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Where the control socket is.
@@ -99,12 +155,12 @@ impl RuntimeDir {
 
     /// Where the attached pods are remembered.
     pub fn pods(&self) -> PathBuf {
-        self.path.join("pods.json")
+        pods_path(&self.path)
     }
 
     /// Where the node's settings are remembered as they were.
     pub fn sysctls(&self) -> PathBuf {
-        self.path.join("sysctls.json")
+        self.path.join(SYSCTLS)
     }
 }
 

@@ -36,6 +36,9 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The MAC of every host end, which pods know as their gateway's.
 pub const GATEWAY_MAC: Mac = Mac([0x0a, 0x58, 169, 254, 1, 1]);
 
+/// What the names of host ends begin with; the pod's id follows.
+const HOST_END: &str = "pw";
+
 /// How long a new pair may take to run, which is a matter of a millisecond on an idle machine,
 const CARRIER_WAIT: Duration = Duration::from_secs(2);
 /// and how often to look.
@@ -128,6 +131,14 @@ impl Kernel {
         }
     }
 
+    /// The host ends of all pods, whether anything remembers them or not.
+    pub(super) fn host_ends(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let numbered = |name: &str| name.strip_prefix(HOST_END).and_then(|id| id.parse().ok()).and_then(PodId::new);
+        let mut links = self.netlink.links()?;
+        links.retain(|link| is_ours(link) && numbered(&link.name).is_some());
+        Ok(links)
+    }
+
     /// Whether the wiring is as attach left it, on both sides. Changes nothing.
     pub fn verify(&mut self, vtep: &Vtep, pod: &Pod) -> Result<(), WiringError> {
         let link = self.host_end(pod)?.filter(|link| link.index == pod.host_ifindex);
@@ -202,7 +213,7 @@ impl Pod {
             name: request.name.clone(),
             netns: request.netns.clone(),
             ifname: request.ifname.clone(),
-            host_ifname: format!("pw{}", request.id),
+            host_ifname: format!("{HOST_END}{}", request.id),
             host_ifindex: IfIndex(0),
             mac: pod_mac(&request.addresses),
             host_mac: GATEWAY_MAC,

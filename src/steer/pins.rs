@@ -119,15 +119,19 @@ impl Pins {
         result
     }
 
-    /// Detaches all links and removes all pins and their directory.
+    /// Detaches all links and removes all pins and their directory, and the one above if no other namespace has pins.
     pub fn remove(self) -> Result<(), SteerError> {
         self.remove_links(entries(&self.links())?.into_iter())?;
-        for dir in [self.links(), self.maps(), self.dir] {
+        for dir in [self.links(), self.maps(), self.dir.clone()] {
             for name in entries(&dir)? {
                 let pin = dir.join(name);
                 remove_pin(&pin).map_err(|source| failed("remove", &pin, source))?;
             }
             fs::remove_dir(&dir).map_err(|source| failed("remove", &dir, source))?;
+        }
+        if let Some(all) = self.dir.parent() {
+            // It is not empty when other namespaces have theirs.
+            let _ = fs::remove_dir(all);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod dataplane;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod node;
+mod uninstall;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -75,6 +76,7 @@ fn every_verb_has_help_with_an_example() {
         "status",
         "stats",
         "routes",
+        "uninstall",
     ];
     for verb in verbs {
         let words: Vec<_> = verb.split_whitespace().chain(["--help"]).collect();

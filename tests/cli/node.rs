@@ -35,21 +35,29 @@ impl Node {
 
     /// A node whose daemon answers.
     pub fn start() -> Self {
+        let mut node = Self::prepare();
+        node.run();
+        node
+    }
+
+    /// A node on which no daemon has run yet.
+    pub fn prepare() -> Self {
         Self::named("node", Rc::new(Prefix::fresh()))
     }
 
     /// Another node whose daemon answers, apart from this one but for the laboratory.
     pub fn start_beside(&self) -> Self {
-        Self::named("elsewhere", Rc::clone(&self.prefix))
+        let mut node = Self::named("elsewhere", Rc::clone(&self.prefix));
+        node.run();
+        node
     }
 
     fn named(name: &str, prefix: Rc<Prefix>) -> Self {
         let dir = prefix.dir().join(name);
         fs::create_dir_all(&dir).unwrap();
-        let mut node = Self { netns: prefix.netns(name), pods: BTreeMap::new(), daemon: None, dir, prefix };
+        let node = Self { netns: prefix.netns(name), pods: BTreeMap::new(), daemon: None, dir, prefix };
         node.inside(Self::UPLINK);
         node.configure(CONFIG);
-        node.run();
         node
     }
 
@@ -113,6 +121,22 @@ impl Node {
     pub fn ask(&self, args: &[&str]) -> Output {
         let dir = self.runtime_dir();
         podwire(&[args, &["--runtime-dir", dir.to_str().unwrap()]].concat())
+    }
+
+    /// The number of the node's namespace, by which its pins are called.
+    pub fn cookie(&self) -> u64 {
+        self.netns.within(|| podwire::control::netns::cookie().unwrap())
+    }
+
+    /// Runs `podwire uninstall` on the node.
+    pub fn uninstall(&self, args: &[&str]) -> Output {
+        let mut command = self.netns.command(BINARY);
+        command.arg("uninstall").args(args).arg("--runtime-dir").arg(self.runtime_dir()).output().unwrap()
+    }
+
+    /// Waits until the daemon has ended by itself.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        self.daemon.take().unwrap().wait().unwrap()
     }
 
     /// Asks the daemon and expects an answer.

@@ -109,6 +109,18 @@ impl PodwireNode {
     #[track_caller]
     pub fn stop(&mut self) {
         super::signal(self.daemon(), libc::SIGTERM);
+        self.wait_for_end();
+    }
+
+    /// Removes the data plane, and with it the daemon.
+    #[track_caller]
+    pub fn uninstall_data_plane(&mut self) {
+        self.cli("uninstall --keep-kernel");
+        self.wait_for_end();
+    }
+
+    #[track_caller]
+    fn wait_for_end(&mut self) {
         let mut code = None;
         let daemon = self.daemon.as_mut().expect("the daemon was started");
         let ended = wait_until(PATIENCE, || {

@@ -66,6 +66,18 @@ fn pods_keep_talking_when_the_daemon_is_stopped_and_started() {
 }
 
 #[test]
+fn pods_keep_talking_when_the_data_plane_is_uninstalled_and_started_again() {
+    let Some(mut cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
+    let (from, to) = (cluster.a.pods[0].clone(), cluster.b.pods[0].v4.into());
+    let lost = lost_during(&from, to, || cluster.a.uninstall_data_plane());
+    assert!(lost <= 3, "{lost} of 200 packets lost when the data plane was uninstalled");
+    assert_all_pairs_talk(&cluster.pods());
+    let lost = lost_during(&from, to, || cluster.a.launch());
+    assert!(lost <= 3, "{lost} of 200 packets lost when the daemon started");
+    assert!(goes_fast(&cluster.a, &from, to), "by the kernel path");
+}
+
+#[test]
 fn pods_keep_talking_when_the_daemon_is_killed() {
     let Some(mut cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
     assert_noticed(&mut cluster, 30.0, |cluster| {

@@ -10,6 +10,7 @@ mod link;
 mod monitor;
 mod namespaces;
 mod neighbour;
+mod qdisc;
 mod route;
 mod rule;
 
