@@ -114,25 +114,19 @@ impl Lifecycle {
             Wanted::Impossible { reason, settings } => {
                 self.halt();
                 let opened = match settings {
-                    Some(settings) if self.steering.is_some() || self.may_try(wanted, now) => {
-                        self.steer(settings, view)
-                    }
-                    _ => {
-                        self.follow(view);
-                        Ok(())
-                    }
+                    Some(settings) if self.may_try(wanted, now) => self.open(settings, view),
+                    _ => Ok(()),
                 };
+                self.update(settings.as_deref(), view);
                 let reason = opened.map_or_else(|error| format!("{reason}; {error}"), |()| reason.clone());
                 self.fail(wanted, reason, now);
             }
             Wanted::Running(settings) => {
-                if self.runs_with(settings) {
-                    self.update(settings, view);
-                } else if self.may_try(wanted, now) {
+                if !self.runs_with(settings) && self.may_try(wanted, now) {
                     self.halt();
                     self.start(settings, view, now);
-                } else if self.steering.is_some() {
-                    self.update(settings, view);
+                } else {
+                    self.update(Some(settings), view);
                 }
             }
         }
@@ -244,7 +238,9 @@ impl Lifecycle {
     }
 
     fn start(&mut self, settings: &Settings, view: &View, now: Instant) {
-        let started = self.steer(settings, view).and_then(|()| match &mut self.steering {
+        let opened = self.open(settings, view);
+        self.update(Some(settings), view);
+        let started = opened.and_then(|()| match &mut self.steering {
             Some(steering) => steering.engine.start(settings, view),
             None => Ok(()),
         });
@@ -257,31 +253,26 @@ impl Lifecycle {
         }
     }
 
-    /// Brings loaded programs to the view, with the settings that they have.
-    fn follow(&mut self, view: &View) {
-        if let Some(settings) = self.steering.as_ref().map(|steering| steering.settings.clone()) {
-            self.update(&settings, view);
-        }
-    }
-
-    /// Loads the programs, unless they are, and brings them to the view.
-    fn steer(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
+    /// Loads the programs, unless they are.
+    fn open(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
         if self.steering.is_none() {
             let engine = (self.open)(settings, view)?;
             self.steering = Some(Steering { engine, settings: settings.clone(), view: None, fault: None });
         }
-        self.update(settings, view);
         Ok(())
     }
 
-    /// Brings loaded programs, and the workers under them, to the view.
-    fn update(&mut self, new_settings: &Settings, new_view: &View) {
+    /// Brings loaded programs, and the workers under them, to the view; without new settings by those that they have.
+    fn update(&mut self, new_settings: Option<&Settings>, new_view: &View) {
         let Some(Steering { engine, settings, view, fault }) = &mut self.steering else { return };
-        if settings == new_settings && view.as_ref() == Some(new_view) && fault.is_none() {
+        let is_same = new_settings.is_none_or(|new| new == settings) && view.as_ref() == Some(new_view);
+        if is_same && fault.is_none() {
             return;
         }
-        settings.clone_from(new_settings);
-        match engine.update(new_settings, new_view) {
+        if let Some(new_settings) = new_settings {
+            settings.clone_from(new_settings);
+        }
+        match engine.update(settings, new_view) {
             Ok(()) => {
                 *view = Some(new_view.clone());
                 *fault = None;

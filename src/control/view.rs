@@ -16,7 +16,7 @@ use crate::wire::{Mac, Vni};
 use crate::worker;
 use crate::xsk::Queues;
 
-/// What a data plane is started with and keeps; a change of any of it takes a new one.
+/// What workers are started with and keep; a change of any of it takes new ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub uplink: IfIndex,

@@ -49,10 +49,14 @@ impl PinnedLink {
 
     /// The link that is pinned at `pin`. Anything else there is removed.
     pub(super) fn open(pin: &Path) -> io::Result<Option<Self>> {
-        let Ok(link) = Link::open(pin) else {
-            return remove_pin(pin).map(|()| None);
-        };
-        Ok(Some(Self { link, pin: pin.to_owned() }))
+        // asked first, because libbpf warns of each that is missing
+        if !pin.try_exists()? {
+            return Ok(None);
+        }
+        match Link::open(pin) {
+            Ok(link) => Ok(Some(Self { link, pin: pin.to_owned() })),
+            Err(_) => remove_pin(pin).map(|()| None),
+        }
     }
 
     /// Attaches `program` to a device: by the link that is pinned at `pin` if it is on that device, else by a new one.

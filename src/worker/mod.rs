@@ -236,13 +236,17 @@ impl Worker<Uplink, Hub> {
         self.pods.settle(&mut self.tally);
     }
 
-    /// Carries what was claimed before the programs saw that the worker stops.
+    /// Carries what was claimed before the programs saw that the worker stops. A frame may still be on its way to the
+    /// ring by then: in a CPU's backlog, or in a batch of the driver.
     fn drain(&mut self) {
-        const PASSES: usize = 1000;
-        for _ in 0..PASSES {
-            if self.poll_once() == 0 && !self.has_work() {
-                break;
-            }
+        const LINGER_NS: u64 = 2_000_000;
+        const LIMIT_NS: u64 = 100_000_000;
+        let begin_ns = now_ns();
+        let (mut now, mut last_work) = (begin_ns, begin_ns);
+        while now - last_work < LINGER_NS && now - begin_ns < LIMIT_NS {
+            let worked = self.poll_once() > 0 || self.has_work();
+            now = now_ns();
+            last_work = if worked { now } else { last_work };
         }
         self.keep_house();
     }

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -66,13 +66,25 @@ impl PodwireNode {
 
     /// Starts the daemon again after it ended.
     pub fn launch(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    /// Starts the daemon again, with other options.
+    pub fn launch_with(&mut self, options: Options) {
+        self.options = options;
+        self.write_config();
+        self.launch();
+    }
+
+    /// Starts the daemon and does not wait for anything.
+    pub fn spawn(&mut self) {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log file");
         let mut command = self.host.netns.command(binary());
         command.arg("run").arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir());
         command.env("PODWIRE_FAULTS", "1");
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         self.daemon = Some(command.spawn().expect("nsenter starts"));
-        self.wait_ready();
     }
 
     /// Waits until peers are served by the path that the mode promises.
@@ -248,6 +260,11 @@ zero_copy = "auto"
         self.dir.join("run")
     }
 
+    /// Where its data plane is pinned.
+    pub fn pins(&self) -> PathBuf {
+        path::Path::new("/sys/fs/bpf/podwire").join(self.host.netns.cookie().to_string())
+    }
+
     fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
@@ -276,6 +293,11 @@ zero_copy = "auto"
     #[track_caller]
     pub fn status(&self) -> Status {
         self.try_status().unwrap_or_else(|e| panic!("status of {}: {e}", self.host.name()))
+    }
+
+    /// What has become of the data plane, if the daemon answers.
+    pub fn state(&self) -> Option<DataplaneState> {
+        self.try_status().ok().map(|status| status.dataplane.state)
     }
 
     fn try_status(&self) -> Result<Status, String> {

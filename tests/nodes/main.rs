@@ -20,6 +20,7 @@ mod hostile;
 mod hosts;
 mod path;
 mod reach;
+mod restart;
 mod soak;
 mod wire_format;
 

@@ -9,7 +9,7 @@ use podwire::steer::{self, Pins, Program, Steer, SteerError, TcChoice, XdpChoice
 
 use crate::lab::Lab;
 use crate::packets::*;
-use crate::rig::{MTU, config, is_root, pod, run};
+use crate::rig::{MTU, Scratch, config, is_root, pod, run};
 
 /// A namespace with an uplink, a hub and the host end of a pod's veth pair.
 struct Scene {
@@ -306,4 +306,41 @@ fn pins_are_for_their_owner_alone() {
     let error = Pins::open(scene.lab.cookie()).unwrap_err();
     assert!(matches!(&error, SteerError::Pins { path, .. } if *path == scene.pins), "{error}");
     assert!(error.to_string().contains("of user 1000; remove it"), "{error}");
+}
+
+#[test]
+fn one_bpf_file_system_is_mounted_where_none_is_however_many_ask() {
+    if !is_root() {
+        return;
+    }
+    let scratches = [Scratch::new(), Scratch::new(), Scratch::new()];
+    let (mounted, error) = without_bpffs(|| {
+        std::thread::scope(|scope| {
+            let opening: Vec<_> = scratches.iter().map(|scratch| scope.spawn(|| scratch.pins())).collect();
+            for pins in opening {
+                pins.join().unwrap();
+            }
+        });
+        let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
+        shell("mount -t tmpfs none /sys/fs");
+        (mounts.matches(" /sys/fs/bpf bpf ").count(), Pins::open(1).unwrap_err().to_string())
+    });
+    assert_eq!(mounted, 1);
+    assert!(error.starts_with("cannot mount a BPF file system on /sys/fs/bpf: No such file"), "{error}");
+    assert!(error.contains("`mount -t bpf bpf /sys/fs/bpf`"), "{error}");
+}
+
+/// Works in a mount namespace of its own in which no BPF file system is mounted by custom.
+fn without_bpffs<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let inside = || {
+        // SAFETY: takes and touches no memory; this thread ends with `work`.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+        shell("mount --make-rprivate / && while umount /sys/fs/bpf 2>/dev/null; do :; done");
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap()
+}
+
+fn shell(line: &str) {
+    assert!(Command::new("sh").args(["-c", line]).status().unwrap().success(), "{line}");
 }
