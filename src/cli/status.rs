@@ -6,7 +6,9 @@ use super::args::{Args, Format};
 use super::table::Table;
 use super::verbs::{ask, unexpected};
 use super::{CliError, output};
-use crate::control::api::{DataplaneReport, DataplaneState, Path, Reply, Request, Status, Uplink};
+use crate::control::api::{
+    DataplaneReport, DataplaneState, Masquerade, Nat, NatCheck, Path, Reply, Request, Status, Uplink,
+};
 use crate::control::view::{Ailment, DataplaneStatus, ProbationStatus};
 
 /// `podwire status`: once, or every `watch` seconds until interrupted.
@@ -82,6 +84,8 @@ fn summary(status: &Status) -> Table {
     if let Some(hub) = &status.hub {
         row("hub", format!("device {}", hub.ifindex));
     }
+    row("nat", nat(&status.nat));
+    row("masquerade", masquerade(&status.masquerade));
     row("pods", status.pods.to_string());
     table
 }
@@ -103,6 +107,23 @@ fn dataplane(report: &DataplaneReport) -> String {
         let _ = write!(text, " (next try in {secs} s)");
     }
     text
+}
+
+fn nat(nat: &Nat) -> String {
+    let does = match nat.check {
+        NatCheck::None => return "none".to_owned(),
+        NatCheck::Lookup => "flows are looked up in conntrack",
+        NatCheck::Kernel => "everything takes the kernel path",
+    };
+    format!("{does}: {}", nat.why)
+}
+
+fn masquerade(masquerade: &Masquerade) -> String {
+    match (&masquerade.problem, masquerade.on) {
+        (Some(problem), _) => format!("failed: {problem}"),
+        (None, true) => "on".to_owned(),
+        (None, false) => "off".to_owned(),
+    }
 }
 
 fn uplink(uplink: &Uplink) -> String {

@@ -54,6 +54,9 @@ pub struct Node {
 pub struct Cluster {
     /// Every node's pod ranges should lie inside one of these.
     pub pod_cidrs: Vec<IpNet>,
+    /// Whether what pods send to the outside of the cluster leaves with the node's address. Default false, as
+    /// Flannel's `--ip-masq`.
+    pub masquerade: bool,
 }
 
 /// The tunnel, equal on all nodes but for the device name.

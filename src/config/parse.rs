@@ -39,6 +39,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
     node.finish();
     let mut cluster = root.section("cluster");
     let cluster_cidrs = cluster.required_list("pod_cidrs").map_or_else(Vec::new, |list| list.value);
+    let masquerade = cluster.or("masquerade", false, |_| Ok(()));
     cluster.finish();
     let (vxlan, device) = vxlan(doc, root.section("vxlan"));
     let dataplane = dataplane(doc, root.section("dataplane"), online);
@@ -55,7 +56,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
             vtep_mac: own.vtep_mac.map(|mac| mac.value),
             pod_cidrs: values(own.pod_cidrs),
         },
-        cluster: Cluster { pod_cidrs: values(cluster_cidrs) },
+        cluster: Cluster { pod_cidrs: values(cluster_cidrs), masquerade },
         vxlan: vxlan?,
         dataplane,
         peers: peers.into_iter().map(NodeKeys::into_peer).collect::<Option<_>>()?,

@@ -124,6 +124,8 @@ pub struct Status {
     pub uplink: Option<Uplink>,
     pub vxlan: Vxlan,
     pub hub: Option<Hub>,
+    pub nat: Nat,
+    pub masquerade: Masquerade,
     pub peers: Vec<Peer>,
     /// How many pods are attached.
     pub pods: usize,
@@ -179,6 +181,35 @@ pub struct Uplink {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hub {
     pub ifindex: u32,
+}
+
+/// What the steering programs do about flows that the node translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NatCheck {
+    /// Nothing is translated.
+    None,
+    /// Each flow is looked up in conntrack, and ICMP left to the kernel path.
+    Lookup,
+    /// All is left to the kernel path.
+    Kernel,
+}
+
+/// The translation of addresses by others than podwire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nat {
+    pub check: NatCheck,
+    /// What may translate; empty when nothing does.
+    pub why: String,
+}
+
+/// Our own translation of what leaves the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Masquerade {
+    /// As configured.
+    pub on: bool,
+    /// Why it is not as configured.
+    pub problem: Option<String>,
 }
 
 /// The overlay as this node speaks it.

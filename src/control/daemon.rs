@@ -16,7 +16,8 @@ use tokio::time::{sleep_until, timeout};
 use super::api::{Reply, Request};
 use super::kernel::{Kernel, KernelError};
 use super::lifecycle::Starter;
-use super::netlink::{Monitor, News};
+use super::netlink::{Monitor, News, RulesetMonitor, RulesetNews};
+use super::nft;
 use super::node::{ConfigFile, Node, ReloadError};
 use super::originals::{Originals, OriginalsError};
 use super::pod_news::{PodNews, Pods};
@@ -44,6 +45,9 @@ const PATROL: Duration = Duration::from_secs(1);
 
 /// How often the own ends of all pods are looked at even when nothing was heard of them.
 const AUDIT: Duration = Duration::from_secs(30);
+
+/// How often what translates addresses is looked at, of which not all is heard.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// How often a data plane repairs its attachments and frees what its workers no longer read.
 const MAINTAIN: Duration = Duration::from_millis(100);
@@ -100,6 +104,8 @@ struct Events {
     news: AsyncFd<Monitor>,
     /// `None` when pods cannot be listened to.
     pod_news: Option<AsyncFd<PodNews>>,
+    /// `None` where the kernel has no nftables.
+    rulesets: Option<AsyncFd<RulesetMonitor>>,
     config: Option<ConfigWatch>,
     server: JoinHandle<()>,
     calls: mpsc::Receiver<Call>,
@@ -111,6 +117,7 @@ struct Events {
 enum Event {
     News,
     PodNews,
+    Rulesets(RulesetNews),
     ConfigTouched,
     Call(Box<Call>),
     Reload,
@@ -126,9 +133,13 @@ impl Events {
         let pod_news = PodNews::open().map_err(|error| {
             tracing::warn!(%error, "cannot listen to pods; they are looked at every {} s", AUDIT.as_secs());
         });
+        let rulesets = RulesetMonitor::open(nft::TABLE).map_err(|error| {
+            tracing::info!(%error, "no notifications of nftables");
+        });
         Ok(Self {
             news: readiness(Monitor::open()?)?,
             pod_news: pod_news.ok().map(readiness).transpose()?,
+            rulesets: rulesets.ok().map(readiness).transpose()?,
             config: watch,
             server,
             calls,
@@ -155,6 +166,7 @@ impl Events {
             call = self.calls.recv() => call.map_or(Event::Stop, |call| Event::Call(Box::new(call))),
             () = news(&mut self.news), if listen.to_node => Event::News,
             () = pod_news(self.pod_news.as_mut()), if listen.to_pods => Event::PodNews,
+            news = ruleset_news(self.rulesets.as_mut()), if listen.to_rulesets => Event::Rulesets(news),
             () = sleep_until(deadline.into()) => Event::Timer,
         }
     }
@@ -166,6 +178,7 @@ impl Events {
 struct Listen {
     to_node: bool,
     to_pods: bool,
+    to_rulesets: bool,
 }
 
 /// Tells when a socket becomes readable.
@@ -208,6 +221,24 @@ async fn pod_news(news: Option<&mut AsyncFd<PodNews>>) {
     ready.clear_ready();
 }
 
+/// Waits until nftables may have changed.
+async fn ruleset_news(monitor: Option<&mut AsyncFd<RulesetMonitor>>) -> RulesetNews {
+    let Some(monitor) = monitor else { return pending().await };
+    loop {
+        let Ok(mut ready) = monitor.readable_mut().await else { return pending().await };
+        let found = ready.get_inner_mut().drain();
+        ready.clear_ready();
+        match found {
+            Ok(news) if news.is_empty() => {}
+            Ok(news) => return news,
+            Err(error) => {
+                tracing::warn!(%error, "a notification of nftables cannot be read");
+                return RulesetNews::ALL;
+            }
+        }
+    }
+}
+
 /// What is to be done when.
 struct Daemon {
     node: Node,
@@ -223,6 +254,11 @@ struct Daemon {
     mend_at: Option<Instant>,
     /// Before this the control thread has had its share of looking into pods.
     mend_rest_until: Instant,
+    watch_at: Instant,
+    /// Before this the control thread has had its share of watching.
+    watch_rest_until: Instant,
+    /// What was heard since the last watch.
+    rulesets: RulesetNews,
     audit_at: Instant,
     /// How long until the next look, when nothing is heard.
     resync: Duration,
@@ -242,6 +278,9 @@ impl Daemon {
             patrol_at: now,
             mend_at: None,
             mend_rest_until: now,
+            watch_at: now,
+            watch_rest_until: now,
+            rulesets: RulesetNews::ALL,
             audit_at: now,
             resync: RESYNC,
             was_settled: true,
@@ -251,11 +290,16 @@ impl Daemon {
     async fn run(mut self, mut events: Events) {
         loop {
             self.do_what_is_due(&mut events);
-            let listen = Listen { to_node: !self.is_called, to_pods: self.mend_at.is_none() };
+            let listen = Listen {
+                to_node: !self.is_called,
+                to_pods: self.mend_at.is_none(),
+                to_rulesets: self.rulesets != RulesetNews::ALL,
+            };
             match events.next(self.deadline(), listen).await {
                 Event::Stop => break,
                 Event::News => self.reconcile_by(NEWS_DEBOUNCE),
                 Event::PodNews => self.mend_by(NEWS_DEBOUNCE),
+                Event::Rulesets(news) => self.hear(news),
                 Event::ConfigTouched => {
                     self.reload_at.get_or_insert(Instant::now() + FILE_DEBOUNCE);
                 }
@@ -276,7 +320,7 @@ impl Daemon {
     fn deadline(&self) -> Instant {
         let maintain = self.node.lifecycle.is_open().then_some(self.maintain_at);
         let others = [self.reload_at, maintain, self.node.lifecycle.next_try(), self.mend_at];
-        let always = self.reconcile_at.min(self.patrol_at).min(self.audit_at);
+        let always = self.reconcile_at.min(self.patrol_at).min(self.audit_at).min(self.watch_at);
         others.into_iter().flatten().fold(always, Instant::min)
     }
 
@@ -284,6 +328,10 @@ impl Daemon {
         let now = Instant::now();
         if self.reload_at.is_some_and(|at| at <= now) {
             self.reload();
+        }
+        // Before the kernel path at start: what is translated must be known when steering begins.
+        if now >= self.watch_at {
+            self.watch();
         }
         if now >= self.maintain_at {
             self.maintain_at = now + MAINTAIN;
@@ -306,6 +354,20 @@ impl Daemon {
                 self.mend(&news.get_mut().take());
             }
         }
+    }
+
+    /// Takes note of news and looks at once, but for the share of time that it may take.
+    fn hear(&mut self, news: RulesetNews) {
+        self.rulesets |= news;
+        self.watch_at = self.watch_at.min(self.watch_rest_until);
+    }
+
+    fn watch(&mut self) {
+        let begin = Instant::now();
+        self.node.watch_translation(std::mem::take(&mut self.rulesets), begin);
+        let end = Instant::now();
+        self.watch_rest_until = end + (end - begin) * SHARE;
+        self.watch_at = end + WATCH;
     }
 
     fn reload(&mut self) {

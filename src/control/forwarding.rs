@@ -3,7 +3,7 @@
 use super::kernel::{Done, Kernel, KernelError, request};
 use super::netlink::{MAIN_TABLE, RouteKind};
 use super::sysctl;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 
 /// Routes learnt from router advertisements (`RTPROT_RA`).
 const PROTOCOL_RA: u8 = 9;
@@ -26,6 +26,11 @@ impl Kernel {
                 }
             }
             self.ensure_node_sysctl("ipv6/conf/all/forwarding", "1", done);
+        }
+        if config.dataplane.mode != Mode::Kernel {
+            // Conntrack sees a flow only while it takes the kernel path. The sequence numbers that it sees then leap,
+            // and what it finds invalid kube-proxy drops (Documentation/networking/nf_conntrack-sysctl.rst).
+            done.ensure_sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1");
         }
         Ok(())
     }

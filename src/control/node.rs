@@ -13,6 +13,9 @@ use super::dataplane::largest_inner;
 use super::journal::Journal;
 use super::kernel::{Kernel, Reconciled, Uplink, Vtep};
 use super::lifecycle::{Lifecycle, Starter, Wanted};
+use super::masquerade::Masquerade;
+use super::nat::Nat;
+use super::netlink::RulesetNews;
 use super::netns::{Netns, NetnsId};
 use super::plan::Change;
 use super::pod_news::Pods;
@@ -24,7 +27,6 @@ use super::wiring::Pod;
 use crate::config::{Config, Mode};
 use crate::fib::LocalPod;
 use crate::ids::{IfIndex, PodId};
-use crate::steer::NatCheck;
 
 /// The state of one node.
 pub struct Node {
@@ -35,6 +37,8 @@ pub struct Node {
     pub(super) store: Store,
     pub(super) lifecycle: Lifecycle,
     pub(super) observed: Observed,
+    pub(super) nat: Nat,
+    pub(super) masquerade: Masquerade,
     /// What [`Node::mend_pods`] last found wrong with a pod and could not mend.
     pub(super) faults: BTreeMap<PodId, String>,
     journal: Journal,
@@ -97,6 +101,8 @@ impl Node {
             store,
             lifecycle: Lifecycle::new(start),
             observed: Observed::default(),
+            nat: Nat::new(),
+            masquerade: Masquerade::default(),
             faults: BTreeMap::new(),
             journal: Journal::default(),
             notices: Vec::new(),
@@ -141,6 +147,7 @@ impl Node {
             self.lifecycle.stop();
         }
         self.reconcile(now);
+        self.watch_translation(RulesetNews::default(), now);
         Ok(())
     }
 
@@ -242,6 +249,19 @@ impl Node {
         self.kernel.has_drifted(&self.config).unwrap_or(true)
     }
 
+    /// Looks at what may translate addresses, and keeps our own rules; to be called every second or so, and at once
+    /// when `news` came.
+    pub fn watch_translation(&mut self, news: RulesetNews, now: Instant) {
+        let look = self.nat.look(news.chains, now);
+        if look.has_conntrack {
+            self.lifecycle.renew();
+        }
+        if (look.has_conntrack || look.has_new_check) && self.observed.vtep.is_some() {
+            self.drive(now);
+        }
+        self.masquerade.ensure(&self.config, self.nat.has_our_table(), news.table || look.is_full);
+    }
+
     /// Brings the data plane to what was last observed and the pods as they are now.
     pub(super) fn drive(&mut self, now: Instant) {
         let view = self.view();
@@ -279,7 +299,8 @@ impl Node {
     /// All that is wrong now.
     pub(super) fn problems(&self) -> Vec<String> {
         let seen = self.notices.iter().chain(&self.observed.problems).chain(self.faults.values());
-        seen.cloned().chain(self.strays()).collect()
+        let masquerade = self.masquerade.problem().map(ToString::to_string);
+        seen.cloned().chain(self.strays()).chain(masquerade).collect()
     }
 
     /// Hands over to the kernel path. Programs, hub and kernel path stay as they are, for the next daemon.
@@ -346,7 +367,7 @@ impl Node {
     fn view(&self) -> View {
         let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id);
         let pods = self.store.pods().iter().filter(wired).map(pod_view).collect();
-        let Some(vtep) = &self.observed.vtep else { return View { pods, ..View::default() } };
+        let Some(vtep) = &self.observed.vtep else { return View { pods, nat: self.nat.check(), ..View::default() } };
         let remote = |peer: &crate::config::Peer| match self.observed.hops.get(&peer.name) {
             Some(Ok(hop)) => Some(RemoteView {
                 name: peer.name.clone(),
@@ -358,7 +379,7 @@ impl Node {
             }),
             _ => None,
         };
-        View { pods, remotes: self.config.peers.iter().filter_map(remote).collect(), nat: NatCheck::None }
+        View { pods, remotes: self.config.peers.iter().filter_map(remote).collect(), nat: self.nat.check() }
     }
 }
 

@@ -5,13 +5,15 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::api::{
-    ConfigStatus, Hub, Path, Peer, Pod, PodStats, Route, Stats, Status, Tallies, Uplink, Vxlan, WorkerStats,
+    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Route, Stats, Status, Tallies, Uplink,
+    Vxlan, WorkerStats,
 };
 use super::devices;
 use super::kernel;
 use super::node::Node;
 use super::wiring;
 use crate::config;
+use crate::steer;
 
 impl Node {
     /// `podwire status`.
@@ -38,6 +40,18 @@ impl Node {
                 mtu: vtep.map(|vtep| vtep.mtu),
             },
             hub: self.observed.hub.map(|hub| Hub { ifindex: hub.0 }),
+            nat: Nat {
+                check: match self.nat.check() {
+                    steer::NatCheck::None => NatCheck::None,
+                    steer::NatCheck::Lookup => NatCheck::Lookup,
+                    steer::NatCheck::Kernel => NatCheck::Kernel,
+                },
+                why: self.nat.why(),
+            },
+            masquerade: Masquerade {
+                on: self.config.cluster.masquerade,
+                problem: self.masquerade.problem().map(ToString::to_string),
+            },
             peers: self.config.peers.iter().map(|peer| self.peer(peer)).collect(),
             pods: self.store.pods().len(),
             problems: self.problems(),

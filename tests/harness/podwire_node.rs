@@ -28,11 +28,13 @@ pub struct Options {
     pub mode: &'static str,
     pub xdp: &'static str,
     pub workers: usize,
+    /// Whether pods leave the cluster with the node's address.
+    pub masquerade: bool,
 }
 
 impl Options {
     /// The data plane as it comes, with one worker.
-    pub const ADAPTIVE: Self = Self { mode: "adaptive", xdp: "auto", workers: 1 };
+    pub const ADAPTIVE: Self = Self { mode: "adaptive", xdp: "auto", workers: 1, masquerade: false };
     /// The data plane with a worker that never sleeps.
     pub const BUSY: Self = Self { mode: "busy", ..Self::ADAPTIVE };
     /// The kernel path alone.
@@ -212,7 +214,7 @@ impl PodwireNode {
 
     fn config_text(&self) -> String {
         let Host { index, uplink, underlay, .. } = &self.host;
-        let Options { mode, xdp, workers } = self.options;
+        let Options { mode, xdp, workers, masquerade } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
         let mut text = format!(
@@ -224,6 +226,7 @@ pod_cidrs = {:?}
 
 [cluster]
 pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]
+masquerade = {masquerade}
 
 [vxlan]
 vni = 1

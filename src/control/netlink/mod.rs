@@ -1,251 +1,65 @@
-//! NETLINK_ROUTE, synchronously: the kernel's devices, addresses, routes, rules and neighbours as
-//! plain values.
+//! Netlink, synchronously: the kernel's devices, addresses, routes, rules and neighbours as plain values, and
+//! what its packet filter translates.
 //!
-//! A [`Netlink`] belongs to the network namespace of the thread that opened it. Requests wait for
-//! the kernel's acknowledgement; dumps are whole or fail. Memory is bounded by one buffer of
-//! [`BUFFER`] bytes beside the answer itself.
+//! A socket belongs to the network namespace of the thread that opened it. Requests wait for the
+//! kernel's acknowledgement; dumps are whole or fail.
 
 mod address;
+mod channel;
 mod link;
 mod monitor;
 mod namespaces;
 mod neighbour;
+mod netfilter;
 mod qdisc;
 mod route;
 mod rule;
+mod ruleset;
 
-use std::io;
-
-use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NlasIterator, Parseable,
-};
+use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
+
+use channel::Channel;
 
 pub use address::Address;
+pub use channel::NetlinkError;
 pub use link::{Link, LinkConf, LinkKind, LinkSettings, Veth, VethEnd, Vxlan};
 pub use monitor::{Monitor, News};
 pub use namespaces::{Heard, NamespaceId, NamespaceMonitor};
 pub use neighbour::{FdbEntry, KnownNeighbour, Neighbour};
+pub use netfilter::{BaseChain, Netfilter};
 pub use route::{Lookup, MAIN_TABLE, Route, RouteKind};
 pub use rule::Rule;
+pub use ruleset::{RulesetMonitor, RulesetNews};
 
-/// More than the kernel packs into one datagram of a dump (`NLMSG_GOODSIZE` and the 32 KiB cap
-/// of `netlink_dump`, `net/netlink/af_netlink.c`).
-const BUFFER: usize = 64 << 10;
-
-/// How often an interrupted dump is taken again before giving up.
-const DUMP_TRIES: usize = 16;
-
-/// The length of `struct nlmsghdr`.
-const HEADER: usize = 16;
-
-/// `NLMSGERR_ATTR_MSG` (`include/uapi/linux/netlink.h`).
-const ATTR_MSG: u16 = 1;
-
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum NetlinkError {
-    /// The kernel's own words where it gives some.
-    #[error("{source}{}", if explanation.is_empty() { String::new() } else { format!(" ({explanation})") })]
-    Refused { source: io::Error, explanation: String },
-    #[error("netlink socket: {0}")]
-    Socket(#[from] io::Error),
-    #[error("the kernel's answer cannot be read: {0}")]
-    Malformed(String),
-    #[error("the kernel's tables changed during each of {DUMP_TRIES} attempts to read them")]
-    Restless,
-}
-
-impl NetlinkError {
-    /// The kernel's refusal as an errno.
-    pub fn errno(&self) -> Option<i32> {
-        match self {
-            Self::Refused { source, .. } => source.raw_os_error(),
-            _ => None,
-        }
-    }
-
-    /// Whether the object of the request was not there.
-    pub fn is_missing(&self) -> bool {
-        matches!(self.errno(), Some(libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL))
-    }
-}
-
-/// A socket for requests.
+/// A socket for requests about devices, addresses, routes and neighbours.
 #[derive(Debug)]
 pub struct Netlink {
-    socket: Socket,
-    sequence: u32,
-    buffer: Vec<u8>,
+    channel: Channel,
 }
 
 impl Netlink {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, NetlinkError> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.set_ext_ack(true)?;
-        socket.set_cap_ack(true)?;
-        socket.set_netlink_get_strict_chk(true)?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Self { channel: Channel::open(NETLINK_ROUTE)? })
     }
 
     /// Asks for a change and waits until it is done.
     fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
-        self.answer().map(drop)
+        self.channel.ask(message, NLM_F_ACK | flags).map(drop)
     }
 
     /// Asks for one object; `None` when the kernel acknowledges without one.
     fn query(&mut self, message: RouteNetlinkMessage) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
-        self.send(message, NLM_F_REQUEST)?;
-        self.answer()
+        self.channel.ask(message, 0)
     }
 
     /// Asks for all objects, again when they changed meanwhile. Those that do not decode are
     /// foreign (ours do) and left out.
     fn dump(&mut self, message: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
-        for _ in 0..DUMP_TRIES {
-            self.send(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
-            if let Some(objects) = self.objects()? {
-                return Ok(objects);
-            }
-        }
-        Err(NetlinkError::Restless)
+        self.channel.dump(message)
     }
-
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        header.sequence_number = self.sequence;
-        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-        Ok(())
-    }
-
-    /// The first answer to the last request.
-    fn answer(&mut self) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
-        loop {
-            self.receive()?;
-            match messages(&self.buffer, self.sequence).next().transpose()? {
-                Some(Answer::Object(object, _)) => return object.map(Some),
-                Some(Answer::End) => return Ok(None),
-                None => {}
-            }
-        }
-    }
-
-    /// The objects of a dump, or `None` when it was interrupted.
-    fn objects(&mut self) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
-        let mut objects = Vec::new();
-        let mut interrupted = false;
-        loop {
-            self.receive()?;
-            for message in messages(&self.buffer, self.sequence) {
-                match message? {
-                    Answer::Object(object, flags) => {
-                        interrupted |= flags & NLM_F_DUMP_INTR != 0;
-                        objects.extend(object.ok());
-                    }
-                    Answer::End => return Ok((!interrupted).then_some(objects)),
-                }
-            }
-        }
-    }
-
-    /// Fills the buffer with one datagram of the kernel.
-    fn receive(&mut self) -> Result<(), NetlinkError> {
-        loop {
-            self.buffer.clear();
-            match self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC) {
-                Ok((length, _)) if length > self.buffer.len() => {
-                    return Err(NetlinkError::Malformed(format!("a datagram of {length} bytes")));
-                }
-                Ok((_, sender)) if sender.port_number() == 0 => return Ok(()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-/// One message of an answer.
-enum Answer {
-    /// An object, or why it does not decode, and the message's flags.
-    Object(Result<RouteNetlinkMessage, NetlinkError>, u16),
-    /// The acknowledgement, or the end of a dump.
-    End,
-}
-
-/// The messages of `datagram` that answer the request `sequence`; a refusal is an error.
-fn messages(datagram: &[u8], sequence: u32) -> impl Iterator<Item = Result<Answer, NetlinkError>> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        loop {
-            if rest.len() < HEADER {
-                return None;
-            }
-            let message = match NetlinkBuffer::new_checked(rest) {
-                Ok(buffer) => {
-                    let length = usize::try_from(buffer.length()).unwrap_or(usize::MAX).min(rest.len());
-                    let (message, tail) = rest.split_at(length);
-                    rest = tail.get(length.next_multiple_of(4) - length..).unwrap_or_default();
-                    message
-                }
-                Err(error) => {
-                    rest = &[];
-                    return Some(Err(NetlinkError::Malformed(error.to_string())));
-                }
-            };
-            match read(message, sequence) {
-                Ok(None) => {}
-                Ok(Some(answer)) => return Some(Ok(answer)),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-    })
-}
-
-/// What `message` says, when it answers the request `sequence`.
-fn read(message: &[u8], sequence: u32) -> Result<Option<Answer>, NetlinkError> {
-    let malformed = |error: netlink_packet_core::DecodeError| NetlinkError::Malformed(error.to_string());
-    let buffer = NetlinkBuffer::new_checked(message).map_err(malformed)?;
-    let header = NetlinkHeader::parse(&buffer).map_err(malformed)?;
-    if header.sequence_number != sequence {
-        return Ok(None);
-    }
-    let payload = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
-        Ok(message) => message.payload,
-        Err(error) => return Ok(Some(Answer::Object(Err(malformed(error)), header.flags))),
-    };
-    match payload {
-        NetlinkPayload::Error(error) if error.code.is_some() => Err(refusal(&error, header.flags)),
-        NetlinkPayload::Done(done) if done.code < 0 => {
-            Err(NetlinkError::Refused { source: io::Error::from_raw_os_error(-done.code), explanation: String::new() })
-        }
-        NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => Ok(Some(Answer::End)),
-        NetlinkPayload::InnerMessage(object) => Ok(Some(Answer::Object(Ok(object), header.flags))),
-        _ => Ok(None),
-    }
-}
-
-/// A refusal and its explanation, which follows the copied request header (extended
-/// acknowledgement, `Documentation/userspace-api/netlink/intro.rst`).
-fn refusal(error: &ErrorMessage, flags: u16) -> NetlinkError {
-    let attributes = if flags & NLM_F_ACK_TLVS == 0 { None } else { error.header.get(HEADER..) };
-    let message = NlasIterator::new(attributes.unwrap_or_default())
-        .filter_map(Result::ok)
-        .find(|attribute| attribute.kind() == ATTR_MSG)
-        .map(|attribute| String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned());
-    NetlinkError::Refused { source: error.to_io(), explanation: message.unwrap_or_default() }
 }
 
 /// The family of an address, for a header.
@@ -271,19 +85,5 @@ mod tests {
         let lo = netlink.link("lo").unwrap().unwrap();
         assert_eq!((lo.name.as_str(), lo.kind.clone()), ("lo", LinkKind::Other));
         assert!(netlink.links().unwrap().contains(&lo));
-    }
-
-    #[test]
-    fn noise_in_a_datagram_never_panics_and_ends() {
-        let mut state = 1_u32;
-        for length in 0..600 {
-            let noise: Vec<u8> = (0..length)
-                .map(|_| {
-                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    state.to_be_bytes()[0] % 24
-                })
-                .collect();
-            let _ = messages(&noise, 0).take(1000).count();
-        }
     }
 }

@@ -1,0 +1,232 @@
+//! Whether the kernel may translate addresses in this network namespace, and so whether the steering programs must
+//! look for flows that are translated.
+//!
+//! ```text
+//!           a chain or table that translates                 IPVS has services
+//!   none ─────────────────────────────────────▶ look-ups ─────────────────────────▶ everything to the kernel path
+//!     ▲                                            │  ▲                                     │
+//!     └── none left, and conntrack holds no ───────┘  └───────── no service, no connection ─┘
+//!         translated flow
+//! ```
+//!
+//! What cannot be told is taken for possible: that costs nanoseconds, the opposite costs connections. IPVS does not
+//! mark the flows that it translates in conntrack (`net/netfilter/ipvs/ip_vs_nfct.c`), and by default does not tell
+//! conntrack of them at all. Our own masquerading chain is not counted: it never concerns what the programs claim.
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::masquerade::is_ours;
+use super::netlink::{BaseChain, Netfilter, NetlinkError};
+use super::sysctl;
+use crate::steer::{NatCheck, knows_conntrack};
+
+/// How often everything is looked at even when nothing was heard.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// How long until conntrack is asked again whether it holds a translated flow: at first, and at most.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LAST_WAIT: Duration = Duration::from_secs(30);
+
+/// What is known of the namespace.
+#[derive(Debug)]
+pub struct Nat {
+    netfilter: Result<Option<Netfilter>, NetlinkError>,
+    /// As last listed, or why they could not be.
+    chains: Result<Vec<BaseChain>, String>,
+    /// When they were listed without being asked to.
+    listed_at: Option<Instant>,
+    verdict: Verdict,
+    knows_conntrack: bool,
+    /// When to ask conntrack again, and how long that was put off.
+    ask_at: Option<Instant>,
+    wait: Duration,
+}
+
+/// What to do, and why unless nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Verdict {
+    check: NatCheck,
+    why: String,
+}
+
+/// What came of a [`Nat::look`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Looked {
+    /// [`Nat::check`] is another than before.
+    pub has_new_check: bool,
+    /// Conntrack was loaded: programs that were loaded before cannot ask it.
+    pub has_conntrack: bool,
+    /// The chains were listed because that was long ago.
+    pub is_full: bool,
+}
+
+/// What of `/proc/net` speaks of translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Files {
+    /// A legacy iptables `nat` table, which stays once it was used.
+    legacy: bool,
+    ipvs: bool,
+}
+
+impl Nat {
+    /// For the network namespace of the calling thread, which must make all later calls too. Takes everything for
+    /// possible until the first [`Nat::look`].
+    pub fn new() -> Self {
+        Self {
+            netfilter: Netfilter::open(),
+            chains: Ok(Vec::new()),
+            listed_at: None,
+            verdict: Verdict::lookup("nothing was looked at yet"),
+            knows_conntrack: knows_conntrack(),
+            ask_at: None,
+            wait: FIRST_WAIT,
+        }
+    }
+
+    /// Looks again: always at what is cheap, and at the chains if they `have_changed` or were not looked at for long.
+    pub fn look(&mut self, have_changed: bool, now: Instant) -> Looked {
+        let before = self.check();
+        let has_conntrack = !self.knows_conntrack && knows_conntrack();
+        self.knows_conntrack |= has_conntrack;
+        let is_full = self.listed_at.is_none_or(|at| now >= at + RESYNC);
+        if have_changed || is_full {
+            self.chains = self.list();
+        }
+        if is_full {
+            self.listed_at = Some(now);
+        }
+        let verdict = match decide(&self.chains, Files::read(self.verdict.check)) {
+            Some(verdict) => {
+                self.ask_at = None;
+                verdict
+            }
+            None => self.remaining(now),
+        };
+        if verdict != self.verdict {
+            let Verdict { check, why } = &verdict;
+            tracing::info!(?check, why, "translation of addresses");
+            self.verdict = verdict;
+        }
+        Looked { has_new_check: self.check() != before, has_conntrack, is_full }
+    }
+
+    /// What the steering programs are to do.
+    pub fn check(&self) -> NatCheck {
+        match self.verdict.check {
+            NatCheck::Lookup if !self.knows_conntrack => NatCheck::Kernel,
+            check => check,
+        }
+    }
+
+    /// Why they are to do it; empty when nothing is translated.
+    pub fn why(&self) -> String {
+        let Verdict { check, why } = &self.verdict;
+        if *check == self.check() { why.clone() } else { format!("{why}, and this kernel's conntrack cannot be asked") }
+    }
+
+    /// Whether our own table is there.
+    pub fn has_our_table(&self) -> bool {
+        self.chains.as_ref().is_ok_and(|chains| chains.iter().any(is_ours))
+    }
+
+    fn list(&mut self) -> Result<Vec<BaseChain>, String> {
+        match &mut self.netfilter {
+            Ok(Some(netfilter)) => netfilter.base_chains().map_err(|error| error.to_string()),
+            Ok(None) => Ok(Vec::new()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The verdict when nothing new can be translated: what was may still flow. Conntrack is asked ever more rarely.
+    fn remaining(&mut self, now: Instant) -> Verdict {
+        if self.verdict.check == NatCheck::None || self.ask_at.is_some_and(|at| now < at) {
+            return self.verdict.clone();
+        }
+        let wait = if self.ask_at.is_some() { (self.wait * 2).min(LAST_WAIT) } else { FIRST_WAIT };
+        (self.ask_at, self.wait) = (Some(now + wait), wait);
+        match self.has_translated_flow() {
+            Ok(false) => Verdict::NONE,
+            Ok(true) => Verdict::lookup("conntrack still holds a translated flow"),
+            Err(error) => {
+                Verdict::lookup(format!("conntrack does not say whether it holds a translated flow: {error}"))
+            }
+        }
+    }
+
+    fn has_translated_flow(&mut self) -> Result<bool, String> {
+        let count = sysctl::read("netfilter/nf_conntrack_count").map_err(|error| error.to_string())?;
+        // Without conntrack there is none; asking would load it.
+        if count.is_none_or(|count| count == "0") {
+            return Ok(false);
+        }
+        match &mut self.netfilter {
+            Ok(Some(netfilter)) => netfilter.has_translated_flow().map_err(|error| error.to_string()),
+            Ok(None) => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl Verdict {
+    const NONE: Self = Self { check: NatCheck::None, why: String::new() };
+
+    fn lookup(why: impl Into<String>) -> Self {
+        Self { check: NatCheck::Lookup, why: why.into() }
+    }
+}
+
+/// The verdict by what can translate new flows; `None` if nothing can.
+fn decide(chains: &Result<Vec<BaseChain>, String>, files: Files) -> Option<Verdict> {
+    if files.ipvs {
+        return Some(Verdict {
+            check: NatCheck::Kernel,
+            why: "IPVS translates without marking it in conntrack".into(),
+        });
+    }
+    match chains {
+        Err(error) => return Some(Verdict::lookup(format!("nftables cannot be listed: {error}"))),
+        Ok(chains) => {
+            if let Some(BaseChain { table, name, .. }) =
+                chains.iter().find(|chain| chain.kind == "nat" && !is_ours(chain))
+            {
+                return Some(Verdict::lookup(format!("the nftables chain {name} of table {table} may")));
+            }
+        }
+    }
+    files.legacy.then(|| Verdict::lookup("the nat table of legacy iptables may"))
+}
+
+impl Files {
+    /// Of the calling thread's namespace. IPVS without services may still have connections, when it had services
+    /// `before`.
+    fn read(before: NatCheck) -> Self {
+        let read = |name: &str| read(&format!("/proc/thread-self/net/{name}"));
+        let has_nat = |name| read(name).is_some_and(|text| text.lines().any(|table| table == "nat"));
+        let has_entries = |name| read(name).is_some_and(|text| has_ipvs_entries(&text));
+        Self {
+            legacy: has_nat("ip_tables_names") || has_nat("ip6_tables_names"),
+            ipvs: has_entries("ip_vs") || before == NatCheck::Kernel && has_entries("ip_vs_conn"),
+        }
+    }
+}
+
+/// The contents of a file; `None` when there is no such file. One that cannot be read is taken for one that speaks of
+/// everything.
+fn read(path: &str) -> Option<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(path, %error, "cannot be read: it is taken to speak of translated flows");
+            Some("nat\nTCP\n".to_owned())
+        }
+    }
+}
+
+/// Whether `/proc/net/ip_vs` lists a service, or `/proc/net/ip_vs_conn` a connection: below their headings each line
+/// begins with a protocol or `FWM` (`net/netfilter/ipvs/ip_vs_ctl.c`, `ip_vs_conn.c`).
+fn has_ipvs_entries(text: &str) -> bool {
+    text.lines().any(|line| ["TCP", "UDP", "SCTP", "FWM"].iter().any(|word| line.starts_with(word)))
+}

@@ -1,0 +1,248 @@
+//! One netlink socket of any protocol, for requests and their answers.
+
+use std::io;
+
+use netlink_packet_core::{
+    ErrorMessage, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, Parseable,
+};
+use netlink_sys::{Socket, SocketAddr};
+
+/// More than the kernel packs into one datagram of a dump (`NLMSG_GOODSIZE` and the 32 KiB cap
+/// of `netlink_dump`, `net/netlink/af_netlink.c`).
+const BUFFER: usize = 64 << 10;
+
+/// How often an interrupted dump is taken again before giving up.
+const DUMP_TRIES: usize = 16;
+
+/// The length of `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// `NLMSGERR_ATTR_MSG` (`include/uapi/linux/netlink.h`).
+const ATTR_MSG: u16 = 1;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The kernel's own words where it gives some.
+    #[error("{source}{}", if explanation.is_empty() { String::new() } else { format!(" ({explanation})") })]
+    Refused { source: io::Error, explanation: String },
+    #[error("netlink socket: {0}")]
+    Socket(#[from] io::Error),
+    #[error("the kernel's answer cannot be read: {0}")]
+    Malformed(String),
+    #[error("the kernel's tables changed during each of {DUMP_TRIES} attempts to read them")]
+    Restless,
+}
+
+impl NetlinkError {
+    /// The kernel's refusal as an errno.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    /// Whether the object of the request was not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self.errno(), Some(libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL))
+    }
+}
+
+/// A socket for requests. Beside an answer itself it takes a buffer of [`BUFFER`] bytes.
+#[derive(Debug)]
+pub(super) struct Channel {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Channel {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub fn open(protocol: isize) -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.set_ext_ack(true)?;
+        socket.set_cap_ack(true)?;
+        socket.set_netlink_get_strict_chk(true)?;
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+    }
+
+    /// Sends a request; returns the object that answers it, or `None` when the kernel acknowledges without one.
+    pub fn ask<M>(&mut self, message: M, flags: u16) -> Result<Option<M>, NetlinkError>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.send(message, NLM_F_REQUEST | flags)?;
+        self.answer()
+    }
+
+    /// Asks for all objects, again when they changed meanwhile. Those that do not decode are left out.
+    pub fn dump<M>(&mut self, message: &M) -> Result<Vec<M>, NetlinkError>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable + Clone,
+    {
+        for _ in 0..DUMP_TRIES {
+            self.send(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            if let Some(objects) = self.objects()? {
+                return Ok(objects);
+            }
+        }
+        Err(NetlinkError::Restless)
+    }
+
+    fn send<M: NetlinkSerializable>(&mut self, message: M, flags: u16) -> Result<(), NetlinkError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        Ok(())
+    }
+
+    /// The first answer to the last request.
+    fn answer<M: NetlinkDeserializable>(&mut self) -> Result<Option<M>, NetlinkError> {
+        loop {
+            self.receive()?;
+            match messages(&self.buffer, self.sequence).next().transpose()? {
+                Some(Answer::Object(object, _)) => return object.map(Some),
+                Some(Answer::End) => return Ok(None),
+                None => {}
+            }
+        }
+    }
+
+    /// The objects of a dump, or `None` when it was interrupted.
+    fn objects<M: NetlinkDeserializable>(&mut self) -> Result<Option<Vec<M>>, NetlinkError> {
+        let mut objects = Vec::new();
+        let mut interrupted = false;
+        loop {
+            self.receive()?;
+            for message in messages(&self.buffer, self.sequence) {
+                match message? {
+                    Answer::Object(object, flags) => {
+                        interrupted |= flags & NLM_F_DUMP_INTR != 0;
+                        objects.extend(object.ok());
+                    }
+                    Answer::End => return Ok((!interrupted).then_some(objects)),
+                }
+            }
+        }
+    }
+
+    /// Fills the buffer with one datagram of the kernel.
+    fn receive(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC) {
+                Ok((length, _)) if length > self.buffer.len() => {
+                    return Err(NetlinkError::Malformed(format!("a datagram of {length} bytes")));
+                }
+                Ok((_, sender)) if sender.port_number() == 0 => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// One message of an answer.
+enum Answer<M> {
+    /// An object, or why it does not decode, and the message's flags.
+    Object(Result<M, NetlinkError>, u16),
+    /// The acknowledgement, or the end of a dump.
+    End,
+}
+
+/// The messages of `datagram` that answer the request `sequence`; a refusal is an error.
+fn messages<M: NetlinkDeserializable>(
+    datagram: &[u8],
+    sequence: u32,
+) -> impl Iterator<Item = Result<Answer<M>, NetlinkError>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        loop {
+            if rest.len() < HEADER {
+                return None;
+            }
+            let message = match NetlinkBuffer::new_checked(rest) {
+                Ok(buffer) => {
+                    let length = usize::try_from(buffer.length()).unwrap_or(usize::MAX).min(rest.len());
+                    let (message, tail) = rest.split_at(length);
+                    rest = tail.get(length.next_multiple_of(4) - length..).unwrap_or_default();
+                    message
+                }
+                Err(error) => {
+                    rest = &[];
+                    return Some(Err(NetlinkError::Malformed(error.to_string())));
+                }
+            };
+            match read(message, sequence) {
+                Ok(None) => {}
+                Ok(Some(answer)) => return Some(Ok(answer)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    })
+}
+
+/// What `message` says, when it answers the request `sequence`.
+fn read<M: NetlinkDeserializable>(message: &[u8], sequence: u32) -> Result<Option<Answer<M>>, NetlinkError> {
+    let malformed = |error: netlink_packet_core::DecodeError| NetlinkError::Malformed(error.to_string());
+    let buffer = NetlinkBuffer::new_checked(message).map_err(malformed)?;
+    let header = NetlinkHeader::parse(&buffer).map_err(malformed)?;
+    if header.sequence_number != sequence {
+        return Ok(None);
+    }
+    let payload = match NetlinkMessage::<M>::deserialize(message) {
+        Ok(message) => message.payload,
+        Err(error) => return Ok(Some(Answer::Object(Err(malformed(error)), header.flags))),
+    };
+    match payload {
+        NetlinkPayload::Error(error) if error.code.is_some() => Err(refusal(&error, header.flags)),
+        NetlinkPayload::Done(done) if done.code < 0 => {
+            Err(NetlinkError::Refused { source: io::Error::from_raw_os_error(-done.code), explanation: String::new() })
+        }
+        NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => Ok(Some(Answer::End)),
+        NetlinkPayload::InnerMessage(object) => Ok(Some(Answer::Object(Ok(object), header.flags))),
+        _ => Ok(None),
+    }
+}
+
+/// A refusal and its explanation, which follows the copied request header (extended
+/// acknowledgement, `Documentation/userspace-api/netlink/intro.rst`).
+fn refusal(error: &ErrorMessage, flags: u16) -> NetlinkError {
+    let attributes = if flags & NLM_F_ACK_TLVS == 0 { None } else { error.header.get(HEADER..) };
+    let message = NlasIterator::new(attributes.unwrap_or_default())
+        .filter_map(Result::ok)
+        .find(|attribute| attribute.kind() == ATTR_MSG)
+        .map(|attribute| String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned());
+    NetlinkError::Refused { source: error.to_io(), explanation: message.unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::RouteNetlinkMessage;
+
+    use super::*;
+
+    #[test]
+    fn noise_in_a_datagram_never_panics_and_ends() {
+        let mut state = 1_u32;
+        for length in 0..600 {
+            let noise: Vec<u8> = (0..length)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    state.to_be_bytes()[0] % 24
+                })
+                .collect();
+            let _ = messages::<RouteNetlinkMessage>(&noise, 0).take(1000).count();
+        }
+    }
+}

@@ -1,0 +1,112 @@
+use std::io;
+use std::ops::{BitOrAssign, RangeInclusive};
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::netfilter::{HEADER, NFTABLES, attribute, text};
+
+/// Room for what the kernel packs into one datagram.
+const BUFFER: usize = 64 << 10;
+
+/// The most that one call of [`RulesetMonitor::drain`] reads: a flood must not keep its reader from its work.
+const DRAUGHT: usize = 4096;
+
+/// `NFNLGRP_NFTABLES` (`include/uapi/linux/netfilter/nfnetlink.h`).
+const GROUP: u32 = 7;
+
+/// `NFT_MSG_NEWTABLE` to `NFT_MSG_DELCHAIN` (`nf_tables.h`), with `GET` between.
+const TABLES_AND_CHAINS: RangeInclusive<u16> = 0..=5;
+/// `NFT_MSG_NEWGEN`: the end of each transaction, of which nothing else is known.
+const GENERATION: u16 = 15;
+
+/// The attribute that names the table, which is the first of every kind of object but a generation
+/// (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE` and so on).
+const TABLE: u16 = 1;
+
+/// The length of `struct nlmsghdr`.
+const MESSAGE: usize = 16;
+
+/// Notifications of nftables: a rule set has changed.
+#[derive(Debug)]
+pub struct RulesetMonitor {
+    socket: Socket,
+    buffer: Vec<u8>,
+    table: &'static str,
+}
+
+/// What [`RulesetMonitor::drain`] found. Like the other notifications it says that something has changed, never
+/// what: a look at it follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RulesetNews {
+    /// Tables or chains of any name.
+    pub chains: bool,
+    /// Anything in the watched table.
+    pub table: bool,
+}
+
+impl RulesetNews {
+    /// Anything may have changed.
+    pub const ALL: Self = Self { chains: true, table: true };
+
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+impl BitOrAssign for RulesetNews {
+    fn bitor_assign(&mut self, other: Self) {
+        self.chains |= other.chains;
+        self.table |= other.table;
+    }
+}
+
+impl RulesetMonitor {
+    /// Listens in the network namespace of the calling thread, and watches the tables called `table`. The
+    /// descriptor becomes readable on news.
+    pub fn open(table: &'static str) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.set_non_blocking(true)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        socket.add_membership(GROUP)?;
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER), table })
+    }
+
+    /// Reads what is waiting; in a flood, or where some was lost, it is as if everything had changed. Never blocks.
+    pub fn drain(&mut self) -> io::Result<RulesetNews> {
+        let mut news = RulesetNews::default();
+        for _ in 0..DRAUGHT {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => read(&self.buffer, self.table, &mut news),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(news),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => news = RulesetNews::ALL,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(RulesetNews::ALL)
+    }
+}
+
+/// Adds what the messages of a datagram tell to `news`.
+fn read(datagram: &[u8], table: &str, news: &mut RulesetNews) {
+    let mut rest = datagram;
+    while let [a, b, c, d, e, f, ..] = *rest {
+        let length = u32::from_ne_bytes([a, b, c, d]) as usize;
+        let kind = u16::from_ne_bytes([e, f]);
+        let Some(attributes) = rest.get(MESSAGE + HEADER..length) else { return };
+        if kind >> 8 == NFTABLES && kind & 0xff != GENERATION {
+            news.chains |= TABLES_AND_CHAINS.contains(&(kind & 0xff));
+            news.table |= attribute(attributes, TABLE).is_some_and(|name| text(&name) == table);
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+}
+
+impl AsRawFd for RulesetMonitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
