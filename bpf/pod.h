@@ -130,9 +130,13 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	verdict = untranslated(in, packet, end, cfg);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	/* dropped, not left to the kernel: that would reorder the flow */
+	/* A pod that sends more than its worker can take loses the rest: the
+	 * kernel path would reorder the flow. But if the worker takes nothing
+	 * at the moment, that is not the pod's fault.
+	 */
 	if (!take_credit(pod, cfg->quota))
-		return VERDICT_QUOTA;
+		return is_prompt(beat, now_ns, cfg->stale_ns) ? VERDICT_QUOTA :
+								VERDICT_LATE;
 	call_worker(beat, now_ns);
 	return VERDICT_CLAIMED;
 }

@@ -52,6 +52,15 @@ static __always_inline struct heartbeat *fresh_worker(__u32 worker,
 	return beat && is_fresh(beat, now_ns, cfg->stale_ns) ? beat : NULL;
 }
 
+/* Whether a fresh worker has shown itself just now: one that merely has a lot to
+ * do has, one that hangs or waits for its core has not.
+ */
+static __always_inline bool is_prompt(const struct heartbeat *beat,
+				      __u64 now_ns, __u64 limit_ns)
+{
+	return is_fresh(beat, now_ns, limit_ns / 8);
+}
+
 /* To be called only when a frame for the worker follows, which wakes it. */
 static __always_inline void call_worker(struct heartbeat *beat, __u64 now_ns)
 {

@@ -39,6 +39,7 @@ table! {
         TooBig => "too_big", "does not fit the MTU, or a worker's frame";
         UnknownDestination => "unknown_destination", "no pod that the data plane can reach";
         Stale => "stale", "the worker's heartbeat is stale";
+        Late => "late", "the pod has as many frames on their way as it may, and the worker has not shown itself for a while";
         NoSocket => "no_socket", "no AF_XDP socket on the receive queue, or none of the pod's worker: no worker runs";
         Nated => "nated", "of a flow that the node translates (NAT), or that would be taken for one";
         NatUnknown => "nat_unknown", "may be of a translated flow: ICMP, or conntrack cannot be asked";

@@ -232,6 +232,23 @@ fn leaves_remote_pods_to_the_kernel_once_the_workers_socket_is_closed() {
 }
 
 #[test]
+fn leaves_a_pod_that_is_at_its_quota_to_the_kernel_while_the_worker_takes_nothing() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    rig.steer.set_config(&SteerConfig { quota: 1, ..config(V4) }).unwrap();
+    let frame = from_a(REMOTE_POD[V4], 10);
+    rig.heartbeat.beat(now_ns() - STALE_NS / 4);
+    assert_eq!(rig.pod(&frame), Verdict::Claimed, "there is room");
+    assert_eq!(rig.pod(&frame), Verdict::Late);
+    rig.heartbeat.beat(now_ns());
+    assert_eq!(rig.pod(&frame), Verdict::Quota, "it is at work");
+    rig.heartbeat.sleep();
+    assert_eq!(rig.pod(&frame), Verdict::Quota, "it has not been called");
+}
+
+#[test]
 fn refuses_a_pod_that_is_at_its_quota_and_no_other() {
     if !is_root() {
         return;
