@@ -26,7 +26,7 @@ impl Fault {
     }
 }
 
-pub const FAULTS: [Fault; 9] = [
+pub const FAULTS: [Fault; 10] = [
     Fault {
         name: "none",
         what: "nothing, to compare with",
@@ -88,6 +88,17 @@ pub const FAULTS: [Fault; 9] = [
         kernel_too: true,
         provoke: |cluster| {
             cluster.a.stop();
+            cluster.a.launch();
+        },
+    },
+    Fault {
+        name: "uninstall",
+        what: "`podwire uninstall --keep-kernel`, and half a second later a new daemon",
+        bound_ms: None,
+        kernel_too: false,
+        provoke: |cluster| {
+            cluster.a.uninstall_data_plane();
+            thread::sleep(LENGTH);
             cluster.a.launch();
         },
     },

@@ -22,7 +22,7 @@ const MESSAGE: [u8; 64] = *b"a message of sixty-four bytes, which goes to and fr
 pub struct Connections {
     running: Arc<AtomicBool>,
     clients: Vec<JoinHandle<io::Result<Duration>>>,
-    servers: Vec<JoinHandle<()>>,
+    servers: Vec<JoinHandle<io::Result<()>>>,
 }
 
 /// How connections fared.
@@ -70,7 +70,11 @@ impl Connections {
                 }
             }
         }
-        self.servers.into_iter().for_each(|server| server.join().expect("a server"));
+        for server in self.servers {
+            if let Err(error) = server.join().expect("a server") {
+                fared.errors.push(format!("server: {error}"));
+            }
+        }
         fared
     }
 }
@@ -97,12 +101,16 @@ fn talk(mut stream: TcpStream, running: &AtomicBool) -> io::Result<Duration> {
 }
 
 /// Sends back what comes, until the other end closes.
-fn echo(mut stream: TcpStream) {
+fn echo(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(2 * PATIENCE))?;
     let mut buffer = [0; 4096];
-    let _set = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(2 * PATIENCE)));
-    while let Ok(len @ 1..) = stream.read(&mut buffer) {
-        if stream.write_all(&buffer[..len]).is_err() {
-            return;
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(len) => stream.write_all(&buffer[..len])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }
