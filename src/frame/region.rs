@@ -31,7 +31,8 @@ unsafe impl Sync for Region {}
 impl Region {
     /// Maps memory for `chunks` chunks and returns it with a pool of all their frames.
     ///
-    /// Hugepages are used when enough of them are free, ordinary pages otherwise.
+    /// Hugepages are used when enough of them are free, ordinary pages otherwise, which the kernel may join to
+    /// transparent ones: packets of one burst lie in as many pages as there are packets, more than a TLB holds.
     pub fn map(chunks: u32) -> Result<(Self, Pool), RegionError> {
         let too_large = RegionError::TooLarge { chunks };
         let Some(bytes) = (chunks as usize).checked_mul(CHUNK_SIZE).filter(|&bytes| bytes > 0) else {
@@ -113,11 +114,20 @@ impl Region {
 }
 
 fn map_anonymous(bytes: usize, flags: libc::c_int) -> io::Result<NonNull<u8>> {
-    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of ours.
     let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping just made. Advice that is not taken changes nothing.
+    unsafe { libc::madvise(base, bytes, libc::MADV_HUGEPAGE) };
+    // SAFETY: the mapping just made, which nobody uses yet.
+    if unsafe { libc::madvise(base, bytes, libc::MADV_POPULATE_WRITE) } != 0 {
+        let error = io::Error::last_os_error();
+        // SAFETY: as above.
+        unsafe { libc::munmap(base, bytes) };
+        return Err(error);
     }
     NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
 }
