@@ -7,9 +7,11 @@ mod checksum;
 mod gro;
 mod segment;
 mod tcp;
+mod train;
 mod virtio;
 
 pub use checksum::{complete, copy_plain};
 pub use gro::{Delivery, Gro, MAX_FRAMES, Segment};
 pub use segment::Segmenter;
+pub use train::Train;
 pub use virtio::{Checksum, GsoType, OffloadError, VirtioNetHdr};

@@ -1,3 +1,4 @@
+use std::io;
 use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -38,6 +39,7 @@ pub struct Sender {
     /// Those of all messages, in order.
     frames: Vec<Frame>,
     headers: Box<Headers>,
+    calls: u64,
     fd: OwnedFd,
 }
 
@@ -68,7 +70,17 @@ impl Sender {
         // SAFETY: all-zero bytes are valid integers and null pointers.
         let headers = Box::new(unsafe { mem::zeroed::<Headers>() });
         let (messages, frames) = (Vec::with_capacity(BATCH), Vec::with_capacity(FRAMES));
-        Ok(Self { messages, frames, headers, fd })
+        Ok(Self { messages, frames, headers, calls: 0, fd })
+    }
+
+    /// System calls made.
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// How many frames wait to be sent.
+    pub fn queued(&self) -> usize {
+        self.frames.len()
     }
 
     /// Adds a packet for the device `to`, takes its frames, and returns its length in bytes; `None`, and nothing taken,
@@ -84,23 +96,24 @@ impl Sender {
     }
 
     /// Sends the batch and puts its frames into the pool: the kernel has copied them by then. `done` hears of each
-    /// packet's frames and bytes, and whether the kernel took it.
-    pub fn flush(&mut self, pool: &mut Pool, mut done: impl FnMut(usize, u64, bool)) {
+    /// packet's frames and bytes, and whether the kernel took it, or its error number.
+    pub fn flush(&mut self, pool: &mut Pool, mut done: impl FnMut(usize, u64, Result<(), i32>)) {
         let total = self.messages.len();
         self.fill_headers();
-        // One bit a message: the headers point into `self.messages` and the frames, which therefore stay as they are
-        // until the last call is over.
-        let mut refused = 0u64;
+        // The headers point into `self.messages` and the frames, which therefore stay as they are until the last call
+        // is over.
+        let mut outcomes = [Ok(()); BATCH];
         let mut next = 0;
         while next < total {
-            next += self.send(next, total);
-            if next < total {
-                refused |= 1 << next;
+            let (taken, error) = self.send(next, total);
+            next += taken;
+            if let Some(outcome) = outcomes.get_mut(next).filter(|_| next < total) {
+                *outcome = Err(error);
                 next += 1;
             }
         }
-        for (index, message) in self.messages.drain(..).enumerate() {
-            done(message.frames, message.bytes, refused & 1 << index == 0);
+        for (message, outcome) in self.messages.drain(..).zip(outcomes) {
+            done(message.frames, message.bytes, outcome);
         }
         for frame in self.frames.drain(..) {
             pool.put(frame);
@@ -129,14 +142,24 @@ impl Sender {
         }
     }
 
-    /// Sends messages `first..total`; returns how many the kernel took: it stops at the first that it refuses.
-    fn send(&mut self, first: usize, total: usize) -> usize {
-        let Some(batch) = self.headers.messages.get_mut(first..total) else { return 0 };
-        let (fd, len) = (self.fd.as_raw_fd(), u32::try_from(batch.len()).unwrap_or(0));
-        // SAFETY: every header of the batch was filled for this flush and points into `self.headers`,
-        // `self.messages` and the frames, which all stay in place during the call (invariant 4).
-        let taken = unsafe { libc::sendmmsg(fd, batch.as_mut_ptr(), len, libc::MSG_DONTWAIT) };
-        usize::try_from(taken).unwrap_or(0)
+    /// Sends messages `first..total`. Returns how many the kernel took, and why it refused the next, if it did: a call
+    /// that takes some says nothing of the first that it does not.
+    fn send(&mut self, first: usize, total: usize) -> (usize, i32) {
+        let mut next = first;
+        loop {
+            let Some(batch) = self.headers.messages.get_mut(next..total).filter(|batch| !batch.is_empty()) else {
+                return (next - first, 0);
+            };
+            let (fd, len) = (self.fd.as_raw_fd(), u32::try_from(batch.len()).unwrap_or(0));
+            self.calls += 1;
+            // SAFETY: every header of the batch was filled for this flush and points into `self.headers`,
+            // `self.messages` and the frames, which all stay in place during the call (invariant 4).
+            let taken = unsafe { libc::sendmmsg(fd, batch.as_mut_ptr(), len, libc::MSG_DONTWAIT) };
+            match usize::try_from(taken) {
+                Ok(taken) if taken > 0 => next += taken,
+                _ => return (next - first, io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+            }
+        }
     }
 }
 

@@ -118,7 +118,7 @@ impl PodPort for Hub {
 
     fn flush(&mut self, pool: &mut Pool, tally: &mut Tally) {
         self.sender.flush(pool, |frames, bytes, taken| {
-            if taken {
+            if taken.is_ok() {
                 count_sent(tally, frames, bytes);
             } else {
                 tally.drop_all(DropReason::PodRefused, frames);

@@ -6,6 +6,7 @@
 
 mod hub;
 pub mod memory;
+mod outlet;
 mod uplink;
 
 use crate::counters::{Count, Tally};
@@ -14,6 +15,7 @@ use crate::offload::Delivery;
 
 pub use crate::packet::Slot;
 pub use hub::{Hub, Share};
+pub use outlet::Outlet;
 pub use uplink::Uplink;
 
 /// The underlay: whole Ethernet frames, in packet memory in both directions.

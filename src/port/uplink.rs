@@ -2,7 +2,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::WirePort;
+use super::{Outlet, WirePort};
 use crate::counters::{Count, DropReason, Tally, Traffic};
 use crate::frame::{Frame, Pool};
 use crate::xsk::Socket;
@@ -15,6 +15,8 @@ pub struct Uplink {
     queues: Vec<Queue>,
     /// Where the next burst begins to receive.
     first: usize,
+    /// What frames leave by instead, where AF_XDP would copy them.
+    outlet: Option<Outlet>,
 }
 
 #[derive(Debug)]
@@ -25,8 +27,9 @@ struct Queue {
 
 impl Uplink {
     /// A port of these sockets, the first of which can send; each counts on its page.
-    pub fn new(sockets: Vec<(Socket, Arc<Traffic>)>) -> Self {
-        Self { queues: sockets.into_iter().map(|(socket, traffic)| Queue { socket, traffic }).collect(), first: 0 }
+    pub fn new(sockets: Vec<(Socket, Arc<Traffic>)>, outlet: Option<Outlet>) -> Self {
+        let queues = sockets.into_iter().map(|(socket, traffic)| Queue { socket, traffic }).collect();
+        Self { queues, first: 0, outlet }
     }
 
     fn sockets(&self) -> impl Iterator<Item = &Socket> {
@@ -45,7 +48,7 @@ impl Uplink {
 
     /// Whether a socket lost its device and the data plane must be built again.
     pub fn is_dead(&self) -> bool {
-        self.sockets().any(Socket::is_dead)
+        self.sockets().any(Socket::is_dead) || self.outlet.as_ref().is_some_and(Outlet::is_dead)
     }
 
     /// The chunks that the kernel holds: (to receive into, to send).
@@ -93,7 +96,10 @@ impl WirePort for Uplink {
     fn send(&mut self, frame: Frame) -> Result<(), Frame> {
         let Some(Queue { socket, traffic }) = self.queues.first_mut() else { return Err(frame) };
         let bytes = frame.len() as u64;
-        socket.send(frame)?;
+        match &mut self.outlet {
+            Some(outlet) => outlet.send(frame)?,
+            None => socket.send(frame)?,
+        }
         traffic.count_tx(1, bytes);
         Ok(())
     }
@@ -108,8 +114,14 @@ impl WirePort for Uplink {
             bogus += socket.bogus();
             refused += socket.refused();
         }
+        if let Some(outlet) = &mut self.outlet {
+            outlet.flush(pool, tally);
+            wakeups += outlet.calls();
+        }
         tally.set(Count::Wakeups, wakeups);
         tally.set(Count::KernelBogus, bogus);
-        tally.set_drops(DropReason::UplinkRefused, refused);
+        if self.outlet.is_none() {
+            tally.set_drops(DropReason::UplinkRefused, refused);
+        }
     }
 }

@@ -9,7 +9,7 @@ use crate::counters::Traffic;
 use crate::frame::{Pool, Region};
 use crate::ids::{PodId, QueueId, WorkerId};
 use crate::packet::{Fanout, Ring, Sender};
-use crate::port::{Hub, Share, Uplink};
+use crate::port::{Hub, Outlet, Share, Uplink};
 use crate::steer::XdpMode;
 use crate::worker::{Inbox, Sleep};
 use crate::xsk::{Binding, Options, Socket};
@@ -43,6 +43,15 @@ impl Ports {
         let pods: Arc<[Traffic]> = (0..=PodId::MAX).map(|_| Traffic::default()).collect();
         let hub = open_hub(common, worker, Arc::clone(&pods))?;
         let sockets = open_sockets(common, region, pool, worker)?;
+        let outlet = match open_outlet(common, &sockets) {
+            Ok(outlet) => outlet,
+            Err(error) => {
+                for (_, socket) in sockets {
+                    pool.absorb(socket.close());
+                }
+                return Err(error);
+            }
+        };
         let (queues, sockets) = sockets
             .into_iter()
             .map(|(id, socket)| {
@@ -51,7 +60,7 @@ impl Ports {
                 (queue, (socket, traffic))
             })
             .unzip();
-        let uplink = Uplink::new(sockets);
+        let uplink = Uplink::new(sockets, outlet);
         let wakers: Vec<BorrowedFd<'_>> = uplink.fds().chain([hub.fd(), inbox.fd()]).collect();
         match Sleep::new(wakers) {
             Ok(sleep) => Ok(Self { uplink, hub, inbox, sleep, queues, pods }),
@@ -71,6 +80,14 @@ fn open_hub(common: Common<'_>, worker: WorkerId, pods: Arc<[Traffic]>) -> Resul
     let ring = Ring::open(settings.hub, settings.hub_slots, (workers > 1).then_some(fanout))?;
     let share = Share { worker: worker.0, workers };
     Ok(Hub::new(ring, Sender::open()?, steer.credits(), share, Arc::clone(highest_pod), pods))
+}
+
+/// The way out through the kernel's stack, where AF_XDP would copy.
+fn open_outlet(common: Common<'_>, sockets: &[(QueueId, Socket)]) -> Result<Option<Outlet>, DataplaneError> {
+    if sockets.iter().all(|(_, socket)| socket.zero_copy()) {
+        return Ok(None);
+    }
+    Ok(Some(Outlet::new(common.settings.uplink, Sender::open()?)))
 }
 
 /// Opens the sockets of the queues that are dealt to a worker: every `workers`th, beginning with one that can send.
