@@ -89,6 +89,7 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
         tracing::error!("{error}");
         node.notice(error.to_string());
     }
+    node.remove_orphans();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Server::bind(&dir.socket())?;

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use super::api;
 use super::ipam::{self, AddressError};
+use super::kernel::delete_link;
+use super::netlink::Link;
 use super::node::Node;
 use super::store::StoreError;
 use super::wiring::{self, WiringError};
@@ -73,6 +75,30 @@ impl Node {
         self.faults.remove(&pod.id);
         tracing::info!(pod = pod.name, addresses = ?pod.addresses, "detached");
         Ok(true)
+    }
+
+    /// Looks for host ends of no pod that is remembered. An attach that was cut short has left them, and they are
+    /// removed, unless pods may have been forgotten: then they are only told of.
+    pub fn remove_orphans(&mut self) {
+        let ends = match self.kernel.host_ends() {
+            Ok(ends) => ends,
+            Err(error) => return tracing::warn!(%error, "cannot look for devices that pods have left"),
+        };
+        let is_orphan = |end: &Link| !self.store.pods().iter().any(|pod| pod.host_ifname == end.name);
+        for Link { index, name, .. } in ends.into_iter().filter(is_orphan).collect::<Vec<_>>() {
+            if !self.store.is_complete() {
+                let text = format!(
+                    "{name} is of a pod that is not remembered; attach the pod anew, or remove the device: ip link del {name}"
+                );
+                tracing::error!("{text}");
+                self.notice(text);
+                continue;
+            }
+            match delete_link(&mut self.kernel.netlink, index) {
+                Ok(()) => tracing::warn!(device = name, "removed what an attach that was cut short has left"),
+                Err(error) => tracing::warn!(device = name, %error, "cannot remove what an attach has left"),
+            }
+        }
     }
 
     /// Checks a request against this node and completes it.

@@ -40,6 +40,7 @@ pub struct Store {
     path: PathBuf,
     boot_id: String,
     pods: Vec<Pod>,
+    is_complete: bool,
 }
 
 impl Store {
@@ -48,12 +49,13 @@ impl Store {
     pub fn open(path: &Path) -> Result<(Self, Option<StoreError>), StoreError> {
         let unreadable = |error| StoreError::Read(path.to_owned(), error);
         let boot_id = durable::boot_id().map_err(unreadable)?;
-        let mut store = Self { path: path.to_owned(), boot_id, pods: Vec::new() };
+        let mut store = Self { path: path.to_owned(), boot_id, pods: Vec::new(), is_complete: false };
         let Some(text) = durable::read(path).map_err(unreadable)? else { return Ok((store, None)) };
         match understand(&text) {
             Ok(contents) => {
                 if contents.boot_id == store.boot_id {
                     store.pods = contents.pods;
+                    store.is_complete = true;
                 }
                 Ok((store, None))
             }
@@ -68,6 +70,11 @@ impl Store {
     /// The attached pods, ordered by id.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
+    }
+
+    /// Whether no pod can be missing: the file was there when the store was opened, whole and of this boot.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
     }
 
     /// Remembers a pod. When this fails nothing has changed, in memory or on disk.
@@ -134,6 +141,7 @@ mod tests {
             store.insert(pod(id, name)).unwrap();
         }
         store.remove("b").unwrap();
+        assert!(!store.is_complete() && open(&path).is_complete());
         assert_eq!(open(&path).pods(), [pod(1, "a"), pod(3, "c")]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside the file");
     }
@@ -145,7 +153,7 @@ mod tests {
         open(&path).insert(pod(1, "a")).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace(open(&path).boot_id.as_str(), "another boot")).unwrap();
-        assert!(open(&path).pods().is_empty());
+        assert!(open(&path).pods().is_empty() && !open(&path).is_complete());
     }
 
     #[test]

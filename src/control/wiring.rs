@@ -133,9 +133,8 @@ impl Kernel {
 
     /// The host ends of all pods, whether anything remembers them or not.
     pub(super) fn host_ends(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let numbered = |name: &str| name.strip_prefix(HOST_END).and_then(|id| id.parse().ok()).and_then(PodId::new);
         let mut links = self.netlink.links()?;
-        links.retain(|link| is_ours(link) && numbered(&link.name).is_some());
+        links.retain(|link| is_ours(link) && is_host_end(&link.name));
         Ok(links)
     }
 
@@ -213,7 +212,7 @@ impl Pod {
             name: request.name.clone(),
             netns: request.netns.clone(),
             ifname: request.ifname.clone(),
-            host_ifname: format!("{HOST_END}{}", request.id),
+            host_ifname: host_end(request.id),
             host_ifindex: IfIndex(0),
             mac: pod_mac(&request.addresses),
             host_mac: GATEWAY_MAC,
@@ -238,6 +237,10 @@ impl Pod {
     pub(super) fn broken(&self, what: String) -> WiringError {
         WiringError::Broken { pod: self.name.clone(), what }
     }
+}
+
+fn host_end(id: PodId) -> String {
+    format!("{HOST_END}{id}")
 }
 
 /// What a host-side device of ours needs for packets of the families of `addresses`, before it is set up: no addresses
@@ -271,6 +274,12 @@ pub(super) fn enterable(pod: &str, path: &Path) -> Result<Netns, WiringError> {
         return Err(WiringError::HostNetns { pod: pod.to_owned(), path: path.to_owned() });
     }
     Ok(netns)
+}
+
+/// Whether a device of this name can be a pod's host end.
+fn is_host_end(name: &str) -> bool {
+    let id = name.strip_prefix(HOST_END).and_then(|id| id.parse().ok()).and_then(PodId::new);
+    id.is_some_and(|id| name == host_end(id))
 }
 
 /// Whether `link` is a host end that attach made.

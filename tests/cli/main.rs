@@ -456,8 +456,33 @@ fn a_torn_store_is_kept_aside_and_shown_and_pods_can_be_attached_anew() {
     let status = node.json(&["status"]);
     assert!(status["problems"].to_string().contains("pods.json"), "{status}");
     assert!(node.runtime_dir().join("pods.json.torn").exists());
+    assert!(status["problems"].to_string().contains("pw1 is of a pod that is not remembered"), "{status}");
+    assert!(node.inside("ip link").contains("pw1@"));
     let pod = node.attach("new");
     assert!(texts(&pod["addresses"], None).iter().all(|address| node.can_ping(address)), "{}", node.log());
+}
+
+#[test]
+fn what_an_attach_that_was_cut_short_has_left_is_removed_at_start_and_nothing_else() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.attach("web");
+    node.stop("KILL");
+    let like_ours = |name: &str| format!("ip link add {name} address 0a:58:a9:fe:01:01 type veth peer name x{name}");
+    for name in ["pw7", "pwx", "pw", "pw0", "pw+7", "pw99999", "pod7"] {
+        node.inside(&like_ours(name));
+    }
+    node.inside("ip link add pw8 type veth peer name pw8x; ip link add pw9 address 0a:58:a9:fe:01:01 type bridge");
+    node.run();
+    let left = node.inside("ip -br link");
+    assert!(!left.contains("pw7@"), "{left}");
+    for name in ["pw1@", "pwx@", "pw@", "pw0@", "pw+7@", "pw99999@", "pod7@", "pw8@", "pw9"] {
+        assert!(left.contains(name), "{name} in {left}");
+    }
+    assert!(node.log().contains("removed what an attach that was cut short has left device=\"pw7\""), "{}", node.log());
+    assert!(node.can_ping("10.244.1.1"));
 }
 
 #[test]
