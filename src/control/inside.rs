@@ -6,6 +6,8 @@
 //! the MAC, the MTU, the gateways' neighbours, a default route where there is none, and that the device is up.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -17,6 +19,11 @@ use super::sysctl;
 use super::wiring::{GATEWAY_V4, GATEWAY_V6, Pod, WiringError, enterable};
 use crate::ids::IfIndex;
 use crate::wire::Mac;
+
+/// How long a new address may take to work, which is a matter of a millisecond on an idle machine,
+const LOCAL_WAIT: Duration = Duration::from_secs(2);
+/// and how often to look.
+const LOCAL_POLL: Duration = Duration::from_micros(200);
 
 /// What [`Pod::mend`] did in a pod.
 #[derive(Debug, Default)]
@@ -87,12 +94,33 @@ fn mend(pod: &Pod, mtu: Option<u32>) -> Result<Mended, WiringError> {
         mended.note(pod, netlink.set_link(link.index, settings).map(|()| Some(change)).map_err(pod.request(what)));
     }
     // Setting it up has brought some objects back and taken none.
-    for change in missing(&mut netlink, pod, link.index)? {
+    let missing = missing(&mut netlink, pod, link.index)?;
+    let has_news = !missing.is_empty();
+    for change in missing {
         let what = format!("{change} inside");
         let result = apply(&mut netlink, change.action, &change.object);
         mended.note(pod, result.map(|()| Some(Change::Object(change))).map_err(pod.request(what)));
     }
+    if has_news && let Err(error) = wait_until_local(&mut netlink, pod) {
+        mended.failures.push(error);
+    }
     Ok(mended)
+}
+
+/// Waits until the pod takes packets to its addresses. The kernel makes the local route of an IPv6 address on a work
+/// queue, after it has acknowledged the address (`addrconf_dad_start` in `net/ipv6/addrconf.c`).
+fn wait_until_local(netlink: &mut Netlink, pod: &Pod) -> Result<(), WiringError> {
+    let start = Instant::now();
+    for address in &pod.addresses {
+        let what = || format!("look up {address} inside");
+        while !netlink.is_local(*address).map_err(|error| pod.request(what())(error))? {
+            if start.elapsed() > LOCAL_WAIT {
+                return Err(pod.broken(format!("it does not take packets to {address}")));
+            }
+            thread::sleep(LOCAL_POLL);
+        }
+    }
+    Ok(())
 }
 
 /// Runs in the pod's namespace.

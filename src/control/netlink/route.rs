@@ -88,14 +88,22 @@ impl Netlink {
 
     /// How a packet to `destination` would leave; `None` when there is no way.
     pub fn lookup(&mut self, destination: IpAddr) -> Result<Option<Lookup>, NetlinkError> {
+        let found = self.route_to(destination)?.filter(|route| route.header.kind == RouteType::Unicast);
+        Ok(found.and_then(|route| Some(Lookup { device: device(&route)?, gateway: gateway(&route) })))
+    }
+
+    /// Whether the node takes a packet to `destination` for its own.
+    pub fn is_local(&mut self, destination: IpAddr) -> Result<bool, NetlinkError> {
+        Ok(self.route_to(destination)?.is_some_and(|route| route.header.kind == RouteType::Local))
+    }
+
+    fn route_to(&mut self, destination: IpAddr) -> Result<Option<RouteMessage>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination.is_ipv6());
         message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
         message.attributes.push(RouteAttribute::Destination(destination.into()));
         match self.query(RouteNetlinkMessage::GetRoute(message)) {
-            Ok(Some(RouteNetlinkMessage::NewRoute(route))) if route.header.kind == RouteType::Unicast => {
-                Ok(device(&route).map(|device| Lookup { device, gateway: gateway(&route) }))
-            }
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(Some(route)),
             Ok(_) | Err(NetlinkError::Refused { .. }) => Ok(None),
             Err(error) => Err(error),
         }
