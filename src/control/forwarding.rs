@@ -30,7 +30,7 @@ impl Kernel {
         if config.dataplane.mode != Mode::Kernel {
             // Conntrack sees a flow only while it takes the kernel path. The sequence numbers that it sees then leap,
             // and what it finds invalid kube-proxy drops (Documentation/networking/nf_conntrack-sysctl.rst).
-            done.ensure_sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1");
+            self.ensure_node_sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1", done);
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::netlink::{BaseChain, Netfilter};
 use super::nft::{self, NftError};
-use crate::config::Config;
+use crate::config::{Config, Peer};
 
 /// The bit that kube-proxy and others set in a packet's mark to have it masqueraded.
 const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -54,7 +54,7 @@ impl Masquerade {
             self.asked = wanted;
             self.listed = None;
         }
-        let result = if self.asked.is_empty() { remove().map(drop) } else { self.put() };
+        let result = if self.asked.is_empty() { take_away() } else { self.put() };
         if let Err(error) = &result
             && self.problem.as_ref().is_none_or(|known| known.to_string() != error.to_string())
         {
@@ -89,8 +89,14 @@ pub fn remove() -> Result<bool, NftError> {
         return Ok(false);
     }
     nft::delete()?;
-    tracing::info!("the masquerading rules were removed");
     Ok(true)
+}
+
+fn take_away() -> Result<(), NftError> {
+    if remove()? {
+        tracing::info!("the masquerading rules were removed");
+    }
+    Ok(())
 }
 
 /// Whether a chain is of our table.
@@ -106,7 +112,7 @@ fn rules(config: &Config) -> Vec<Value> {
         .flatten()
         .copied()
         .collect();
-    let nodes = config.peers.iter().map(|peer| IpNet::from(peer.underlay));
+    let nodes = config.peers.iter().flat_map(Peer::node_addresses).map(IpNet::from);
     let multicast = MULTICAST.iter().filter_map(|range| range.parse().ok());
     let kept: Vec<IpNet> = pods.iter().copied().chain(nodes).chain(multicast).collect();
     let sets = [("pods4", false, &pods), ("kept4", false, &kept), ("pods6", true, &pods), ("kept6", true, &kept)];

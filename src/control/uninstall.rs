@@ -19,6 +19,7 @@ use super::client::{self, ClientError};
 use super::dataplane;
 use super::hub;
 use super::kernel::{Kernel, KernelError, apply, delete_link, request};
+use super::masquerade;
 use super::netlink::{Link, LinkKind, MAIN_TABLE};
 use super::netns::Netns;
 use super::originals::Originals;
@@ -167,6 +168,7 @@ impl Uninstaller {
     fn remove(mut self, extent: Extent, dir: Option<RuntimeDir>) -> Uninstalled {
         self.remove_data_plane();
         if extent != Extent::DataPlane {
+            self.remove_masquerade();
             self.remove_routes();
             self.remove_devices();
             self.release_neighbours();
@@ -186,6 +188,12 @@ impl Uninstaller {
         let removed = self.kernel.remove_hub();
         if self.ok(removed) == Some(true) {
             self.note(&Change::DeleteDevice { name: hub::NEAR.to_owned() });
+        }
+    }
+
+    fn remove_masquerade(&mut self) {
+        if self.ok(masquerade::remove()) == Some(true) {
+            self.note(&"delete the masquerading rules");
         }
     }
 

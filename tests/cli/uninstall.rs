@@ -52,7 +52,8 @@ fn busy_node() -> (Node, BTreeSet<String>) {
     node.inside("ping -c1 -W1 192.168.1.3; ip neigh flush all");
     node.wait_for("the link to settle", |node| !node.inside("ip -6 address").contains("tentative"));
     let before = state(&node);
-    node.configure(&CONFIG.replace("mode = \"kernel\"", ADAPTIVE));
+    let config = CONFIG.replace("mode = \"kernel\"", ADAPTIVE).replace("[dataplane]", "masquerade = true\n[dataplane]");
+    node.configure(&config);
     node.run();
     node.attach("web");
     node.wait_for("the data plane", |node| node.json(&["status"])["dataplane"]["state"] == "running");
@@ -71,6 +72,7 @@ fn nothing_is_left_where_a_daemon_ran_and_a_second_run_finds_nothing() {
     for line in [
         "stopped the daemon",
         "delete route 10.244.2.0/24 via 10.244.2.0 dev podwire.1",
+        "delete the masquerading rules",
         "delete rule from 10.244.1.0/24 lookup 240",
         "detach the programs and delete their pins",
         "delete device pwhub0",
