@@ -1,5 +1,6 @@
 //! What a packet costs between the rings: encapsulation and decapsulation of 64-byte packets over memory ports, in
-//! bursts of several sizes; and what moving it through the memory ports alone costs, which is in those figures.
+//! bursts of several sizes; cutting a super-packet of 64 KiB and merging its segments again; and what moving a packet
+//! through the memory ports alone costs, which is in those figures.
 
 #[path = "../tests/pipeline/world.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
@@ -13,7 +14,9 @@ use podwire::pipeline::decap::Arrival;
 use podwire::pipeline::{BURST, Node};
 use podwire::wire::Vni;
 
-use world::{MemoryWorker, PORT, Underlay, encapsulated, from_pod, udp_v4, vtep_mac, worker};
+use world::{
+    MemoryWorker, PORT, Underlay, encapsulated, from_pod, sent, tcp_v4, udp_v4, vtep_mac, with_request, worker,
+};
 
 /// A UDP packet that makes a frame of 64 bytes, check sequence included.
 fn small() -> Vec<u8> {
@@ -57,6 +60,39 @@ fn decap(c: &mut Criterion) {
     }
 }
 
+/// A super-packet of 44 segments, and those segments on the wire.
+fn bulk(c: &mut Criterion) {
+    let frame = tcp_v4(&vec![7; 44 * 1400]);
+    let mut sender = worker(1, Underlay::V4);
+    let [low, high] = 1400u16.to_le_bytes();
+    with_request(&mut sender, &frame, [1, 1, 54, 0, low, high, 34, 0, 16, 0]);
+    sender.poll_once();
+    let segments = sent(&mut sender);
+    let mut group = c.benchmark_group("bulk TCP, a segment");
+    group.throughput(Throughput::Elements(segments.len() as u64));
+    sender.wire.sent = None;
+    group.bench_function("cut", |b| {
+        b.iter(|| {
+            sender.pods.rewind();
+            sender.poll_once()
+        });
+    });
+    let mut receiver = worker(2, Underlay::V4);
+    receiver.pods.delivered = None;
+    group
+        .bench_function("merge", |b| b.iter_custom(|rounds| (0..rounds).map(|_| pass(&mut receiver, &segments)).sum()));
+}
+
+/// The time that a pass over these frames takes, but for putting them on the wire.
+fn pass(receiver: &mut MemoryWorker, frames: &[Vec<u8>]) -> Duration {
+    for frame in frames {
+        assert!(receiver.wire.offer(frame, &mut receiver.pool));
+    }
+    let start = Instant::now();
+    receiver.poll_once();
+    start.elapsed()
+}
+
 /// The time that [`ROUND`] frames take, but for putting them on the wire.
 fn decap_round(receiver: &mut MemoryWorker, frame: &[u8]) -> Duration {
     for _ in 0..ROUND {
@@ -77,5 +113,5 @@ fn stages(c: &mut Criterion) {
     group.bench_function("a pass that finds nothing", |b| b.iter(|| idle.poll_once()));
 }
 
-criterion_group!(benches, encap, decap, stages);
+criterion_group!(benches, encap, decap, bulk, stages);
 criterion_main!(benches);
