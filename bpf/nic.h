@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Which frames from the wire are for a worker: whole VXLAN frames to our VTEP
- * (RFC 7348 section 5) around a plain IP packet for a pod of this node.
+ * (RFC 7348 section 5) around a plain IP packet for a pod of this node, from
+ * where the workers take the pod's answers to.
  */
 #ifndef PODWIRE_NIC_H
 #define PODWIRE_NIC_H
@@ -87,8 +88,12 @@ static __always_inline enum verdict inner_frame(void *at, void *end,
 		return verdict;
 	if (inner->bytes > cfg->pod_mtu)
 		return VERDICT_TOO_BIG;
-	return local_by_dst(inner) ? VERDICT_CLAIMED :
-				     VERDICT_UNKNOWN_DESTINATION;
+	if (!local_by_dst(inner))
+		return VERDICT_UNKNOWN_DESTINATION;
+	/* The answers would take the kernel path, whose conntrack then has to
+	 * see the questions too.
+	 */
+	return remote_by_src(inner) ? VERDICT_CLAIMED : VERDICT_UNKNOWN_SOURCE;
 }
 
 /* @outer: checked by outer_ip(). */

@@ -161,4 +161,31 @@ static __always_inline struct local_pod *local_by_src(const struct packet *packe
 	return bpf_map_lookup_elem(&local4, &packet->ip4->saddr);
 }
 
+static __always_inline struct remote *remote_of(const void *addr, bool is6)
+{
+	struct lpm_key4 key4 = { .prefix_len = 32 };
+	struct lpm_key6 key6 = { .prefix_len = 128 };
+
+	if (is6) {
+		__builtin_memcpy(key6.addr, addr, sizeof(key6.addr));
+		return bpf_map_lookup_elem(&remote6, &key6);
+	}
+	__builtin_memcpy(&key4.addr, addr, sizeof(key4.addr));
+	return bpf_map_lookup_elem(&remote4, &key4);
+}
+
+static __always_inline struct remote *remote_by_dst(const struct packet *packet)
+{
+	if (packet->is6)
+		return remote_of(&packet->ip6->daddr, true);
+	return remote_of(&packet->ip4->daddr, false);
+}
+
+static __always_inline struct remote *remote_by_src(const struct packet *packet)
+{
+	if (packet->is6)
+		return remote_of(&packet->ip6->saddr, true);
+	return remote_of(&packet->ip4->saddr, false);
+}
+
 #endif

@@ -91,19 +91,6 @@ static __always_inline enum verdict fits(struct __sk_buff *skb, void *end,
 	return VERDICT_CLAIMED;
 }
 
-static __always_inline struct remote *remote_by_dst(const struct packet *packet)
-{
-	struct lpm_key4 key4 = { .prefix_len = 32 };
-	struct lpm_key6 key6 = { .prefix_len = 128 };
-
-	if (!packet->is6) {
-		key4.addr = packet->ip4->daddr;
-		return bpf_map_lookup_elem(&remote4, &key4);
-	}
-	__builtin_memcpy(key6.addr, &packet->ip6->daddr, sizeof(key6.addr));
-	return bpf_map_lookup_elem(&remote6, &key6);
-}
-
 static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 						  void *end,
 						  const struct packet *packet,

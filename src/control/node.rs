@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use super::api::{Reply, Request};
 use super::dataplane::largest_inner;
 use super::journal::Journal;
@@ -24,9 +26,10 @@ use super::underlay::{Hop, NoHop};
 use super::uninstall::remove_programs;
 use super::view::{PodView, RemoteView, Settings, View};
 use super::wiring::Pod;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Peer};
 use crate::fib::LocalPod;
 use crate::ids::{IfIndex, PodId};
+use crate::steer::NatCheck;
 
 /// The state of one node.
 pub struct Node {
@@ -368,10 +371,10 @@ impl Node {
         let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id);
         let pods = self.store.pods().iter().filter(wired).map(pod_view).collect();
         let Some(vtep) = &self.observed.vtep else { return View { pods, nat: self.nat.check(), ..View::default() } };
-        let remote = |peer: &crate::config::Peer| match self.observed.hops.get(&peer.name) {
+        let remote = |peer: &Peer| match self.observed.hops.get(&peer.name) {
             Some(Ok(hop)) => Some(RemoteView {
                 name: peer.name.clone(),
-                prefixes: peer.prefixes().collect(),
+                prefixes: peer.prefixes().filter(|prefix| self.exception(peer, prefix).is_none()).collect(),
                 underlay: peer.underlay,
                 vtep_mac: peer.vtep_mac,
                 dst_mac: hop.dst_mac,
@@ -380,6 +383,14 @@ impl Node {
             _ => None,
         };
         View { pods, remotes: self.config.peers.iter().filter_map(remote).collect(), nat: self.nat.check() }
+    }
+
+    /// Why the workers do not carry what pods send to `prefix`, one of the peer's, even when they reach the peer. A
+    /// node's address may be a service's too (a load balancer's, or an external one): then the kernel's conntrack has
+    /// to see a flow's first packet to translate it.
+    pub(super) fn exception(&self, peer: &Peer, prefix: &IpNet) -> Option<&'static str> {
+        let may_be_translated = !peer.pod_cidrs.contains(prefix) && self.nat.check() != NatCheck::None;
+        may_be_translated.then_some("the node's kernel may translate it")
     }
 }
 

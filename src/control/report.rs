@@ -109,7 +109,10 @@ impl Node {
     }
 
     fn route(&self, peer: &config::Peer, prefix: IpNet) -> Route {
-        let (path, reason) = self.path(&peer.name);
+        let (path, reason) = match (self.path(&peer.name), self.exception(peer, &prefix)) {
+            ((Path::Fast, _), Some(why)) => (Path::Kernel, Some(why.to_owned())),
+            (path, _) => path,
+        };
         let hop = self.observed.hops.get(&peer.name).and_then(|hop| hop.as_ref().ok());
         let next_hop = hop.map(|hop| hop.dst_mac.to_string());
         Route { prefix, peer: peer.name.clone(), underlay: peer.underlay, next_hop, path, reason }

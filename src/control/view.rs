@@ -74,7 +74,7 @@ pub struct PodView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteView {
     pub name: String,
-    /// The pod ranges that it owns, and its own addresses.
+    /// The pod ranges that it owns, and those of its own addresses that are not for this node's kernel.
     pub prefixes: Vec<IpNet>,
     /// The outer destination address.
     pub underlay: IpAddr,

@@ -38,6 +38,7 @@ table! {
         Ttl => "ttl", "the time to live or hop limit would reach zero";
         TooBig => "too_big", "does not fit the MTU, or a worker's frame";
         UnknownDestination => "unknown_destination", "no pod that the data plane can reach";
+        UnknownSource => "unknown_source", "from where the data plane takes no answers to";
         Stale => "stale", "the worker's heartbeat is stale";
         Late => "late", "the pod has as many frames on their way as it may, and the worker has not shown itself for a while";
         NoSocket => "no_socket", "no AF_XDP socket on the receive queue, or none of the pod's worker: no worker runs";

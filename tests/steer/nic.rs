@@ -68,6 +68,8 @@ fn inner_rows(family: usize) -> Vec<Row> {
         ("version", patched(frame(), ETHERNET, &[0x25]), Verdict::Malformed),
         ("longer than the frame", frame()[..frame().len() - 1].to_vec(), Verdict::Malformed),
         ("unknown pod", udp(macs, [REMOTE_POD[family], NO_POD[family]], [1, 2], &[]), Verdict::UnknownDestination),
+        ("from outside of the ranges", udp(macs, [PEER[family], POD_A[family]], [1, 2], &[]), Verdict::UnknownSource),
+        ("from a pod of this node", udp(macs, [POD_B[family], POD_A[family]], [1, 2], &[]), Verdict::UnknownSource),
     ]
 }
 
@@ -251,6 +253,10 @@ fn follows_its_maps_and_its_configuration() {
     assert_eq!(rig.nic(&frame), Verdict::UnknownDestination);
     rig.steer.add_local(POD_A[V4], &pod(1, IfIndex(5), POD_A_MAC)).unwrap();
     assert_eq!(rig.nic(&frame), Verdict::Claimed);
+    let range = || REMOTE_RANGE[V4].parse().unwrap();
+    rig.steer.remove_remote(range()).unwrap();
+    assert_eq!(rig.nic(&frame), Verdict::UnknownSource);
+    rig.steer.add_remote(range(), MTU).unwrap();
     rig.steer.set_config(&SteerConfig { port: 4789, ..config(V4) }).unwrap();
     assert_eq!(rig.nic(&frame), Verdict::NotVxlan);
     let port = ETHERNET + ip_header(V4) + 2;
