@@ -65,6 +65,8 @@ pub struct ConfigFile {
 pub struct Observed {
     pub vtep: Option<Vtep>,
     pub hub: Option<IfIndex>,
+    /// This node's own addresses.
+    pub addresses: BTreeSet<IpAddr>,
     /// The way to each peer, by the peer's name.
     pub hops: BTreeMap<String, Result<Hop, NoHop>>,
     /// Pods that the data plane cannot serve: their devices are not there, or are about to go.
@@ -211,6 +213,11 @@ impl Node {
                 Err(error) => observed.problems.push(error.to_string()),
             }
         }
+        match self.kernel.netlink.own_addresses() {
+            Ok(own) => observed.addresses = own,
+            Err(error) => observed.problems.push(format!("cannot list the node's addresses: {error}")),
+        }
+        observed.problems.extend(taken_addresses(&self.config, &observed.addresses));
         match self.hub(&mut changes) {
             Ok(hub) => observed.hub = hub,
             Err(error) => observed.problems.push(error.to_string()),
@@ -389,9 +396,25 @@ impl Node {
     /// node's address may be a service's too (a load balancer's, or an external one): then the kernel's conntrack has
     /// to see a flow's first packet to translate it.
     pub(super) fn exception(&self, peer: &Peer, prefix: &IpNet) -> Option<&'static str> {
-        let may_be_translated = !peer.pod_cidrs.contains(prefix) && self.nat.check() != NatCheck::None;
-        may_be_translated.then_some("the node's kernel may translate it")
+        if peer.pod_cidrs.contains(prefix) {
+            return None;
+        }
+        if self.observed.addresses.contains(&prefix.addr()) {
+            return Some("it is an address of this node");
+        }
+        (self.nat.check() != NatCheck::None).then_some("the node's kernel may translate it")
     }
+}
+
+/// What is wrong with `config` on a node that has the addresses `own`.
+fn taken_addresses(config: &Config, own: &BTreeSet<IpAddr>) -> Vec<String> {
+    let listed = config.peers.iter().flat_map(|peer| peer.addresses.iter().map(move |address| (peer, address)));
+    let taken = listed.filter(|(_, address)| own.contains(address));
+    taken
+        .map(|(peer, address)| {
+            format!("{address} is an address of this node, and in the addresses of peer {}", peer.name)
+        })
+        .collect()
 }
 
 /// Whether the client that asks the daemon to leave stands where the daemon's work is.

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -23,7 +24,18 @@ impl Netlink {
         message.header.index = device.map_or(0, |index| index.0);
         let objects = self.dump(&RouteNetlinkMessage::GetAddress(message))?;
         let wanted = |address: &Address| device.is_none_or(|index| address.index == index);
-        Ok(objects.into_iter().filter_map(read).filter(wanted).collect())
+        Ok(objects
+            .into_iter()
+            .filter_map(read)
+            .filter_map(|(address, settled)| settled.then_some(address))
+            .filter(wanted)
+            .collect())
+    }
+
+    /// All addresses of the namespace, of whatever scope and state: what is sent to them stays here.
+    pub fn own_addresses(&mut self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+        let objects = self.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        Ok(objects.into_iter().filter_map(read).map(|(address, _)| address.address.addr()).collect())
     }
 
     /// Gives a device an address, in use at once (no duplicate address detection).
@@ -50,7 +62,8 @@ fn message(address: &Address) -> AddressMessage {
     message
 }
 
-fn read(object: RouteNetlinkMessage) -> Option<Address> {
+/// An address, and whether it can be a source for others.
+fn read(object: RouteNetlinkMessage) -> Option<(Address, bool)> {
     let RouteNetlinkMessage::NewAddress(message) = object else { return None };
     let unsettled =
         AddressFlags::Tentative | AddressFlags::Deprecated | AddressFlags::Secondary | AddressFlags::Dadfailed;
@@ -66,9 +79,7 @@ fn read(object: RouteNetlinkMessage) -> Option<Address> {
     }
     // An IPv4 secondary is an address like any other; an IPv6 one is temporary (RFC 8981).
     let unsettled = if address.is_some_and(|ip| ip.is_ipv6()) { unsettled } else { AddressFlags::empty() };
-    if message.header.scope != AddressScope::Universe || flags.intersects(unsettled) {
-        return None;
-    }
+    let is_settled = message.header.scope == AddressScope::Universe && !flags.intersects(unsettled);
     let address = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-    Some(Address { index: IfIndex(message.header.index), address })
+    Some((Address { index: IfIndex(message.header.index), address }, is_settled))
 }
