@@ -1,5 +1,6 @@
 //! Links, which hold programs on devices, pinned so that they outlive this process; a link never replaces a program
-//! that another one holds there. What a pinned link runs is exchanged in one step.
+//! that another one holds there. What a pinned link runs is exchanged in one step. When the kernel does not answer what
+//! a pin is, that is an error: what may be at work is not removed.
 //!
 //! Invariants, cited by the SAFETY comments:
 //! 1. The calls of libbpf read their arguments during the call only, as many bytes of the options as their `sz` says.
@@ -18,10 +19,11 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
-use libbpf_rs::{Link, libbpf_sys};
+use libbpf_rs::{ErrorKind, Link, libbpf_sys};
 
 use super::SteerError;
 use super::maps::os_error;
+use super::xdp::XdpMode;
 use crate::ids::IfIndex;
 
 /// Where a link attaches.
@@ -47,7 +49,7 @@ impl PinnedLink {
         Ok(Self { link: Link::open(pin).map_err(|e| os_error(&e))?, pin: pin.to_owned() })
     }
 
-    /// The link that is pinned at `pin`. Anything else there is removed.
+    /// What is pinned at `pin`, as a link; if it is no link, it has no [`PinnedLink::place`] and can be removed.
     pub(super) fn open(pin: &Path) -> io::Result<Option<Self>> {
         // asked first, because libbpf warns of each that is missing
         if !pin.try_exists()? {
@@ -55,14 +57,15 @@ impl PinnedLink {
         }
         match Link::open(pin) {
             Ok(link) => Ok(Some(Self { link, pin: pin.to_owned() })),
-            Err(_) => remove_pin(pin).map(|()| None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(os_error(&error)),
         }
     }
 
     /// Attaches `program` to a device: by the link that is pinned at `pin` if it is on that device, else by a new one.
     pub(super) fn attach(pin: &Path, program: BorrowedFd<'_>, ifindex: IfIndex, hook: Hook) -> io::Result<Self> {
         if let Some(link) = Self::open(pin)? {
-            if link.is_on(ifindex) && link.run(program).is_ok() {
+            if link.place()?.is_some_and(|(on, _)| on == ifindex) && link.run(program)? {
                 return Ok(link);
             }
             link.remove()?;
@@ -70,28 +73,32 @@ impl PinnedLink {
         Self::create(pin, program, ifindex, hook)
     }
 
-    /// Exchanges the program; an error when the link is detached or holds a program of another type.
-    pub(super) fn run(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+    /// Exchanges the program; false when the link is detached or holds a program of another type, and so must be made
+    /// anew.
+    pub(super) fn run(&self, program: BorrowedFd<'_>) -> io::Result<bool> {
         let (link, program) = (self.link.as_fd().as_raw_fd(), program.as_raw_fd());
         // SAFETY: invariant 1.
         match unsafe { libbpf_sys::bpf_link_update(link, program, ptr::null()) } {
-            0 => Ok(()),
+            0 => Ok(true),
+            error if matches!(-error, libc::EINVAL | libc::ENOLINK | libc::ENODEV) => Ok(false),
             error => Err(io::Error::from_raw_os_error(-error)),
         }
     }
 
-    /// Whether it is attached to the device. It is not once somebody has detached it, or the device has gone.
+    /// Whether it is attached to the device, as far as the kernel says. It is not once somebody has detached it, or the
+    /// device has gone.
     pub(super) fn is_on(&self, ifindex: IfIndex) -> bool {
-        self.place().is_some_and(|(on, _)| on == ifindex)
+        matches!(self.place(), Ok(Some((on, _))) if on == ifindex)
     }
 
-    /// The device that it is attached to, and the id of its program.
-    pub(super) fn place(&self) -> Option<(IfIndex, u32)> {
-        let LinkInfo { info, prog_id, .. } = self.link.info().ok()?;
-        match info {
-            LinkTypeInfo::Xdp(xdp) => Some((IfIndex(xdp.ifindex), prog_id)),
-            LinkTypeInfo::Tcx(tcx) => Some((IfIndex(tcx.ifindex), prog_id)),
-            _ => None,
+    /// The device that it is attached to, and the id of its program; `None` if it is no link to a device.
+    pub(super) fn place(&self) -> io::Result<Option<(IfIndex, u32)>> {
+        match self.link.info() {
+            Ok(LinkInfo { info: LinkTypeInfo::Xdp(xdp), prog_id, .. }) => Ok(Some((IfIndex(xdp.ifindex), prog_id))),
+            Ok(LinkInfo { info: LinkTypeInfo::Tcx(tcx), prog_id, .. }) => Ok(Some((IfIndex(tcx.ifindex), prog_id))),
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Ok(None),
+            Err(error) => Err(os_error(&error)),
         }
     }
 
@@ -121,6 +128,21 @@ pub(super) fn pin_object(object: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
     // SAFETY: invariant 1.
     match unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) } {
         0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
+/// The id of the XDP program that runs on a device in one mode, 0 for none.
+pub(super) fn xdp_program(ifindex: IfIndex, mode: XdpMode) -> io::Result<u32> {
+    let ifindex = libc::c_int::try_from(ifindex.0).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
+    let flags = match mode {
+        XdpMode::Native => libbpf_sys::XDP_FLAGS_DRV_MODE,
+        XdpMode::Generic => libbpf_sys::XDP_FLAGS_SKB_MODE,
+    };
+    let mut program = 0;
+    // SAFETY: invariant 1; the id is written during the call.
+    match unsafe { libbpf_sys::bpf_xdp_query_id(ifindex, flags.cast_signed(), &raw mut program) } {
+        0 => Ok(program),
         error => Err(io::Error::from_raw_os_error(-error)),
     }
 }

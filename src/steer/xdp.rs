@@ -1,12 +1,11 @@
 //! XDP on the uplink, by a pinned link.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use libbpf_rs::{Xdp, XdpFlags};
-
 use super::SteerError;
-use super::link::{Hook, PinnedLink};
+use super::link::{Hook, PinnedLink, xdp_program};
 use crate::ids::IfIndex;
 
 const PROGRAM: &str = "nic_steer";
@@ -82,23 +81,24 @@ fn take_over(
     ifindex: IfIndex,
     choice: XdpChoice,
 ) -> Result<Option<(PinnedLink, XdpMode)>, SteerError> {
-    let failed = |source| SteerError::Pins { act: "take over", path: pin.to_owned(), source };
-    let Some(link) = PinnedLink::open(pin).map_err(failed)? else { return Ok(None) };
-    match mode_of(&link, program, ifindex) {
-        Some(mode) if choice.takes(mode) && link.run(program).is_ok() => Ok(Some((link, mode))),
-        _ => link.remove().map(|()| None).map_err(failed),
-    }
+    let taken = || {
+        let Some(link) = PinnedLink::open(pin)? else { return Ok(None) };
+        match mode_of(&link, ifindex)? {
+            Some(mode) if choice.takes(mode) && link.run(program)? => Ok(Some((link, mode))),
+            _ => link.remove().map(|()| None),
+        }
+    };
+    taken().map_err(|source| SteerError::Pins { act: "take over", path: pin.to_owned(), source })
 }
 
 /// How a link is attached to the device, if it is.
-fn mode_of(link: &PinnedLink, any: BorrowedFd<'_>, ifindex: IfIndex) -> Option<XdpMode> {
-    let (on, program) = link.place()?;
-    let runs = |flags| query(any, ifindex, flags) == Some(program);
-    match on == ifindex {
-        true if runs(XdpFlags::DRV_MODE) => Some(XdpMode::Native),
-        true if runs(XdpFlags::SKB_MODE) => Some(XdpMode::Generic),
+fn mode_of(link: &PinnedLink, ifindex: IfIndex) -> io::Result<Option<XdpMode>> {
+    let Some((on, program)) = link.place()? else { return Ok(None) };
+    Ok(match on == ifindex {
+        true if xdp_program(ifindex, XdpMode::Native)? == program => Some(XdpMode::Native),
+        true if xdp_program(ifindex, XdpMode::Generic)? == program => Some(XdpMode::Generic),
         _ => None,
-    }
+    })
 }
 
 fn create(
@@ -115,19 +115,14 @@ fn create(
         Ok(link) => Ok((link, mode)),
         // a program in the same mode, or in the other one (net/core/dev.c, dev_xdp_attach)
         Err(source) if matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
-            Err(SteerError::UplinkTaken { ifindex, program: foreign(program, ifindex) })
+            Err(SteerError::UplinkTaken { ifindex, program: foreign(ifindex) })
         }
         Err(source) => Err(SteerError::Attach { program: PROGRAM, ifindex, mode: name, source }),
     }
 }
 
 /// The id of the XDP program that runs on a device, or 0 if that cannot be told.
-fn foreign(any: BorrowedFd<'_>, ifindex: IfIndex) -> u32 {
-    let id = |flags| query(any, ifindex, flags);
-    [XdpFlags::DRV_MODE, XdpFlags::SKB_MODE].into_iter().filter_map(id).find(|&id| id != 0).unwrap_or(0)
-}
-
-/// The id of the program that runs in one mode, 0 for none. `any` program is a handle for asking.
-fn query(any: BorrowedFd<'_>, ifindex: IfIndex, flags: XdpFlags) -> Option<u32> {
-    Xdp::new(any).query_id(i32::try_from(ifindex.0).ok()?, flags).ok()
+fn foreign(ifindex: IfIndex) -> u32 {
+    let id = |mode| xdp_program(ifindex, mode).ok();
+    [XdpMode::Native, XdpMode::Generic].into_iter().filter_map(id).find(|&id| id != 0).unwrap_or(0)
 }

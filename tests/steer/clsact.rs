@@ -1,6 +1,5 @@
 //! The filter that takes the place of a tcx link: what it replaces, what it leaves, and when it is chosen.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use libbpf_rs::{Object, ObjectBuilder, Program, TC_INGRESS, TcHook, TcHookBuilder};
@@ -9,9 +8,12 @@ use podwire::steer::{self, Steer, SteerError, TcChoice};
 
 use crate::lab::Lab;
 use crate::packets::V4;
-use crate::rig::{config, is_root};
+use crate::rig::{config, is_root, refuse};
 
 const OURS: u32 = 240;
+
+/// `BPF_LINK_CREATE` (include/uapi/linux/bpf.h).
+const LINK_CREATE: u32 = 28;
 
 /// A namespace with a device that pods' frames may come to, and programs of another process.
 struct Scene {
@@ -134,30 +136,7 @@ fn is_chosen_by_itself_only_where_the_kernel_has_no_tcx() {
 fn attach_without_links(scene: &mut Scene, errno: i32) -> Result<(), SteerError> {
     let Scene { lab, device, steer, .. } = scene;
     lab.within(|| {
-        refuse_links(errno).unwrap();
+        refuse(LINK_CREATE, errno);
         steer.attach_pod(*device)
     })
-}
-
-/// Makes every `BPF_LINK_CREATE` of the calling thread fail with `errno`, for the rest of its life.
-fn refuse_links(errno: i32) -> io::Result<()> {
-    const LOAD: u16 = 0x20;
-    const IF_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    const NUMBER: u32 = 0;
-    const FIRST_ARGUMENT: u32 = 16;
-    const LINK_CREATE: u32 = 28;
-    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
-    let mut steps = [
-        step(LOAD, 0, NUMBER),
-        step(IF_EQUAL, 3, u32::try_from(libc::SYS_bpf).unwrap()),
-        step(LOAD, 0, FIRST_ARGUMENT),
-        step(IF_EQUAL, 1, LINK_CREATE),
-        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno.cast_unsigned()),
-        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: 6, filter: steps.as_mut_ptr() };
-    // SAFETY: `program` describes `steps`; both outlive the call, which reads them only.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -219,3 +219,25 @@ pub fn run(fd: BorrowedFd<'_>, program: Program, frame: &[u8], gso_size: u32) ->
     out.truncate(usize::try_from(options.data_size_out).unwrap());
     Ok(Ran { code: options.retval.cast_signed(), frame: out })
 }
+
+/// Makes every call of bpf(2) with `command` fail with `errno` in the calling thread, for the rest of its life.
+pub fn refuse(command: u32, errno: i32) {
+    const LOAD: u16 = 0x20;
+    const IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const NUMBER: u32 = 0;
+    const FIRST_ARGUMENT: u32 = 16;
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    let mut steps = [
+        step(LOAD, 0, NUMBER),
+        step(IF_EQUAL, 3, u32::try_from(libc::SYS_bpf).unwrap()),
+        step(LOAD, 0, FIRST_ARGUMENT),
+        step(IF_EQUAL, 1, command),
+        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno.cast_unsigned()),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 6, filter: steps.as_mut_ptr() };
+    // SAFETY: `program` describes `steps`; both outlive the call, which reads them only.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}

@@ -9,7 +9,7 @@ use podwire::steer::{self, Pins, Program, Steer, SteerError, TcChoice, XdpChoice
 
 use crate::lab::Lab;
 use crate::packets::*;
-use crate::rig::{MTU, Scratch, config, is_root, pod, run};
+use crate::rig::{MTU, Scratch, config, is_root, pod, refuse, run};
 
 /// A namespace with an uplink, a hub and the host end of a pod's veth pair.
 struct Scene {
@@ -192,6 +192,33 @@ fn a_pin_with_another_devices_link_or_no_link_at_all_is_replaced() {
     let [pod, hub, _] = scene.links();
     assert_eq!(pod.program, program_id(&next, Program::Pod));
     assert_ne!(hub.link, pod.link);
+}
+
+#[test]
+fn what_the_kernel_does_not_tell_about_stays_attached() {
+    /// Commands of bpf(2) (include/uapi/linux/bpf.h).
+    const OBJ_GET: u32 = 7;
+    const OBJ_GET_INFO_BY_FD: u32 = 15;
+    const LINK_UPDATE: u32 = 29;
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut first = scene.lab.load(&config(V4));
+    scene.attach_all(&mut first);
+    let before = scene.links();
+    let [uplink, hub, pod] = ["uplink", "pwhub0", "pw1"].map(|name| scene.lab.ifindex(name));
+    let mut next = scene.lab.load(&config(V4));
+    for command in [OBJ_GET, OBJ_GET_INFO_BY_FD, LINK_UPDATE] {
+        let refused = scene.lab.within(|| {
+            refuse(command, libc::EMFILE);
+            [next.attach_uplink(uplink, XdpChoice::Auto).map(drop), next.attach_hub(hub), next.attach_pod(pod)]
+        });
+        assert!(refused.iter().all(Result::is_err), "{command}: {refused:?}");
+        assert_eq!(scene.links(), before, "{command}");
+    }
+    scene.attach_all(&mut next);
+    assert_eq!(scene.links().map(|held| held.link), before.map(|held| held.link));
 }
 
 #[test]
