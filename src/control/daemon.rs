@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -78,6 +79,7 @@ pub enum DaemonError {
 pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), DaemonError> {
     let path = std::path::absolute(config)?;
     let config = ConfigFile::open(&path)?;
+    raise_descriptor_limit();
     let _namespace = Namespace::claim()?;
     let dir = RuntimeDir::claim(runtime_dir)?;
     dir.dedicate()?;
@@ -98,6 +100,15 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
         Daemon::new(node).run(events).await;
         Ok(())
     })
+}
+
+/// Takes as many descriptors as may be had: each pod needs one of its own, and the soft limit is low by custom, for
+/// programs that use `select`.
+fn raise_descriptor_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open descriptors stays as it is");
+    }
 }
 
 /// Where events come from.
