@@ -1,5 +1,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libc::{
     SOL_XDP, XDP_MMAP_OFFSETS, XDP_OPTIONS, XDP_OPTIONS_ZEROCOPY, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_RX_RING,
@@ -45,7 +47,9 @@ pub enum Error {
     Register(io::Error),
     #[error("cannot set up the AF_XDP rings: {0}")]
     Rings(io::Error),
-    #[error("queue {queue} of device {ifindex} is taken by another AF_XDP socket; is another podwire running?")]
+    #[error(
+        "queue {queue} of device {ifindex} stays taken by another AF_XDP socket; is another podwire running, or does a worker that was left behind hang?"
+    )]
     Taken { ifindex: IfIndex, queue: u32 },
     #[error(
         "the driver of device {ifindex} has no zero-copy AF_XDP on queue {queue}: {source}; set `dataplane.zero_copy` to \"auto\" or \"off\""
@@ -80,6 +84,11 @@ const AF_XDP: u16 = libc::AF_XDP as u16;
 
 /// `sendto` calls of one flush at most: a copy-mode socket sends a bounded number of frames a call.
 const MAX_KICKS: usize = 16;
+
+/// How long a queue may stay taken after its last socket was closed,
+const RELEASE_LIMIT: Duration = Duration::from_millis(200);
+/// and how often to try.
+const RELEASE_POLL: Duration = Duration::from_millis(2);
 
 /// Bytes of socket buffer that sent frames may occupy: the default lets only about 90 be in flight.
 const SEND_BUFFER: libc::c_int = 64 << 20;
@@ -158,7 +167,7 @@ impl Socket {
             sxdp_queue_id: queue,
             sxdp_shared_umem_fd: 0,
         };
-        sys::bind(self.fd.as_fd(), &address).map_err(|source| match source.raw_os_error() {
+        bind_when_free(self.fd.as_fd(), &address).map_err(|source| match source.raw_os_error() {
             Some(libc::EBUSY) => Error::Taken { ifindex, queue },
             Some(libc::EOPNOTSUPP) if options.binding == Binding::ZeroCopy => {
                 Error::NoZeroCopy { ifindex, queue, source }
@@ -308,13 +317,29 @@ impl Socket {
         }
     }
 
-    /// Closes the socket and returns every chunk that the kernel held.
+    /// Closes the socket and returns every chunk that the kernel held, for the region to be unmapped: a zero-copy
+    /// driver lets go of its chunks only when the kernel releases the queue, a moment later
+    /// (`xp_release_deferred` in net/xdp/xsk_buff_pool.c), and until then what it writes there is nobody's.
     pub fn close(self) -> Pool {
         let Self { ledger, fd, _mappings, .. } = self;
         drop(fd);
-        // SAFETY: the socket is closed. The kernel has unhooked it from the device before `close`
-        // returned, so no chunk is received into or sent from any more.
+        // SAFETY: the socket is closed. The kernel has unhooked it before `close` returned: copies neither go to
+        // its chunks nor come from them any more. It holds the pages until the driver has let go of them.
         unsafe { ledger.recover() }
+    }
+}
+
+/// Binds a socket, and waits while the queue is taken: it stays so until the kernel has released the pool of the socket
+/// that was closed last, on a work queue after a grace period (`xp_put_pool` in net/xdp/xsk_buff_pool.c).
+fn bind_when_free(fd: BorrowedFd<'_>, address: &libc::sockaddr_xdp) -> io::Result<()> {
+    let end = Instant::now() + RELEASE_LIMIT;
+    loop {
+        match sys::bind(fd, address) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
+                thread::sleep(RELEASE_POLL);
+            }
+            bound => return bound,
+        }
     }
 }
 

@@ -12,5 +12,6 @@ mod noise;
 mod order;
 mod packets;
 mod pod;
+mod queue;
 mod rig;
 mod takeover;
