@@ -136,11 +136,11 @@ impl Dataplane {
             workers.publish(view);
         }
         self.view.clone_from(view);
-        self.configure(settings)?;
+        let configured = self.configure(settings);
         let extended = self.steered.extend(&mut self.steer, view);
         let others = if self.taken_over { Ok(()) } else { self.steer.detach_other_pods() };
         self.taken_over |= others.is_ok();
-        Ok(withdrawn.and(extended).and(others)?)
+        Ok(withdrawn.and(configured).and(extended).and(others)?)
     }
 
     fn try_start(&mut self, settings: &Settings, view: &View) -> Result<(), DataplaneError> {

@@ -31,8 +31,8 @@ impl Steered {
         result
     }
 
-    /// Steers what is new or changed: a pod's addresses are known before its frames are judged by them. Goes on after an
-    /// error and returns the first.
+    /// Steers what is new or changed: all of a pod's addresses are known before its frames are judged by them. Goes on
+    /// after an error and returns the first.
     pub fn extend(&mut self, steer: &mut Steer, view: &View) -> Result<(), SteerError> {
         let mut result = Ok(());
         for (address, pod) in addresses(&view.pods) {
@@ -40,7 +40,9 @@ impl Steered {
                 self.locals.insert(address, pod);
             }
         }
-        for device in devices(&view.pods) {
+        let known = known(&view.pods, &self.locals);
+        self.devices.retain(|device| known.contains(device) || !note(&mut result, steer.detach_pod(*device)));
+        for device in known {
             if !self.devices.contains(&device) && note(&mut result, steer.attach_pod(device)) {
                 self.devices.insert(device);
             }
@@ -72,6 +74,38 @@ fn devices(pods: &[PodView]) -> BTreeSet<IfIndex> {
     pods.iter().map(|pod| pod.pod.ifindex).collect()
 }
 
+/// The devices of the pods whose addresses the programs know, each one: frames from another would be taken for forged.
+fn known(pods: &[PodView], locals: &BTreeMap<IpAddr, LocalPod>) -> BTreeSet<IfIndex> {
+    let is_known = |pod: &&PodView| pod.addresses.iter().all(|address| locals.get(address) == Some(&pod.pod));
+    pods.iter().filter(is_known).map(|pod| pod.pod.ifindex).collect()
+}
+
 fn prefixes(remotes: &[RemoteView]) -> BTreeMap<IpNet, u16> {
     remotes.iter().flat_map(|remote| remote.prefixes.iter().map(|prefix| (*prefix, remote.mtu))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::PodId;
+    use crate::wire::Mac;
+
+    #[test]
+    fn a_pod_is_judged_only_when_all_its_addresses_are_known_as_its_own() {
+        let pod = |id: u16, addresses: [&str; 2]| PodView {
+            pod: LocalPod {
+                id: PodId::new(id).unwrap(),
+                ifindex: IfIndex(id.into()),
+                mac: Mac([2; 6]),
+                gateway_mac: Mac([4; 6]),
+            },
+            addresses: addresses.map(|address| address.parse().unwrap()).to_vec(),
+        };
+        let pods = [pod(1, ["10.0.0.1", "fd00::1"]), pod(2, ["10.0.0.2", "fd00::2"]), pod(3, ["10.0.0.3", "fd00::3"])];
+        let mut locals = addresses(&pods);
+        assert_eq!(known(&pods, &locals), [1, 2, 3].map(IfIndex).into());
+        locals.remove(&"fd00::2".parse::<IpAddr>().unwrap());
+        locals.insert("10.0.0.3".parse().unwrap(), pods[0].pod);
+        assert_eq!(known(&pods, &locals), [IfIndex(1)].into());
+    }
 }
