@@ -37,8 +37,9 @@ const RUNS: u64 = 1 << 16;
 const FROM_A: [Mac; 2] = [POD_A_MAC, GATEWAY_MAC];
 const TO_A: [Mac; 2] = [PEER_MAC, VTEP_MAC];
 
-/// Remote ports of flows that conntrack holds, translated and not, and one of none.
-const TRANSLATED: u16 = 20_000;
+/// Remote ports: of translated flows to the remote pod and from it, of one that is tracked only, and of none.
+const ASKED: u16 = 20_000;
+const ASKS: u16 = 40_000;
 const TRACKED: u16 = 50_000;
 const UNKNOWN: u16 = 60_000;
 const POD_PORT: u16 = 80;
@@ -60,28 +61,28 @@ fn main() {
     });
 }
 
-/// Gives conntrack [`FLOWS`] of each protocol to a service that pod A is behind, and one more that is not translated.
+/// Gives conntrack [`FLOWS`] of each protocol: half by which pod A asks services, half by which it is asked as one, and
+/// one more that is not translated.
 fn fill(lab: &Lab, family: usize) {
     let (a, remote) = (POD_A[family], REMOTE_POD[family]);
     let service = ["10.96.0.1", "fd00:96::1"][family];
-    let kinds = ["udp", "tcp --state ESTABLISHED -u SEEN_REPLY,ASSURED"];
-    let flows = kinds.iter().flat_map(|kind| {
-        let translated = (0..FLOWS).map(move |n| {
-            let port = TRANSLATED + n;
-            format!("-s {remote} -d {service} --sport {port} --dport {POD_PORT} --dst-nat {a} -p {kind}")
+    let kinds = [("udp", ""), ("tcp", "--state ESTABLISHED -u SEEN_REPLY,ASSURED")];
+    let flows = kinds.iter().flat_map(|(protocol, state)| {
+        let translated = (0..FLOWS / 2).flat_map(move |n| {
+            let (asked, asks) = (ASKED + n, ASKS + n);
+            [
+                format!(
+                    "-p {protocol} -s {a} -d {service} --sport {POD_PORT} --dport {asked} --dst-nat {remote} {state}"
+                ),
+                format!(
+                    "-p {protocol} -s {remote} -d {service} --sport {asks} --dport {POD_PORT} --dst-nat {a} {state}"
+                ),
+            ]
         });
-        translated.chain([format!("-s {remote} -d {a} --sport {TRACKED} --dport {POD_PORT} -p {kind}")])
+        translated.chain([format!("-p {protocol} -s {remote} -d {a} --sport {TRACKED} --dport {POD_PORT} {state}")])
     });
     lab.track(&flows.collect::<Vec<_>>());
 }
-
-/// One row: what it is, how flows are told, the remote port, and what becomes of a packet.
-const ROWS: [(&str, NatCheck, u16, Option<Verdict>); 4] = [
-    ("no look-up", NatCheck::None, UNKNOWN, None),
-    ("not found", NatCheck::Lookup, UNKNOWN, None),
-    ("found, not translated", NatCheck::Lookup, TRACKED, None),
-    ("found, translated", NatCheck::Lookup, TRANSLATED + FLOWS / 2, Some(Verdict::Nated)),
-];
 
 fn measure(criterion: &mut Criterion, family: usize, name: &str) {
     let rig = Rig::new(V4);
@@ -89,13 +90,21 @@ fn measure(criterion: &mut Criterion, family: usize, name: &str) {
         let protocol = if is_tcp { "TCP" } else { "UDP" };
         for (program, label) in [(Program::Nic, "nic_steer"), (Program::Pod, "pod_steer")] {
             let mut group = criterion.benchmark_group(format!("{label} {name} {protocol}"));
-            let claim = if program == Program::Nic { Verdict::Claimed } else { Verdict::Quota };
-            for (row, nat, port, other) in ROWS {
-                let quota = if program == Program::Nic { u64::MAX >> 1 } else { 0 };
+            let (claim, quota, translated) = match program {
+                Program::Nic => (Verdict::Claimed, rig::QUOTA, ASKED),
+                Program::Pod => (Verdict::Quota, 0, ASKS),
+            };
+            let rows = [
+                ("no look-up", NatCheck::None, UNKNOWN, claim),
+                ("not found", NatCheck::Lookup, UNKNOWN, claim),
+                ("found, not translated", NatCheck::Lookup, TRACKED, claim),
+                ("found, translated", NatCheck::Lookup, translated + FLOWS / 4, Verdict::Nated),
+            ];
+            for (row, nat, port, expected) in rows {
                 rig.steer.set_config(&SteerConfig { nat, quota, ..config(V4) }).expect("the map can be written");
                 let frame = frame(program, family, is_tcp, port);
                 let (verdict, _) = rig.judge(program, &frame, 0);
-                assert_eq!(verdict, other.unwrap_or(claim), "{label} {name} {protocol}: {row}");
+                assert_eq!(verdict, expected, "{label} {name} {protocol}: {row}");
                 run(&mut group, &rig, program, row, &frame);
             }
         }
