@@ -122,8 +122,8 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	 * at the moment, that is not the pod's fault.
 	 */
 	if (!take_credit(pod, cfg->quota))
-		return is_prompt(beat, now_ns, cfg->stale_ns) ? VERDICT_QUOTA :
-								VERDICT_LATE;
+		return is_at_work(beat, now_ns, cfg->stale_ns) ? VERDICT_QUOTA :
+								 VERDICT_LATE;
 	call_worker(beat, now_ns);
 	return VERDICT_CLAIMED;
 }

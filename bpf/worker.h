@@ -52,13 +52,20 @@ static __always_inline struct heartbeat *fresh_worker(__u32 worker,
 	return beat && is_fresh(beat, now_ns, cfg->stale_ns) ? beat : NULL;
 }
 
-/* Whether a fresh worker has shown itself just now: one that merely has a lot to
- * do has, one that hangs or waits for its core has not.
+/* Whether a fresh worker is at work: it has beaten, or has been called, just now.
+ * One that hangs or waits for its core has not. One that sleeps uncalled has
+ * nothing in its ring: what it seems to owe is lost.
  */
-static __always_inline bool is_prompt(const struct heartbeat *beat,
-				      __u64 now_ns, __u64 limit_ns)
+static __always_inline bool is_at_work(const struct heartbeat *beat,
+				       __u64 now_ns, __u64 limit_ns)
 {
-	return is_fresh(beat, now_ns, limit_ns / 8);
+	/* before the times, as above */
+	__u64 asleep = READ_ONCE(beat->asleep);
+	__u64 since_ns = READ_ONCE(beat->beat_ns);
+
+	if (asleep)
+		since_ns = READ_ONCE(beat->called_ns);
+	return since_ns && younger(since_ns, now_ns, limit_ns / 8);
 }
 
 /* To be called only when a frame for the worker follows, which wakes it. */

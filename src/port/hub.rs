@@ -18,6 +18,13 @@ pub struct Share {
     pub workers: u16,
 }
 
+impl Share {
+    /// The worker's pods, up to the id `highest`.
+    fn pods(self, highest: u16) -> impl Iterator<Item = PodId> {
+        (self.worker..=highest).step_by(usize::from(self.workers.max(1))).filter_map(PodId::new)
+    }
+}
+
 /// One worker's share of the pods: its packet ring on the hub, and its way out to every pod's device.
 #[derive(Debug)]
 pub struct Hub {
@@ -36,7 +43,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// `traffic` is indexed by pod id.
+    /// `traffic` is indexed by pod id. What the worker's pods had on its way to an earlier ring is given up for lost, so that
+    /// nothing may be claimed for the worker yet.
     pub fn new(
         ring: Ring,
         sender: Sender,
@@ -46,6 +54,7 @@ impl Hub {
         traffic: Arc<[Traffic]>,
     ) -> Self {
         let accounts = vec![Account::default(); usize::from(PodId::MAX) + 1];
+        share.pods(PodId::MAX).for_each(|pod| credits.resync(pod));
         Self { ring, sender, credits, share, highest, traffic, accounts, released: 0 }
     }
 
@@ -67,11 +76,8 @@ impl Hub {
             return;
         }
         self.released = 0;
-        let highest = usize::from(self.highest.load(Ordering::Relaxed));
-        let own = usize::from(self.share.worker)..=highest;
-        for id in own.step_by(usize::from(self.share.workers.max(1))) {
-            let pod = u16::try_from(id).ok().and_then(PodId::new);
-            let (Some(pod), Some(last)) = (pod, self.accounts.get_mut(id)) else { continue };
+        for pod in self.share.pods(self.highest.load(Ordering::Relaxed)) {
+            let Some(last) = self.accounts.get_mut(usize::from(pod.get())) else { continue };
             let account = self.credits.account(pod);
             if account == *last && account.in_flight() != 0 {
                 tally.add(Count::ClaimsLost, u64::try_from(account.in_flight()).unwrap_or(0));

@@ -40,7 +40,7 @@ table! {
         UnknownDestination => "unknown_destination", "no pod that the data plane can reach";
         UnknownSource => "unknown_source", "from where the data plane takes no answers to";
         Stale => "stale", "the worker's heartbeat is stale";
-        Late => "late", "the pod has as many frames on their way as it may, and the worker has not shown itself for a while";
+        Late => "late", "the pod has as many frames on their way as it may, and the worker sleeps or has not shown itself for a while";
         NoSocket => "no_socket", "no AF_XDP socket on the receive queue, or none of the pod's worker: no worker runs";
         Nated => "nated", "of a flow that the node translates (NAT), or that would be taken for one";
         NatUnknown => "nat_unknown", "may be of a translated flow: ICMP, or conntrack cannot be asked";

@@ -4,6 +4,7 @@
 //! Without root each test prints `skipped: needs root` and does nothing.
 
 mod clsact;
+mod hub;
 mod lab;
 mod live;
 mod nat;

@@ -245,7 +245,10 @@ fn leaves_a_pod_that_is_at_its_quota_to_the_kernel_while_the_worker_takes_nothin
     rig.heartbeat.beat(now_ns());
     assert_eq!(rig.pod(&frame), Verdict::Quota, "it is at work");
     rig.heartbeat.sleep();
-    assert_eq!(rig.pod(&frame), Verdict::Quota, "it has not been called");
+    assert_eq!(rig.pod(&frame), Verdict::Late, "what it has not been called for is lost");
+    rig.steer.credits().resync(PodId::new(1).unwrap());
+    assert_eq!(rig.pod(&frame), Verdict::Claimed, "this calls it");
+    assert_eq!(rig.pod(&frame), Verdict::Quota, "it is about to take that");
 }
 
 #[test]
