@@ -47,6 +47,8 @@ pub struct Ring {
     /// The first slot not yet released.
     next: u32,
     lost: u64,
+    ifindex: IfIndex,
+    down: bool,
     fd: OwnedFd,
 }
 
@@ -68,7 +70,7 @@ impl Ring {
         if let Some(fanout) = fanout {
             join(fd.as_fd(), fanout)?;
         }
-        Ok(Self { mapping, slots, next: 0, lost: 0, fd })
+        Ok(Self { mapping, slots, next: 0, lost: 0, ifindex, down: false, fd })
     }
 
     /// The descriptor, for epoll.
@@ -132,14 +134,35 @@ impl Ring {
         }
     }
 
-    /// Frames that found no free slot, since the ring was opened.
+    /// Whether the device is down or gone, so that nothing is received. A ring whose device is up again goes on by itself.
+    /// A system call.
     ///
-    /// Clears the error that the kernel leaves on the socket when the device goes down, which would wake a sleeper for
-    /// ever: the ring goes on when the device is up again.
-    pub fn lost(&mut self) -> u64 {
+    /// Takes the error that the kernel leaves on the socket when the device goes down (`packet_notifier` in
+    /// net/packet/af_packet.c), which would wake a sleeper for ever.
+    pub fn is_dead(&mut self) -> bool {
         // SAFETY: the error is a plain integer.
-        let _cleared: io::Result<libc::c_int> =
+        let error: io::Result<libc::c_int> =
             unsafe { sys::get_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) };
+        self.down |= !matches!(error, Ok(0));
+        self.down = self.down && !self.device_is_up().unwrap_or(false);
+        self.down
+    }
+
+    fn device_is_up(&self) -> io::Result<bool> {
+        // SAFETY: all-zero bytes are a valid request.
+        let mut request: libc::ifreq = unsafe { mem::zeroed() };
+        request.ifr_ifru.ifru_ifindex = self.ifindex.0.cast_signed();
+        // SAFETY: the request points at nothing.
+        unsafe { sys::device_request(self.fd.as_fd(), libc::SIOCGIFNAME, &mut request) }?;
+        // SAFETY: as above; it has the name now.
+        unsafe { sys::device_request(self.fd.as_fd(), libc::SIOCGIFFLAGS, &mut request) }?;
+        // SAFETY: the answer is the flags.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        Ok(libc::c_int::from(flags) & libc::IFF_UP != 0)
+    }
+
+    /// Frames that found no free slot, since the ring was opened.
+    pub fn lost(&mut self) -> u64 {
         // SAFETY: the statistics are plain integers. Reading resets them in the kernel.
         let statistics: io::Result<libc::tpacket_stats> =
             unsafe { sys::get_option(self.fd.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS) };

@@ -63,6 +63,11 @@ impl Hub {
         self.ring.fd()
     }
 
+    /// Whether the hub is down or gone, so that what is claimed does not arrive. A system call: not for every pass.
+    pub fn is_dead(&mut self) -> bool {
+        self.ring.is_dead()
+    }
+
     /// Adds what only the kernel counts. A system call: not for every pass.
     pub fn count_lost(&mut self, tally: &mut Tally) {
         tally.set(Count::HubLost, self.ring.lost());

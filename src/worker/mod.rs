@@ -210,15 +210,15 @@ impl Worker<Uplink, Hub> {
         }
     }
 
-    /// Whether the worker is to say that it is alive. Without its device it carries nothing: the kernel path does,
-    /// until control starts it again.
+    /// Whether the worker is to say that it is alive. Without the uplink or the hub it carries nothing: the kernel path
+    /// does, until control starts it again, or the hub is up again.
     fn may_beat(&mut self, around: &Surroundings, health: &Health) -> bool {
         let Toll { absences, starvations, probations } = health.toll();
         self.tally.set(Count::Absences, absences);
         self.tally.set(Count::Starvations, starvations);
         self.tally.set(Count::Probations, probations);
         around.board.show(health.probation());
-        !self.wire.is_dead() && health.probation().is_none()
+        !self.pods.is_dead() && !self.wire.is_dead() && health.probation().is_none()
     }
 
     fn memory(&self) -> Memory {
