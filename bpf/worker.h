@@ -52,9 +52,11 @@ static __always_inline struct heartbeat *fresh_worker(__u32 worker,
 	return beat && is_fresh(beat, now_ns, cfg->stale_ns) ? beat : NULL;
 }
 
-/* Whether a fresh worker is at work: it has beaten, or has been called, just now.
- * One that hangs or waits for its core has not. One that sleeps uncalled has
- * nothing in its ring: what it seems to owe is lost.
+/* Whether a fresh worker is at work: it has beaten, or has been called, lately.
+ * One that hangs or waits for its core has not. A pass over full bursts of
+ * super-packets takes some milliseconds, which half of the limit (10 ms unless
+ * configured) allows for. One that sleeps uncalled has nothing in its ring: what
+ * it seems to owe is lost.
  */
 static __always_inline bool is_at_work(const struct heartbeat *beat,
 				       __u64 now_ns, __u64 limit_ns)
@@ -65,7 +67,7 @@ static __always_inline bool is_at_work(const struct heartbeat *beat,
 
 	if (asleep)
 		since_ns = READ_ONCE(beat->called_ns);
-	return since_ns && younger(since_ns, now_ns, limit_ns / 8);
+	return since_ns && younger(since_ns, now_ns, limit_ns / 2);
 }
 
 /* To be called only when a frame for the worker follows, which wakes it. */

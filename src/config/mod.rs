@@ -88,7 +88,7 @@ pub struct Dataplane {
     pub frames: u32,
     /// Slots of each worker's packet ring at the hub, 66 KiB each. Default 256.
     pub hub_slots: u32,
-    /// The age at which a silent worker's traffic goes to the kernel path. Default 20.
+    /// The age at which a silent worker's traffic goes to the kernel path. Default 20, at least 10.
     pub stale_ms: u64,
 }
 

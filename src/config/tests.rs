@@ -104,7 +104,7 @@ fn each_fault_is_named_with_line_key_value_and_reason() {
         ("[1]", "[1, 1]", "dataplane.cores[1] = 1: is named twice"),
         ("[1]", "[2]", "dataplane.cores[0] = 2: is not a CPU that is online"),
         ("cores = [1]", "cores = [1]\nframes = 10", "dataplane.frames = 10: is not between 512 and 1048576"),
-        ("cores = [1]", "cores = [1]\nstale_ms = 4", "dataplane.stale_ms = 4: is not between 5 and 10000"),
+        ("cores = [1]", "cores = [1]\nstale_ms = 9", "dataplane.stale_ms = 9: is not between 10 and 10000"),
         ("\"192.168.1.3\"", "\"127.0.0.1\"", "peers[0].underlay = \"127.0.0.1\": is a loopback address"),
         ("\"192.168.1.3\"", "\"224.0.0.1\"", "is a multicast address"),
         ("\"192.168.1.3\"", "\"0.0.0.0\"", "is the unspecified address"),

@@ -239,11 +239,11 @@ fn leaves_a_pod_that_is_at_its_quota_to_the_kernel_while_the_worker_takes_nothin
     let rig = Rig::new(V4);
     rig.steer.set_config(&SteerConfig { quota: 1, ..config(V4) }).unwrap();
     let frame = from_a(REMOTE_POD[V4], 10);
-    rig.heartbeat.beat(now_ns() - STALE_NS / 4);
+    rig.heartbeat.beat(now_ns() - STALE_NS * 5 / 8);
     assert_eq!(rig.pod(&frame), Verdict::Claimed, "there is room");
     assert_eq!(rig.pod(&frame), Verdict::Late);
-    rig.heartbeat.beat(now_ns());
-    assert_eq!(rig.pod(&frame), Verdict::Quota, "it is at work");
+    rig.heartbeat.beat(now_ns() - STALE_NS / 4);
+    assert_eq!(rig.pod(&frame), Verdict::Quota, "it has a lot to do");
     rig.heartbeat.sleep();
     assert_eq!(rig.pod(&frame), Verdict::Late, "what it has not been called for is lost");
     rig.steer.credits().resync(PodId::new(1).unwrap());
