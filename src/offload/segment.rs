@@ -10,7 +10,9 @@ use crate::wire::{EtherType, Ethernet, Ipv4, Ipv6, Protocol, Sum, copy_and_sum, 
 /// net/ipv4/udp_offload.c, `inet_gso_segment` in net/ipv4/af_inet.c):
 ///
 /// - IPv4 identifications count up from that of the super-packet;
-/// - TCP sequence numbers advance, FIN and PSH stay on the last segment, CWR on the first;
+/// - TCP sequence numbers advance, FIN and PSH stay on the last segment;
+/// - CWR stays on the first if [`VirtioNetHdr::GSO_ECN`] asks for it, and is repeated otherwise: with accurate ECN
+///   (RFC 9768) it is a bit of a counter;
 /// - lengths and checksums are the segment's own.
 ///
 /// TTL and hop limit are copied as they are: decrement them in the source or in each segment.
@@ -36,7 +38,12 @@ enum IpState {
 
 #[derive(Clone, Copy, Debug)]
 enum L4State {
-    Tcp { next_sequence: u32, flags: u8, first: bool },
+    /// Without the flags in `passing` after the first segment.
+    Tcp {
+        next_sequence: u32,
+        flags: u8,
+        passing: u8,
+    },
     Udp,
 }
 
@@ -79,7 +86,7 @@ impl<'a> Segmenter<'a> {
             return Err(OffloadError::BadGsoType);
         }
         let header = source.packet.get(source.l4_offset..).ok_or(OffloadError::Truncated)?;
-        let l4 = L4::parse(header, source.protocol).ok_or(OffloadError::Truncated)?;
+        let l4 = L4::parse(header, source.protocol, hdr).ok_or(OffloadError::Truncated)?;
         let start = Ethernet::LEN + source.l4_offset;
         let wanted = Checksum { start, field: start + l4.checksum_offset };
         if hdr.checksum(frame)? != Some(wanted) {
@@ -176,11 +183,12 @@ impl IpState {
 
 impl L4 {
     /// Reads the TCP or UDP header at the head of `segment`; `None` when it is shorter than its header.
-    fn parse(segment: &[u8], protocol: Protocol) -> Option<Self> {
-        if protocol == Protocol::TCP { Self::tcp(segment) } else { Self::udp(segment) }
+    fn parse(segment: &[u8], protocol: Protocol, hdr: &VirtioNetHdr) -> Option<Self> {
+        let passing = if hdr.gso_type & VirtioNetHdr::GSO_ECN != 0 { CWR } else { 0 };
+        if protocol == Protocol::TCP { Self::tcp(segment, passing) } else { Self::udp(segment) }
     }
 
-    fn tcp(segment: &[u8]) -> Option<Self> {
+    fn tcp(segment: &[u8], passing: u8) -> Option<Self> {
         let &[_, _, _, _, s0, s1, s2, s3, _, _, _, _, data_offset, flags, _, _, c0, c1, _, _] =
             segment.first_chunk::<20>()?;
         let header_len = usize::from(data_offset >> 4) * 4;
@@ -188,7 +196,7 @@ impl L4 {
         let sequence = u32::from_be_bytes([s0, s1, s2, s3]);
         let varying = Sum::from(sequence) + Sum::from(u16::from(flags)) + Sum::from(u16::from_be_bytes([c0, c1]));
         Some(Self {
-            state: L4State::Tcp { next_sequence: sequence, flags, first: true },
+            state: L4State::Tcp { next_sequence: sequence, flags, passing },
             header_len,
             checksum_offset: 16,
             base: Sum::of(header) + -varying,
@@ -208,15 +216,15 @@ impl L4State {
     fn fix(&mut self, header: &mut [u8], payload_len: usize, last: bool, sum: Sum) -> Option<()> {
         let l4_len = u16::try_from(header.len() + payload_len).ok()?;
         match self {
-            Self::Tcp { next_sequence, flags, first } => {
-                let kept = *flags & !(if last { 0 } else { FIN | PSH }) & !(if *first { 0 } else { CWR });
+            Self::Tcp { next_sequence, flags, passing } => {
+                let kept = *flags & !(if last { 0 } else { FIN | PSH });
                 let sum = sum + Sum::from(l4_len) + Sum::from(*next_sequence) + Sum::from(u16::from(kept));
                 let tcp = header.first_chunk_mut::<20>()?;
                 [tcp[4], tcp[5], tcp[6], tcp[7]] = next_sequence.to_be_bytes();
                 tcp[13] = kept;
                 [tcp[16], tcp[17]] = sum.checksum().to_be_bytes();
                 *next_sequence = next_sequence.wrapping_add(u32::try_from(payload_len).ok()?);
-                *first = false;
+                *flags &= !*passing;
             }
             Self::Udp => {
                 // The length counts twice: in the pseudo header and in the UDP header.
@@ -280,7 +288,13 @@ mod tests {
     }
 
     /// Asserts that `segment` differs from the `whole` packet only as segment number `i` must; returns its payload.
-    fn compare<'s>(whole: &SlicedPacket<'_>, segment: &SlicedPacket<'s>, i: u16, sent: usize, last: bool) -> &'s [u8] {
+    fn compare<'s>(
+        whole: &SlicedPacket<'_>,
+        segment: &SlicedPacket<'s>,
+        (i, last): (u16, bool),
+        sent: usize,
+        ecn: bool,
+    ) -> &'s [u8] {
         match (whole.net.as_ref().unwrap(), segment.net.as_ref().unwrap()) {
             (NetSlice::Ipv4(whole), NetSlice::Ipv4(segment)) => {
                 let (mut wanted, is) = (whole.header().to_header(), segment.header().to_header());
@@ -301,7 +315,7 @@ mod tests {
                 wanted.sequence_number = wanted.sequence_number.wrapping_add(u32::try_from(sent).unwrap());
                 wanted.fin &= last;
                 wanted.psh &= last;
-                wanted.cwr &= i == 0;
+                wanted.cwr &= i == 0 || !ecn;
                 wanted.checksum = is.checksum;
                 assert_eq!(is, wanted);
                 segment.payload()
@@ -387,8 +401,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn segments_are_valid_and_give_back_the_payload((sample, gso_size) in any_super()) {
-            let (frame, hdr) = frame_of(&sample, gso_size);
+        fn segments_are_valid_and_give_back_the_payload((sample, gso_size) in any_super(), ecn: bool) {
+            let (frame, mut hdr) = frame_of(&sample, gso_size);
+            if ecn && hdr.gso_type != VirtioNetHdr::GSO_UDP_L4 {
+                hdr.gso_type |= VirtioNetHdr::GSO_ECN;
+            }
             let mut segmenter = Segmenter::new(&frame, &hdr).unwrap();
             let segments = cut(&mut segmenter);
             prop_assert_eq!(segments.len(), sample.payload.len().div_ceil(gso_size.into()).max(1));
@@ -398,7 +415,7 @@ mod tests {
             let mut payload = Vec::new();
             for (i, segment) in (0..).zip(&segments) {
                 let last = usize::from(i) + 1 == segments.len();
-                let part = compare(&whole, &sample::judge(segment), i, payload.len(), last);
+                let part = compare(&whole, &sample::judge(segment), (i, last), payload.len(), ecn);
                 prop_assert!(last || part.len() == usize::from(gso_size));
                 payload.extend_from_slice(part);
             }
