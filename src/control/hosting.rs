@@ -17,12 +17,23 @@ impl Kernel {
         self.ensure_forwarding(config, &mut done)?;
         let links = self.links()?;
         let present = self.ensure_pods(pods, &links, None, &mut done);
-        // The tunnel's addresses, which are the sources of these routes, may be gone with it.
-        let desired: Vec<Object> = present.iter().flat_map(|pod| plan::pod_objects(&[], pod)).collect();
-        let observed = self.observe_pods(&present, &desired).map_err(request("list routes and neighbours"))?;
-        let name = |index| links.iter().find(|link| link.index == index).map_or_else(String::new, |l| l.name.clone());
-        self.apply_plan(plan::plan(desired, observed, name), &mut done);
+        self.ensure_pod_objects(&present, &links, &mut done)?;
         Ok(done)
+    }
+
+    /// Adds or corrects the routes and neighbours of `pods`, for as long as there is no tunnel. Nothing is deleted.
+    pub(super) fn ensure_pod_objects(
+        &mut self,
+        pods: &[Pod],
+        links: &[Link],
+        done: &mut Done,
+    ) -> Result<(), KernelError> {
+        // The tunnel's addresses, which are the sources of these routes, may be gone with it.
+        let desired: Vec<Object> = pods.iter().flat_map(|pod| plan::pod_objects(&[], pod)).collect();
+        let observed = self.observe_pods(pods, &desired).map_err(request("list routes and neighbours"))?;
+        let name = |index| links.iter().find(|link| link.index == index).map_or_else(String::new, |l| l.name.clone());
+        self.apply_plan(plan::plan(desired, observed, name), done);
+        Ok(())
     }
 
     /// Corrects the host ends of the pods and returns the pods that have one. Without an MTU each keeps its own.

@@ -141,6 +141,13 @@ pub enum KernelError {
     Sysctl(#[from] SysctlError),
 }
 
+impl KernelError {
+    /// Whether the kernel's tables changed too fast to be read: what was seen before is as true as it was.
+    pub fn says_nothing(&self) -> bool {
+        matches!(self, Self::Request { source: NetlinkError::Restless, .. })
+    }
+}
+
 /// The kernel of one network namespace.
 #[derive(Debug)]
 pub struct Kernel {
@@ -216,24 +223,41 @@ impl Kernel {
     }
 
     /// Brings sysctls, VXLAN device, addresses, routes, neighbours, forwarding entries and the
-    /// host side of `pods` to what is desired. A change that fails is reported and does not stop
-    /// the others.
+    /// host side of `pods` to what is desired. What fails is reported and does not stop the rest; an error says that
+    /// our end of the tunnel is not known, and nothing was done.
     pub fn reconcile(&mut self, config: &Config, pods: &[Pod]) -> Result<Reconciled, KernelError> {
         let vtep = self.vtep(config)?;
         let mut done = Done::default();
-        self.ensure_forwarding(config, &mut done)?;
+        if let Err(error) = self.ensure_path(config, &vtep, pods, &mut done) {
+            done.failures.push(error.to_string());
+        }
+        Ok(Reconciled { vtep, done })
+    }
+
+    fn ensure_path(&mut self, config: &Config, vtep: &Vtep, pods: &[Pod], done: &mut Done) -> Result<(), KernelError> {
+        if let Err(error) = self.ensure_forwarding(config, done) {
+            done.failures.push(error.to_string());
+        }
         let links = self.links()?;
-        let device = self.ensure_tunnel(config, &vtep, &links, &mut done)?;
-        let present = self.ensure_pods(pods, &links, Some(u32::from(vtep.mtu)), &mut done);
+        let tunnel = self.ensure_tunnel(config, vtep, &links, done);
+        let present = self.ensure_pods(pods, &links, Some(u32::from(vtep.mtu)), done);
+        let device = match tunnel {
+            Ok(device) => device,
+            // Pods of the node need no tunnel to talk.
+            Err(error) => {
+                self.ensure_pod_objects(&present, &links, done)?;
+                return Err(error);
+            }
+        };
         let observed = self.observe(device, &present).map_err(request("list routes and neighbours"))?;
         self.apply_plan(
-            plan::plan(plan::desired(config, &vtep, device, &present), observed, |index| {
+            plan::plan(plan::desired(config, vtep, device, &present), observed, |index| {
                 let name = links.iter().find(|link| link.index == index).map(|link| link.name.clone());
                 name.unwrap_or_else(|| if index == device { config.vxlan.device.clone() } else { format!("#{index}") })
             }),
-            &mut done,
+            done,
         );
-        Ok(Reconciled { vtep, done })
+        Ok(())
     }
 
     /// Makes the changes of a plan. A change that fails is reported and does not stop the others.

@@ -151,6 +151,8 @@ impl Node {
         if old.vxlan != self.config.vxlan {
             self.lifecycle.stop();
         }
+        // It was observed for the old one.
+        (self.observed.vtep, self.observed.hops) = (None, BTreeMap::new());
         self.reconcile(now);
         self.watch_translation(RulesetNews::default(), now);
         Ok(())
@@ -193,6 +195,9 @@ impl Node {
             }
             Err(error) => {
                 observed.problems.push(error.to_string());
+                if error.says_nothing() {
+                    observed.vtep.clone_from(&self.observed.vtep);
+                }
                 self.kernel.keep_pods(&self.config, pods)
             }
         };
@@ -202,7 +207,10 @@ impl Node {
                 observed.problems.extend(done.failures);
                 observed.gone = done.gone;
             }
-            Err(error) => observed.problems.push(error.to_string()),
+            Err(error) => {
+                observed.problems.push(error.to_string());
+                observed.gone.clone_from(&self.observed.gone);
+            }
         }
         if let Some(vtep) = &observed.vtep {
             let underlays: Vec<_> = self.config.peers.iter().map(|peer| peer.underlay).collect();
@@ -210,7 +218,12 @@ impl Node {
                 Ok(hops) => {
                     observed.hops = self.config.peers.iter().map(|peer| peer.name.clone()).zip(hops).collect();
                 }
-                Err(error) => observed.problems.push(error.to_string()),
+                Err(error) => {
+                    observed.problems.push(error.to_string());
+                    if error.says_nothing() {
+                        observed.hops.clone_from(&self.observed.hops);
+                    }
+                }
             }
         }
         match self.kernel.netlink.own_addresses() {
