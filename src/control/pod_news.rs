@@ -2,20 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 
 use super::netlink::{Heard, NamespaceId, NamespaceMonitor, NetlinkError};
 use super::netns::Netns;
 use super::wiring::Pod;
-use crate::ids::PodId;
+use crate::ids::{IfIndex, PodId};
 
 /// Listens to the namespaces of pods.
 #[derive(Debug)]
 pub struct PodNews {
     monitor: NamespaceMonitor,
-    /// A namespace may be that of several pods.
-    homes: BTreeMap<PodId, NamespaceId>,
+    homes: BTreeMap<PodId, Home>,
     /// What happened in these before they were listened to was not heard.
     fresh: BTreeSet<PodId>,
+}
+
+/// Where a pod lives, which may be where others live too.
+#[derive(Debug)]
+struct Home {
+    netns: PathBuf,
+    /// Another pod may have been given the id since; no two have had the same device.
+    host_ifindex: IfIndex,
+    name: NamespaceId,
 }
 
 /// Pods to look at.
@@ -34,6 +43,12 @@ impl Pods {
     }
 }
 
+impl Home {
+    fn is_of(&self, pod: &Pod) -> bool {
+        (&self.netns, self.host_ifindex) == (&pod.netns, pod.host_ifindex)
+    }
+}
+
 impl PodNews {
     /// Hears of no pod yet.
     pub fn open() -> Result<Self, NetlinkError> {
@@ -43,13 +58,13 @@ impl PodNews {
     /// Listens to `pods` from now on, and to no others. A pod that cannot be listened to is tried again next time.
     /// Says whether there is a pod that was not listened to before.
     pub fn follow(&mut self, pods: &[Pod]) -> bool {
-        self.homes.retain(|id, _| pods.iter().any(|pod| pod.id == *id));
+        self.homes.retain(|id, home| pods.iter().any(|pod| pod.id == *id && home.is_of(pod)));
         for pod in pods {
             if !self.homes.contains_key(&pod.id)
                 && let Ok(netns) = Netns::open(&pod.netns)
-                && let Ok(home) = self.monitor.watch(&netns)
+                && let Ok(name) = self.monitor.watch(&netns)
             {
-                self.homes.insert(pod.id, home);
+                self.homes.insert(pod.id, Home { netns: pod.netns.clone(), host_ifindex: pod.host_ifindex, name });
                 self.fresh.insert(pod.id);
             }
         }
@@ -61,7 +76,7 @@ impl PodNews {
         let mut pods = std::mem::take(&mut self.fresh);
         match self.monitor.drain() {
             Ok(Heard::In(namespaces)) => {
-                pods.extend(self.homes.iter().filter(|(_, home)| namespaces.contains(home)).map(|(pod, _)| *pod));
+                pods.extend(self.homes.iter().filter(|(_, home)| namespaces.contains(&home.name)).map(|(pod, _)| *pod));
                 Pods::These(pods)
             }
             Ok(Heard::Overflow) => Pods::All,

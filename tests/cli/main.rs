@@ -13,6 +13,7 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -374,6 +375,24 @@ fn a_pod_whose_namespace_is_gone_is_shown_and_can_be_detached() {
     assert!(node.ask(&["status"]).status.success());
     assert!(node.ask(&["pods", "detach", "--name", "web"]).status.success());
     node.wait_for("no problem", |node| node.json(&["status"])["problems"] == json!([]));
+}
+
+#[test]
+fn a_pod_that_takes_the_place_of_another_at_once_is_listened_to() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.attach("old");
+    // One look finds the old one gone and the new one there.
+    let netns = node.pod_netns("new");
+    assert!(node.ask(&["pods", "detach", "--name", "old"]).status.success());
+    node.json(&["pods", "attach", "--netns", &netns, "--ifname", "eth0", "--name", "new"]);
+    sleep(Duration::from_secs(1));
+    node.inside_pod("new", "ip route del default");
+    let mended = || node.log().contains("pod new: add route 0.0.0.0/0");
+    // Before the pods are looked at without being heard of.
+    assert!(harness::wait_until(Duration::from_secs(10), mended), "{}", node.log());
 }
 
 #[test]
