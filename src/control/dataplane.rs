@@ -179,7 +179,7 @@ impl Engine for Dataplane {
         let now = Instant::now();
         if now >= self.repair_at {
             self.repair_at = now + REPAIR;
-            self.repairs.tell(self.steer.repair());
+            self.repairs.tell(self.steer.repair(), now);
         }
         match &mut self.workers {
             Some(workers) => Ok(workers.maintain()?),

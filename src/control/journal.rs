@@ -5,6 +5,7 @@
 //! has passed, which doubles each time. An object that was left alone for [`MEMORY`] starts anew.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::plan::{Action, Change, Object, ObjectChange};
@@ -73,18 +74,33 @@ impl Journal {
         }
         kinds.retain(|_, count| *count > MANY);
         for ((action, what, device), count) in &kinds {
-            let change = format_args!("{action} {count} {what} dev {device}");
-            tracing::info!(%change, "kernel path");
+            let change = format!("{action} {count} {what} dev {device}");
+            self.tell_change(&format!("{action} {what} dev {device}"), &change, now);
         }
         for change in changes.iter().filter(|change| kind(change).is_none_or(|kind| !kinds.contains_key(&kind))) {
-            match self.note(&subject(change), now) {
-                Telling::Plain => tracing::info!(%change, "kernel path"),
-                Telling::Again { times, within } => {
-                    let secs = within.as_secs();
-                    tracing::warn!(%change, "kernel path: somebody keeps changing it, {times} times in {secs} s");
-                }
-                Telling::Not => {}
+            self.tell_change(&subject(change), change, now);
+        }
+    }
+
+    fn tell_change(&mut self, subject: &str, change: &dyn fmt::Display, now: Instant) {
+        match self.note(subject, now) {
+            Telling::Plain => tracing::info!(%change, "kernel path"),
+            Telling::Again { times, within } => {
+                let secs = within.as_secs_f64();
+                tracing::warn!(%change, "kernel path: somebody keeps changing it: made {times} times in {secs:.1} s");
             }
+            Telling::Not => {}
+        }
+    }
+
+    /// Tells the log of something of the data plane that somebody else had undone.
+    pub fn tell_repair(&mut self, repair: &str, now: Instant) {
+        match self.note(repair, now) {
+            Telling::Plain => tracing::warn!("{repair}"),
+            Telling::Again { times, within } => {
+                tracing::warn!("{repair} ({times} times in {:.1} s)", within.as_secs_f64());
+            }
+            Telling::Not => {}
         }
     }
 
@@ -129,6 +145,9 @@ fn subject(change: &Change) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
+
+    use super::super::netlink::{MAIN_TABLE, Route, RouteKind};
     use super::*;
 
     #[test]
@@ -155,5 +174,24 @@ mod tests {
         }
         let within = Duration::from_secs(9);
         assert_eq!(journal.note("route", begin + within), Telling::Again { times: PLAIN + 1, within });
+    }
+    #[test]
+    fn swarms_repeat_themselves_less_and_less_too_whatever_their_size() {
+        let (mut journal, begin) = (Journal::default(), Instant::now());
+        let swarm = |count: u8| -> Vec<Change> {
+            let route = |n| Route {
+                table: MAIN_TABLE,
+                destination: IpNet::new([10, 0, n, 0].into(), 24).unwrap(),
+                kind: RouteKind::Unreachable,
+                source: None,
+            };
+            let change = |n| ObjectChange { action: Action::Add, object: Object::Route(route(n)), device: "x".into() };
+            (0..count).map(|n| Change::Object(change(n))).collect()
+        };
+        for count in 10..20 {
+            journal.tell_changes(&swarm(count), begin);
+        }
+        assert_eq!(journal.0.keys().collect::<Vec<_>>(), ["add routes dev x"]);
+        assert_eq!(journal.0["add routes dev x"].times, 10);
     }
 }

@@ -315,7 +315,7 @@ fn kernel_mode_leaves_no_program_pin_or_hub() {
 fn a_program_that_somebody_detaches_is_attached_again_and_that_is_said_once() {
     let Some(cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
     let node = &cluster.a;
-    let told = || node.log_text().matches("was not attached to interface").count();
+    let told = || node.log_text().matches("was not attached to ").count();
     for (nth, (name, link)) in (1..).zip(links(node)) {
         super::harness::host(&format!("bpftool link detach id {}", link.id));
         let again = || links(node).get(&name).is_some_and(|now| now.id != link.id);
