@@ -39,7 +39,9 @@ impl Kernel {
     /// Corrects the host ends of the pods and returns the pods that have one. Without an MTU each keeps its own.
     pub(super) fn ensure_pods(&mut self, pods: &[Pod], links: &[Link], mtu: Option<u32>, done: &mut Done) -> Vec<Pod> {
         let links: HashMap<IfIndex, &Link> = links.iter().map(|link| (link.index, link)).collect();
-        let end = |pod: &&Pod| links.get(&pod.host_ifindex).filter(|link| link.name == pod.host_ifname).copied();
+        // A device that was renamed, as udev does, still carries the pod.
+        let is_end = |pod: &Pod, link: &Link| link.name == pod.host_ifname || link.mac == Some(pod.host_mac);
+        let end = |pod: &&Pod| links.get(&pod.host_ifindex).filter(|link| is_end(pod, link)).copied();
         let (present, gone): (Vec<_>, Vec<_>) = pods.iter().partition(|pod| end(pod).is_some());
         for pod in gone {
             done.failures.push(format!("pod {}: its device {} is gone; detach it", pod.name, pod.host_ifname));
@@ -52,6 +54,13 @@ impl Kernel {
     }
 
     fn ensure_host_end(&mut self, pod: &Pod, link: &Link, mtu: Option<u32>, done: &mut Done) {
+        if link.name != pod.host_ifname {
+            let change = Change::RenameDevice { from: link.name.clone(), to: pod.host_ifname.clone() };
+            if let Err(error) = self.netlink.rename_link(link.index, &pod.host_ifname) {
+                return done.failures.push(format!("pod {}: cannot {change}: {error}", pod.name));
+            }
+            done.changes.push(change);
+        }
         if !has_host_sysctls(&link.conf, &pod.addresses) {
             for (key, value) in host_sysctls(&pod.host_ifname, &pod.addresses) {
                 done.ensure_sysctl(&key, value);

@@ -137,7 +137,7 @@ fn subject(change: &Change) -> String {
     match change {
         Change::Sysctl(changed) => changed.key.clone(),
         Change::SetDevice { name, .. } => format!("set device {name}"),
-        Change::CreateDevice { .. } | Change::DeleteDevice { .. } => change.to_string(),
+        Change::RenameDevice { .. } | Change::CreateDevice { .. } | Change::DeleteDevice { .. } => change.to_string(),
         Change::Object(ObjectChange { object, device, .. }) => format!("{object} dev {device}"),
         Change::InPod { pod, change } => format!("pod {pod}: {}", subject(change)),
     }

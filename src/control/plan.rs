@@ -83,6 +83,10 @@ pub enum Change {
     DeleteDevice {
         name: String,
     },
+    RenameDevice {
+        from: String,
+        to: String,
+    },
     SetDevice {
         name: String,
         settings: LinkSettings,
@@ -268,6 +272,7 @@ impl fmt::Display for Change {
             Self::Sysctl(changed) => changed.fmt(f),
             Self::CreateDevice { name } => write!(f, "create device {name}"),
             Self::DeleteDevice { name } => write!(f, "delete device {name}"),
+            Self::RenameDevice { from, to } => write!(f, "rename device {from} to {to}"),
             Self::SetDevice { name, settings } => {
                 write!(f, "set device {name}")?;
                 if let Some(mac) = settings.mac {

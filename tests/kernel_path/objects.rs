@@ -276,6 +276,17 @@ fn a_pod_whose_device_is_gone_is_reported_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_pod_whose_device_was_renamed_keeps_its_routes_and_gets_its_name_back() {
+    let Some(one) = One::new() else { return };
+    let index = one.lab.ip("a", "-o link show pw9");
+    one.lab.ip("a", "link set pw9 name wan0");
+    assert_eq!(one.reconcile(&one.config), ["rename device wan0 to pw9"]);
+    let digits = |shown: &str| shown.split(':').next().map(str::to_owned);
+    assert_eq!(digits(&one.lab.ip("a", "-o link show pw9")), digits(&index));
+    assert_eq!(one.reconcile(&one.config), [] as [&str; 0]);
+}
+
+#[test]
 fn the_hub_is_made_once_kept_quiet_and_removed() {
     let Some(one) = One::new() else { return };
     let hub = one.lab.kernel("a", |kernel| kernel.ensure_hub(&mut Vec::new()).unwrap());

@@ -157,6 +157,14 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
 
+    /// Gives a device another name. Kernels before 6.2 refuse while it is up (`EBUSY`).
+    pub fn rename_link(&mut self, index: IfIndex, name: &str) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index.0;
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
     /// Removes a device, for a veth its other end too.
     pub fn delete_link(&mut self, index: IfIndex) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
