@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
 use super::api::{self, Reply, ReplyLine, Request, RequestLine, Versioned};
 use super::runtime::socket_path;
 
@@ -21,6 +23,8 @@ pub enum ClientError {
     NoDaemon(PathBuf, #[source] io::Error),
     #[error("the daemon at {path} did not answer: {source}; see its log", path = .0.display(), source = .1)]
     Broken(PathBuf, #[source] io::Error),
+    #[error("the daemon at {path} (process {pid}) has not answered for {} s; if it hangs, kill it (kill -9 {pid}) and run this again", .patience.as_secs(), path = .path.display())]
+    Silent { path: PathBuf, pid: i32, patience: Duration },
     #[error("the daemon at {path} speaks protocol {1}, this podwire {ours}; use the same version for both", path = .0.display(), ours = api::VERSION)]
     Version(PathBuf, u32),
     #[error("{0}")]
@@ -29,10 +33,20 @@ pub enum ClientError {
 
 /// Sends one request to the daemon that owns `dir` and waits for its reply.
 pub fn call(dir: &Path, request: Request) -> Result<Reply, ClientError> {
+    call_within(PATIENCE, dir, request)
+}
+
+fn call_within(patience: Duration, dir: &Path, request: Request) -> Result<Reply, ClientError> {
     let path = socket_path(dir);
     let stream = UnixStream::connect(&path).map_err(|error| ClientError::NoDaemon(path.clone(), error))?;
     let broken = |error| ClientError::Broken(path.clone(), error);
-    let text = exchange(stream, request).map_err(broken)?;
+    let text = match exchange(&stream, patience, request) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let pid = getsockopt(&stream, PeerCredentials).map_err(|error| broken(error.into()))?.pid();
+            return Err(ClientError::Silent { path, pid, patience });
+        }
+        outcome => outcome.map_err(broken)?,
+    };
     let Versioned { version } = serde_json::from_str(&text).map_err(|error| broken(error.into()))?;
     if version != api::VERSION {
         return Err(ClientError::Version(path, version));
@@ -44,9 +58,9 @@ pub fn call(dir: &Path, request: Request) -> Result<Reply, ClientError> {
     }
 }
 
-fn exchange(mut stream: UnixStream, request: Request) -> io::Result<String> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn exchange(mut stream: &UnixStream, patience: Duration, request: Request) -> io::Result<String> {
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     let mut line = serde_json::to_vec(&RequestLine { version: api::VERSION, request })?;
     line.push(b'\n');
     stream.write_all(&line)?;
@@ -56,4 +70,20 @@ fn exchange(mut stream: UnixStream, request: Request) -> io::Result<String> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_named_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let _hung = UnixListener::bind(socket_path(dir.path())).unwrap();
+        let error = call_within(Duration::from_millis(50), dir.path(), Request::Status).unwrap_err();
+        let kill = format!("kill it (kill -9 {}) and run this again", std::process::id());
+        assert!(error.to_string().contains(&kill), "{error}");
+    }
 }
