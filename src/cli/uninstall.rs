@@ -23,8 +23,8 @@ fn text(removal: &Uninstalled) -> String {
     if removal.stopped_daemon {
         text += "stopped the daemon\n";
     }
-    for change in &removal.changes {
-        text = text + change + "\n";
+    for line in removal.changes.iter().chain(&removal.left) {
+        text = text + line + "\n";
     }
     if text.is_empty() && removal.failures.is_empty() {
         text += "nothing to remove\n";

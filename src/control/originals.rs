@@ -33,6 +33,17 @@ struct Original {
     set: String,
 }
 
+/// What became of a setting that podwire has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Restored {
+    Changed(Changed),
+    /// It stays as podwire set it.
+    Left {
+        key: String,
+        value: String,
+    },
+}
+
 /// Why an original is not remembered.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot remember the settings of the node in {path}: {source}; free space or make it writable", path = .path.display())]
@@ -79,14 +90,22 @@ impl Originals {
         durable::write(&self.path, &self.contents).map_err(|source| OriginalsError { path: self.path.clone(), source })
     }
 
-    /// Puts back what still is as podwire set it, the last change first. Each is a change or an error.
-    pub fn restore(self) -> impl Iterator<Item = Result<Changed, SysctlError>> {
-        self.contents.settings.into_iter().rev().filter_map(|Original { key, before, set }| match sysctl::read(&key) {
-            Ok(Some(now)) if now == set => sysctl::ensure(&key, &before).transpose(),
-            Ok(_) => None,
+    /// Puts back what still is as podwire set it, the last change first; what makes the node a router only if it
+    /// `may_stop_routing`.
+    pub fn restore(self, may_stop_routing: bool) -> impl Iterator<Item = Result<Restored, SysctlError>> {
+        let settings = self.contents.settings.into_iter().rev();
+        settings.filter_map(move |Original { key, before, set }| match sysctl::read(&key) {
+            Ok(Some(now)) if now != set => None,
+            Ok(Some(value)) if !may_stop_routing && is_of_router(&key) => Some(Ok(Restored::Left { key, value })),
+            Ok(_) => sysctl::ensure(&key, &before).transpose().map(|changed| changed.map(Restored::Changed)),
             Err(error) => Some(Err(error)),
         })
     }
+}
+
+/// Whether a setting makes the node forward, or has it learn routes although it does (see `forwarding`).
+fn is_of_router(key: &str) -> bool {
+    key == "ipv4/ip_forward" || key.starts_with("ipv6/conf/")
 }
 
 #[cfg(test)]
@@ -114,7 +133,7 @@ mod tests {
         assert_eq!(befores(&path), [now.as_str()]);
         Originals::open(&path).unwrap().note(KEY, "8").unwrap();
         assert_eq!(befores(&path), [now.as_str()]);
-        assert_eq!(Originals::open(&path).unwrap().restore().count(), 0, "it is not as podwire set it");
+        assert_eq!(Originals::open(&path).unwrap().restore(true).count(), 0, "it is not as podwire set it");
     }
 
     #[test]

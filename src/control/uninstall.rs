@@ -5,6 +5,7 @@
 //! by their alias or shape, routes, rules and neighbours by their protocol, settings by what the daemon wrote down. What
 //! cannot be removed is reported and does not stop the rest; all of it can be repeated.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Display;
 use std::io;
@@ -22,7 +23,7 @@ use super::kernel::{Kernel, KernelError, apply, delete_link, request};
 use super::masquerade;
 use super::netlink::{Link, LinkKind, MAIN_TABLE};
 use super::netns::Netns;
-use super::originals::Originals;
+use super::originals::{Originals, Restored};
 use super::plan::{self, ALIAS, Change, NODES_TABLE, Object, PROTOCOL};
 use super::runtime::{Namespace, RuntimeDir, RuntimeError, pods_path};
 use super::store::{Store, StoreError};
@@ -57,6 +58,8 @@ pub struct Uninstalled {
     pub pods_stay: bool,
     /// Each change of the node, for people.
     pub changes: Vec<String>,
+    /// What stays as podwire made it, and why.
+    pub left: Vec<String>,
     /// What could not be removed, and why.
     pub failures: Vec<String>,
 }
@@ -94,22 +97,35 @@ pub fn uninstall(runtime_dir: &Path, extent: Extent) -> Result<Uninstalled, Unin
         return Err(UninstallError::NotRoot);
     }
     let mut kernel = Kernel::new()?;
-    let pods = attached(&mut kernel, runtime_dir)?;
-    if extent == (Extent::All { despite_pods: false }) && !pods.is_empty() {
-        return Err(UninstallError::Attached(pods));
-    }
+    expendable(&mut kernel, runtime_dir, extent)?;
     let stopped_daemon = ask_to_leave(runtime_dir)?;
     let patience = if stopped_daemon { PATIENCE } else { Duration::ZERO };
     let _namespace = within(patience, Namespace::claim)?;
     let was_used = RuntimeDir::was_used(runtime_dir);
     let dir = was_used.then(|| within(patience, || RuntimeDir::claim(runtime_dir))).transpose()?;
     if dir.as_ref().map_or(Ok(true), RuntimeDir::is_of_this_namespace)? {
+        // Until the locks were taken, others could come.
+        let pods = expendable(&mut kernel, runtime_dir, extent)?;
         let pods_stay = extent == Extent::DataPlane;
         let removal = Uninstalled { stopped_daemon, pods, pods_stay, ..Uninstalled::default() };
-        Ok(Uninstaller { kernel, removal }.remove(extent, dir))
+        let mut uninstaller = Uninstaller { kernel, removal };
+        uninstaller.remove(extent, dir);
+        if extent != Extent::DataPlane && !was_used {
+            uninstaller.miss(runtime_dir);
+        }
+        Ok(uninstaller.removal)
     } else {
         Err(UninstallError::OtherNamespace(runtime_dir.to_owned()))
     }
+}
+
+/// The attached pods; an error if they would lose their network, and may not.
+fn expendable(kernel: &mut Kernel, runtime_dir: &Path, extent: Extent) -> Result<Vec<String>, UninstallError> {
+    let pods = attached(kernel, runtime_dir)?;
+    if extent == (Extent::All { despite_pods: false }) && !pods.is_empty() {
+        return Err(UninstallError::Attached(pods));
+    }
+    Ok(pods)
 }
 
 /// The names of the pods that have a device on the node; that of the device where nothing remembers the pod.
@@ -165,7 +181,7 @@ struct Uninstaller {
 
 impl Uninstaller {
     /// From what carries packets last to what is needed first.
-    fn remove(mut self, extent: Extent, dir: Option<RuntimeDir>) -> Uninstalled {
+    fn remove(&mut self, extent: Extent, dir: Option<RuntimeDir>) {
         self.remove_data_plane();
         if extent != Extent::DataPlane {
             self.remove_masquerade();
@@ -177,7 +193,16 @@ impl Uninstaller {
                 self.remove_runtime_dir(dir);
             }
         }
-        self.removal
+    }
+
+    /// Says that something of podwire was here, but no daemon has used `runtime_dir`.
+    fn miss(&mut self, runtime_dir: &Path) {
+        if !self.removal.changes.is_empty() {
+            self.removal.failures.push(format!(
+                "{} is not where the daemon kept its state; name that directory with --runtime-dir to remove it and to put the node's settings back",
+                runtime_dir.display()
+            ));
+        }
     }
 
     fn remove_data_plane(&mut self) {
@@ -242,11 +267,25 @@ impl Uninstaller {
     fn restore_settings(&mut self, dir: &RuntimeDir) {
         let originals = Originals::open(&dir.sysctls());
         let Some(originals) = self.ok(originals) else { return };
-        for restored in originals.restore() {
-            if let Some(changed) = self.ok(restored) {
-                self.note(&changed);
+        let may_stop_routing = self.has_one_network();
+        for restored in originals.restore(may_stop_routing) {
+            match self.ok(restored) {
+                Some(Restored::Changed(changed)) => self.note(&changed),
+                Some(Restored::Left { key, value }) => self.removal.left.push(format!(
+                    "net/{key} stays {value}, which others than podwire may need to forward between the other devices"
+                )),
+                None => {}
             }
         }
+    }
+
+    /// Whether there is nothing to forward between, by the addresses of devices. Who relies on forwarding that is on
+    /// already, as Docker does, does not turn it on.
+    fn has_one_network(&mut self) -> bool {
+        let addresses = self.kernel.netlink.addresses(None);
+        let Some(addresses) = self.ok(addresses) else { return false };
+        let routed = addresses.iter().filter(|own| !own.address.addr().is_loopback());
+        routed.map(|own| own.index).collect::<BTreeSet<_>>().len() <= 1
     }
 
     fn remove_runtime_dir(&mut self, dir: RuntimeDir) {

@@ -115,6 +115,40 @@ fn nothing_is_left_of_a_daemon_that_was_killed() {
 }
 
 #[test]
+fn the_wrong_directory_is_named_and_the_right_one_finishes_the_work() {
+    if !is_root() {
+        return;
+    }
+    let (mut node, before) = busy_node();
+    node.stop("KILL");
+    let wrong =
+        node.inside(&format!("{} uninstall --yes --runtime-dir /nonexistent 2>&1 || echo failed", crate::BINARY));
+    assert!(wrong.contains("/nonexistent is not where the daemon kept its state"), "{wrong}");
+    assert!(wrong.ends_with("failed\n") && wrong.contains("delete device podwire.1\n"), "{wrong}");
+    let said = succeeded(&node.uninstall(&[]));
+    assert!(said.contains("set net/ipv4/ip_forward from 1 to 0\n"), "{said}");
+    assert_same(&before, &state(&node));
+    assert!(!node.runtime_dir().exists());
+}
+
+#[test]
+fn a_node_with_devices_of_others_goes_on_forwarding() {
+    if !is_root() {
+        return;
+    }
+    let (node, _) = busy_node();
+    node.inside("ip link add docker0 type bridge; ip link set docker0 up; ip address add 172.17.0.1/16 dev docker0");
+    let said = succeeded(&node.uninstall(&["--yes"]));
+    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        assert!(said.contains(&format!("net/{key} stays 1, which others")), "{said}");
+        assert_eq!(node.inside(&format!("cat /proc/sys/net/{key}")), "1\n");
+    }
+    // A router that must not lose the routes that it has learnt.
+    assert_eq!(node.inside("cat /proc/sys/net/ipv6/conf/eth0/accept_ra"), "2\n");
+    assert!(!node.runtime_dir().exists());
+}
+
+#[test]
 fn attached_pods_are_named_and_nothing_is_touched_without_a_yes() {
     if !is_root() {
         return;
