@@ -76,6 +76,8 @@ pub struct Lifecycle {
     /// What failed last, and the delay after it.
     failed: Option<(Wanted, Duration)>,
     retired: Retired,
+    /// The programs are to be loaded anew as soon as that is possible.
+    is_outdated: bool,
 }
 
 /// What data planes that have stopped counted, all together.
@@ -102,13 +104,19 @@ impl Retired {
 impl Lifecycle {
     /// Off, until driven.
     pub fn new(open: Starter) -> Self {
-        Self { open, steering: None, state: State::Off, failed: None, retired: Retired::default() }
+        Self { open, steering: None, state: State::Off, failed: None, retired: Retired::default(), is_outdated: false }
     }
 
     /// Brings the data plane to what is wanted: opens it, starts workers, starts them anew when a setting
     /// differs, updates, stops. A start that failed is not repeated before [`Lifecycle::next_try`], unless
     /// something else is wanted.
     pub fn drive(&mut self, wanted: &Wanted, view: &View, now: Instant) {
+        if let Wanted::Running(_) | Wanted::Impossible { settings: Some(_), .. } = wanted
+            && std::mem::take(&mut self.is_outdated)
+        {
+            self.stop();
+            self.steering = None;
+        }
         match wanted {
             Wanted::Off => self.close(),
             Wanted::Impossible { reason, settings } => {
@@ -138,11 +146,10 @@ impl Lifecycle {
         self.state = State::Off;
     }
 
-    /// Stops the workers and lets go of the programs, which stay attached: the next [`Lifecycle::drive`] loads
-    /// them anew and takes over.
+    /// Has the next [`Lifecycle::drive`] that can load programs load them anew, and take over from the old ones, which
+    /// follow every view until then.
     pub fn renew(&mut self) {
-        self.stop();
-        self.steering = None;
+        self.is_outdated = self.steering.is_some();
     }
 
     /// Stops the workers and lets go of the programs, which are to be detached; their counts are kept.
@@ -278,8 +285,11 @@ impl Lifecycle {
                 *fault = None;
             }
             Err(error) => {
-                tracing::error!(%error, "the data plane did not take over a change; it is tried again");
-                *fault = Some(error.to_string());
+                let error = error.to_string();
+                if fault.as_ref() != Some(&error) {
+                    tracing::error!(error, "the data plane did not take over a change; it is tried again");
+                }
+                *fault = Some(error);
             }
         }
     }
@@ -518,7 +528,9 @@ mod tests {
         life.drive(&running(2), &view(1), now);
         assert!(life.is_running());
         life.renew();
-        assert_eq!((told(&life), life.report(now).state), (None, DataplaneState::Kernel));
+        let uplink_gone = Wanted::Impossible { reason: "eth0 is gone".into(), settings: None };
+        life.drive(&uplink_gone, &view(2), now);
+        assert_eq!(told(&life), Some(11), "the old programs follow until there can be new ones");
         life.drive(&running(2), &view(1), now);
         assert_eq!((told(&life), life.is_running(), life.retired().verdicts.len()), (Some(1), true, 0));
     }
