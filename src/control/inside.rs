@@ -169,9 +169,15 @@ fn missing(netlink: &mut Netlink, pod: &Pod, index: IfIndex) -> Result<Vec<Objec
     let read = |source| pod.request(format!("list what {} has", pod.ifname))(source);
     let mut observed: Vec<Object> =
         netlink.addresses(Some(index)).map_err(read)?.into_iter().map(Object::Address).collect();
-    observed.extend(netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour));
+    let desired = objects(pod, index);
+    // Not by a list, which the pod can make as long as it likes.
+    for object in &desired {
+        if let Object::Neighbour(Neighbour { index, address, .. }) = object {
+            observed.extend(netlink.permanent_neighbour(*index, *address).map_err(read)?.map(Object::Neighbour));
+        }
+    }
     observed.extend(netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
-    let mut changes = plan::plan(objects(pod, index), observed, |_| pod.ifname.clone());
+    let mut changes = plan::plan(desired, observed, |_| pod.ifname.clone());
     changes.retain(|change| change.action != Action::Delete);
     Ok(changes)
 }

@@ -43,12 +43,16 @@ impl Netlink {
     /// The permanent neighbours of all devices.
     pub fn permanent_neighbours(&mut self) -> Result<Vec<Neighbour>, NetlinkError> {
         let objects = self.dump(&RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
-        let permanent = |message: &&NeighbourMessage| message.header.state == NeighbourState::Permanent;
-        let neighbour = |message: &NeighbourMessage| {
-            let index = IfIndex(message.header.ifindex);
-            Some(Neighbour { index, address: address(message)?, mac: mac(message)? })
-        };
-        Ok(objects.iter().filter_map(inner).filter(permanent).filter_map(neighbour).collect())
+        Ok(objects.iter().filter_map(permanent).collect())
+    }
+
+    /// The neighbour with this address, if it is permanent (`neigh_get` in `net/core/neighbour.c`, since Linux 5.0).
+    pub fn permanent_neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<Option<Neighbour>, NetlinkError> {
+        match self.query(RouteNetlinkMessage::GetNeighbour(message(index, address))) {
+            Ok(object) => Ok(object.as_ref().and_then(permanent)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// All that the kernel knows of the neighbours of a device.
@@ -152,6 +156,11 @@ fn inner(object: &RouteNetlinkMessage) -> Option<&NeighbourMessage> {
         RouteNetlinkMessage::NewNeighbour(message) => Some(message),
         _ => None,
     }
+}
+
+fn permanent(object: &RouteNetlinkMessage) -> Option<Neighbour> {
+    let message = inner(object).filter(|message| message.header.state == NeighbourState::Permanent)?;
+    Some(Neighbour { index: IfIndex(message.header.ifindex), address: address(message)?, mac: mac(message)? })
 }
 
 fn known(message: &NeighbourMessage) -> Option<KnownNeighbour> {
