@@ -1,12 +1,16 @@
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla as _};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::{Netlink, NetlinkError, family};
+
+/// `FRA_DSCP` to `FRA_DSCP_MASK` (`include/uapi/linux/fib_rules.h`).
+const RESTRICTING: RangeInclusive<u16> = 25..=30;
 
 /// A policy routing rule: what comes from `source` is looked up in `table`, and goes on with the next rule when there
 /// is nothing for it.
@@ -68,12 +72,60 @@ fn read(object: &RouteNetlinkMessage, protocol: u8) -> Option<Rule> {
             RuleAttribute::Source(address) => source = Some(*address),
             RuleAttribute::Priority(number) => priority = *number,
             RuleAttribute::Protocol(carried) => ours = u8::from(*carried) == protocol,
-            // The table is in the header too; the kernel writes the other as "none" in every rule.
-            RuleAttribute::Table(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
-            _ => return None,
+            other if restricts(other) => return None,
+            _ => {}
         }
     }
     let plain = header.action == RuleAction::ToTable && header.dst_len == 0 && header.tos == 0;
     let source = IpNet::new(source?, header.src_len).ok()?;
     (ours && plain).then_some(Rule { priority, source, table: header.table })
+}
+
+/// Whether a rule with this attribute concerns fewer packets than its source says, or is more than a look-up. Newer
+/// kernels write attributes of other kinds in every rule.
+fn restricts(attribute: &RuleAttribute) -> bool {
+    match attribute {
+        // The kernel writes "none" in every rule.
+        RuleAttribute::SuppressPrefixLen(length) => *length != u32::MAX,
+        RuleAttribute::SuppressIfGroup(group) => *group != u32::MAX,
+        RuleAttribute::Destination(_)
+        | RuleAttribute::Iifname(_)
+        | RuleAttribute::Oifname(_)
+        | RuleAttribute::Goto(_)
+        | RuleAttribute::FwMark(_)
+        | RuleAttribute::TunId(_)
+        | RuleAttribute::L3MDev(_)
+        | RuleAttribute::UidRange(_)
+        | RuleAttribute::IpProtocol(_)
+        | RuleAttribute::SourcePortRange(_)
+        | RuleAttribute::DestinationPortRange(_) => true,
+        RuleAttribute::Other(attribute) => RESTRICTING.contains(&attribute.kind()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::DefaultNla;
+
+    use super::*;
+
+    #[test]
+    fn what_a_newer_kernel_tells_of_every_rule_does_not_hide_ours_and_what_restricts_does() {
+        let rule = Rule { priority: 240, source: "10.244.1.0/24".parse().unwrap(), table: 240 };
+        let with = |attribute| {
+            let mut message = message(&rule, 240);
+            message.attributes.push(attribute);
+            read(&RouteNetlinkMessage::NewRule(message), 240)
+        };
+        for harmless in
+            [RuleAttribute::SuppressPrefixLen(u32::MAX), RuleAttribute::Other(DefaultNla::new(99, vec![0; 4]))]
+        {
+            assert_eq!(with(harmless), Some(rule));
+        }
+        let dscp = RuleAttribute::Other(DefaultNla::new(25, vec![8]));
+        for restricting in [RuleAttribute::FwMark(1), RuleAttribute::SuppressPrefixLen(0), dscp] {
+            assert_eq!(with(restricting.clone()), None, "{restricting:?}");
+        }
+    }
 }
