@@ -33,8 +33,10 @@ const NEWS_DEBOUNCE: Duration = Duration::from_millis(50);
 /// An editor may write a file in several steps.
 const FILE_DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// A kind of look at the kernel takes at most one part in this many of the control thread's time.
+/// A kind of look at the kernel takes at most one part in this many of the control thread's time, unless
 const SHARE: u32 = 10;
+/// that made the next one wait for longer than this; then it takes half of it.
+const LONGEST_REST: Duration = Duration::from_millis(500);
 
 /// A look at the kernel is taken this often even when nothing was heard,
 const RESYNC: Duration = Duration::from_secs(30);
@@ -191,6 +193,11 @@ struct Listen {
     to_node: bool,
     to_pods: bool,
     to_rulesets: bool,
+}
+
+/// How long to wait before the next look of a kind, after one that took `took`.
+fn rest(took: Duration) -> Duration {
+    (took * SHARE).min(took.max(LONGEST_REST))
 }
 
 /// Tells when a socket becomes readable.
@@ -419,7 +426,7 @@ impl Daemon {
             self.mend_by(Duration::ZERO);
         }
         let end = Instant::now();
-        self.rest_until = end + (end - begin) * SHARE;
+        self.rest_until = end + rest(end - begin);
         self.resync = match (self.node.is_settled(), self.was_settled) {
             (true, _) => RESYNC,
             (false, true) => RESYNC_UNSETTLED,
@@ -436,7 +443,7 @@ impl Daemon {
             self.reconcile_by(Duration::ZERO);
         }
         let end = Instant::now();
-        self.patrol_at = end + PATROL.max((end - begin) * SHARE);
+        self.patrol_at = end + PATROL.max(rest(end - begin));
     }
 
     /// Looks into pods within `delay`, or as soon as it has its rest.
@@ -449,6 +456,6 @@ impl Daemon {
         let begin = Instant::now();
         self.node.mend_pods(pods, begin);
         let end = Instant::now();
-        self.mend_rest_until = end + (end - begin) * SHARE;
+        self.mend_rest_until = end + rest(end - begin);
     }
 }

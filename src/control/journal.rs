@@ -136,8 +136,10 @@ fn kind(change: &Change) -> Option<Kind<'_>> {
 fn subject(change: &Change) -> String {
     match change {
         Change::Sysctl(changed) => changed.key.clone(),
-        Change::SetDevice { name, .. } => format!("set device {name}"),
-        Change::RenameDevice { .. } | Change::CreateDevice { .. } | Change::DeleteDevice { .. } => change.to_string(),
+        Change::SetDevice { .. }
+        | Change::RenameDevice { .. }
+        | Change::CreateDevice { .. }
+        | Change::DeleteDevice { .. } => change.to_string(),
         Change::Object(ObjectChange { object, device, .. }) => format!("{object} dev {device}"),
         Change::InPod { pod, change } => format!("pod {pod}: {}", subject(change)),
     }

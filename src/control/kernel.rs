@@ -350,9 +350,9 @@ impl Kernel {
     }
 }
 
-/// Whether an object was refused because there is another in its place.
+/// Whether a route was refused because there may be another in its place (see [`Netlink::replace_route`]).
 fn is_taken(result: &Result<(), NetlinkError>) -> bool {
-    result.as_ref().is_err_and(|error| error.errno() == Some(libc::EEXIST))
+    result.as_ref().is_err_and(|error| matches!(error.errno(), Some(libc::EEXIST | libc::EINVAL)))
 }
 
 /// Makes one change. Deleting what is gone is success.

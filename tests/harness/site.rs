@@ -60,7 +60,8 @@ impl Switch {
         host
     }
 
-    fn plug(&self, host: &Host) {
+    /// Makes the wire from the switch to a host, which has lost its end or never had one.
+    pub fn plug(&self, host: &Host) {
         let (port, Wire { queues, mtu, .. }) = (host.port(), self.wire);
         self.netns.run_all([
             format!(

@@ -10,6 +10,9 @@ use netlink_packet_route::route::{
 use super::{Netlink, NetlinkError, family};
 use crate::ids::IfIndex;
 
+/// Every protocol, in a request to delete (`RTPROT_UNSPEC`).
+const ANY_PROTOCOL: u8 = 0;
+
 /// The table that packets are looked up in when no rule says otherwise.
 pub const MAIN_TABLE: u8 = RouteHeader::RT_TABLE_MAIN;
 
@@ -65,14 +68,17 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewRoute(message(route, protocol)), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Puts a route in the place of the one for the same destination that carries `protocol`.
+    /// Puts a route in the place of the one for the same destination, whatever protocol that one carries.
     pub fn replace_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
         let message = RouteNetlinkMessage::NewRoute(message(route, protocol));
         match self.change(message, NLM_F_CREATE | NLM_F_REPLACE) {
             // IPv6 refuses a gateway that the old route reaches by another device
             // (`ip6_route_check_nh_onlink` in `net/ipv6/route.c`).
             Err(error) if error.errno() == Some(libc::EINVAL) => {
-                self.delete_route(route.table, route.destination, protocol)?;
+                let in_its_place = [protocol, ANY_PROTOCOL];
+                if !in_its_place.iter().any(|old| self.delete_route(route.table, route.destination, *old).is_ok()) {
+                    return Err(error);
+                }
                 self.add_route(route, protocol)
             }
             result => result,
