@@ -1,9 +1,12 @@
 //! The node's side of its pods: the host ends of their veth pairs, and a route and a neighbour for each address.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::kernel::{Done, Kernel, KernelError, request};
-use super::netlink::{Link, LinkSettings, MAIN_TABLE, NetlinkError, Route};
+use super::netlink::{Link, LinkSettings, MAIN_TABLE, NetlinkError};
 use super::plan::{self, Change, Object, PROTOCOL};
 use super::wiring::{Pod, has_host_sysctls, host_sysctls};
 use crate::config::Config;
@@ -17,20 +20,20 @@ impl Kernel {
         self.ensure_forwarding(config, &mut done)?;
         let links = self.links()?;
         let present = self.ensure_pods(pods, &links, None, &mut done);
-        self.ensure_pod_objects(&present, &links, &mut done)?;
+        self.ensure_pod_objects(config, &present, &links, &mut done)?;
         Ok(done)
     }
 
     /// Adds or corrects the routes and neighbours of `pods`, for as long as there is no tunnel. Nothing is deleted.
     pub(super) fn ensure_pod_objects(
         &mut self,
+        config: &Config,
         pods: &[Pod],
         links: &[Link],
         done: &mut Done,
     ) -> Result<(), KernelError> {
-        // The tunnel's addresses, which are the sources of these routes, may be gone with it.
-        let desired: Vec<Object> = pods.iter().flat_map(|pod| plan::pod_objects(&[], pod)).collect();
-        let observed = self.observe_pods(pods, &desired).map_err(request("list routes and neighbours"))?;
+        let listed = request("list addresses, routes and neighbours");
+        let (desired, observed) = self.compare_pods(config, pods).map_err(listed)?;
         let name = |index| links.iter().find(|link| link.index == index).map_or_else(String::new, |l| l.name.clone());
         self.apply_plan(plan::plan(desired, observed, name), done);
         Ok(())
@@ -92,15 +95,17 @@ impl Kernel {
         }
     }
 
-    /// Of what is desired for `pods`, what is there, whatever its source.
-    fn observe_pods(&mut self, pods: &[Pod], desired: &[Object]) -> Result<Vec<Object>, NetlinkError> {
-        let ours: HashSet<IfIndex> = pods.iter().map(|pod| pod.host_ifindex).collect();
-        let neighbours = self.netlink.permanent_neighbours()?.into_iter().filter(|entry| ours.contains(&entry.index));
-        let routes =
-            self.netlink.routes(MAIN_TABLE, PROTOCOL)?.into_iter().map(|route| Route { source: None, ..route });
-        let mut observed: Vec<Object> = neighbours.map(Object::Neighbour).chain(routes.map(Object::Route)).collect();
-        let desired: BTreeSet<_> = desired.iter().map(Object::key).collect();
-        observed.retain(|object| desired.contains(&object.key()));
-        Ok(observed)
+    /// What is desired for `pods`, and what of that is there.
+    fn compare_pods(&mut self, config: &Config, pods: &[Pod]) -> Result<(Vec<Object>, Vec<Object>), NetlinkError> {
+        // The tunnel's addresses, which are the sources of these routes, may be gone with it; IPv6 keeps such a source.
+        let here: HashSet<IpAddr> = self.netlink.addresses(None)?.iter().map(|own| own.address.addr()).collect();
+        let mut sources: Vec<IpAddr> = config.node.pod_cidrs.iter().map(IpNet::network).collect();
+        sources.retain(|source| here.contains(source));
+        let desired: Vec<Object> = pods.iter().flat_map(|pod| plan::pod_objects(&sources, pod)).collect();
+        let neighbours = self.netlink.permanent_neighbours()?.into_iter().map(Object::Neighbour);
+        let routes = self.netlink.routes(MAIN_TABLE, PROTOCOL)?.into_iter().map(Object::Route);
+        let keys: BTreeSet<_> = desired.iter().map(Object::key).collect();
+        let observed = neighbours.chain(routes).filter(|object| keys.contains(&object.key())).collect();
+        Ok((desired, observed))
     }
 }

@@ -245,7 +245,7 @@ impl Kernel {
             Ok(device) => device,
             // Pods of the node need no tunnel to talk.
             Err(error) => {
-                self.ensure_pod_objects(&present, &links, done)?;
+                self.ensure_pod_objects(config, &present, &links, done)?;
                 return Err(error);
             }
         };

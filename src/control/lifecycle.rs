@@ -315,7 +315,10 @@ impl Lifecycle {
             Some((before, delay)) if before == wanted => (*delay * 2).min(LAST_RETRY),
             _ => FIRST_RETRY,
         };
-        tracing::error!(reason, retry_secs = delay.as_secs(), "no workers; the kernel path carries the pods");
+        let known = matches!(&self.state, State::Failed { reason: before, .. } if *before == reason);
+        if !known {
+            tracing::error!(reason, "no workers, which is tried again; the kernel path carries the pods");
+        }
         self.failed = Some((wanted.clone(), delay));
         self.state = State::Failed { wanted: wanted.clone(), reason, next: now + delay };
     }

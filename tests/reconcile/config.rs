@@ -19,6 +19,8 @@ fn a_peer_that_gets_another_name_mac_or_range_is_followed() {
     lab.cluster.c.host.netns.run("ip link set flannel.1 address 02:00:00:00:fe:33");
     let moved = Peer { vtep_mac: Some("02:00:00:00:fe:33".to_owned()), ..c.clone() };
     lab.cluster.a.set_peers(vec![b.clone(), moved]);
+    // A new MAC costs a device its neighbours.
+    lab.cluster.c.connect(&lab.cluster.a.peer());
     assert!(goes_fast(&lab.cluster.a, lab.pod(), to));
 
     let elsewhere = Peer { index: 33, ..c.clone() };

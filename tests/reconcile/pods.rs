@@ -24,11 +24,7 @@ const OWN_END: [Row<'static>; 12] = [
     (Place::Pod, "ip link set eth0 mtu 1300", "pod a1: set device eth0 mtu 1450"),
     (Place::Pod, "ip link set eth0 mtu 9000", "pod a1: set device eth0 mtu 1450"),
     (Place::Pod, "ip link set eth0 address 02:00:00:00:00:01", "pod a1: set device eth0 address 0a:58:0a:f4:01:01"),
-    (
-        Place::Pod,
-        "ip link set eth0 down; ip route add 10.96.0.0/16 dev eth0 2>/dev/null || ip link show eth0 >/dev/null",
-        "pod a1: set device eth0 up",
-    ),
+    (Place::Pod, "ip link set eth0 down", "pod a1: set device eth0 up"),
     (Place::Pod, "ip route flush table main proto 240", "pod a1: add route 0.0.0.0/0 via 169.254.1.1 dev eth0"),
 ];
 
