@@ -16,6 +16,8 @@ fn a_fight_over_an_object_is_won_and_does_not_fill_the_log() {
         thread::sleep(Duration::from_millis(20));
     }
     assert!(deleted > 10, "it came back {deleted} times only");
+    let is_back = || lab.place(Place::Node).run("ip route").contains("10.244.2.0/24 via 10.244.2.0 dev podwire.1");
+    assert!(wait_until(Duration::from_secs(3), is_back), "{}", lab.node().log_text());
     lab.assert_talks("the fight");
     let log = lab.node().log_text();
     assert_eq!(log.matches("add route 10.244.2.0/24").count(), 4, "{log}");
