@@ -85,6 +85,9 @@ pub fn print(rows: &[Row]) {
     }
     let wrong: u64 = rows.iter().map(|row| row.noticed.deliveries.misdelivered).sum();
     println!("\npackets at a wrong pod: {wrong}");
+    for row in rows.iter().filter(|row| row.attempts > 1) {
+        println!("measured once more: {} in mode {}", row.fault, row.mode);
+    }
     for row in rows {
         for exceeded in &row.exceeded {
             println!("exceeded: {} in mode {}: {exceeded}", row.fault, row.mode);
