@@ -91,13 +91,14 @@ impl Nat {
         let has_conntrack = !self.knows_conntrack && knows_conntrack();
         self.knows_conntrack |= has_conntrack;
         let is_full = self.listed_at.is_none_or(|at| now >= at + RESYNC);
+        let had_ipvs = self.had_ipvs();
         if have_changed || is_full {
             self.chains = self.list();
         }
         if is_full {
             self.listed_at = Some(now);
         }
-        let verdict = match decide(&self.chains, Files::read(self.verdict.check)) {
+        let verdict = match decide(&self.chains, Files::read(had_ipvs)) {
             Some(verdict) => {
                 self.ask_at = None;
                 verdict
@@ -129,6 +130,12 @@ impl Nat {
     /// Whether our own table is there.
     pub fn has_our_table(&self) -> bool {
         self.chains.as_ref().is_ok_and(|chains| chains.iter().any(is_ours))
+    }
+
+    /// Whether IPVS without services may still have connections: when it had services before, which nobody knows at
+    /// first.
+    fn had_ipvs(&self) -> bool {
+        self.listed_at.is_none() || self.verdict.check == NatCheck::Kernel
     }
 
     fn list(&mut self) -> Result<Vec<BaseChain>, String> {
@@ -199,15 +206,18 @@ fn decide(chains: &Result<Vec<BaseChain>, String>, files: Files) -> Option<Verdi
 }
 
 impl Files {
-    /// Of the calling thread's namespace. IPVS without services may still have connections, when it had services
-    /// `before`.
-    fn read(before: NatCheck) -> Self {
-        let read = |name: &str| read(&format!("/proc/thread-self/net/{name}"));
+    /// Of the calling thread's namespace. IPVS counts for its connections too if it `had_ipvs` services.
+    fn read(had_ipvs: bool) -> Self {
+        Self::of(had_ipvs, |name| read(&format!("/proc/thread-self/net/{name}")))
+    }
+
+    /// By what `read` finds in the files of such names.
+    fn of(had_ipvs: bool, read: impl Fn(&str) -> Option<String>) -> Self {
         let has_nat = |name| read(name).is_some_and(|text| text.lines().any(|table| table == "nat"));
         let has_entries = |name| read(name).is_some_and(|text| has_ipvs_entries(&text));
         Self {
             legacy: has_nat("ip_tables_names") || has_nat("ip6_tables_names"),
-            ipvs: has_entries("ip_vs") || before == NatCheck::Kernel && has_entries("ip_vs_conn"),
+            ipvs: has_entries("ip_vs") || had_ipvs && has_entries("ip_vs_conn"),
         }
     }
 }
@@ -229,4 +239,31 @@ fn read(path: &str) -> Option<String> {
 /// begins with a protocol or `FWM` (`net/netfilter/ipvs/ip_vs_ctl.c`, `ip_vs_conn.c`).
 fn has_ipvs_entries(text: &str) -> bool {
     text.lines().any(|line| ["TCP", "UDP", "SCTP", "FWM"].iter().any(|word| line.starts_with(word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// IPVS whose last service has gone, and a connection has not.
+    fn connection_without_service(name: &str) -> Option<String> {
+        match name {
+            "ip_vs" => {
+                Some("IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n".into())
+            }
+            "ip_vs_conn" => Some("Pro FromIP FPrt ToIP TPrt DestIP DPrt State\nTCP 0AF40102 9C40\n".into()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn connections_that_ipvs_had_before_the_daemon_started_count() {
+        let mut nat = Nat::new();
+        assert!(Files::of(nat.had_ipvs(), connection_without_service).ipvs);
+        nat.look(true, Instant::now());
+        nat.verdict = Verdict::NONE;
+        assert!(!nat.had_ipvs(), "what was looked at needs no second look");
+        nat.verdict.check = NatCheck::Kernel;
+        assert!(nat.had_ipvs());
+    }
 }
