@@ -32,7 +32,8 @@ const LAST_WAIT: Duration = Duration::from_secs(30);
 /// What is known of the namespace.
 #[derive(Debug)]
 pub struct Nat {
-    netfilter: Result<Option<Netfilter>, NetlinkError>,
+    /// `None` until it could be opened: the kernel's part may be a module.
+    netfilter: Option<Netfilter>,
     /// As last listed, or why they could not be.
     chains: Result<Vec<BaseChain>, String>,
     /// When they were listed without being asked to.
@@ -75,7 +76,7 @@ impl Nat {
     /// possible until the first [`Nat::look`].
     pub fn new() -> Self {
         Self {
-            netfilter: Netfilter::open(),
+            netfilter: None,
             chains: Ok(Vec::new()),
             listed_at: None,
             verdict: Verdict::lookup("nothing was looked at yet"),
@@ -139,11 +140,19 @@ impl Nat {
     }
 
     fn list(&mut self) -> Result<Vec<BaseChain>, String> {
-        match &mut self.netfilter {
-            Ok(Some(netfilter)) => netfilter.base_chains().map_err(|error| error.to_string()),
-            Ok(None) => Ok(Vec::new()),
-            Err(error) => Err(error.to_string()),
+        self.ask(Vec::new(), Netfilter::base_chains)
+    }
+
+    /// The answer of netfilter, or `otherwise` where the kernel has none.
+    fn ask<T>(
+        &mut self,
+        otherwise: T,
+        question: impl FnOnce(&mut Netfilter) -> Result<T, NetlinkError>,
+    ) -> Result<T, String> {
+        if self.netfilter.is_none() {
+            self.netfilter = Netfilter::open().map_err(|error| error.to_string())?;
         }
+        self.netfilter.as_mut().map_or(Ok(otherwise), question).map_err(|error| error.to_string())
     }
 
     /// The verdict when nothing new can be translated: what was may still flow. Conntrack is asked ever more rarely.
@@ -168,11 +177,7 @@ impl Nat {
         if count.is_none_or(|count| count == "0") {
             return Ok(false);
         }
-        match &mut self.netfilter {
-            Ok(Some(netfilter)) => netfilter.has_translated_flow().map_err(|error| error.to_string()),
-            Ok(None) => Ok(false),
-            Err(error) => Err(error.to_string()),
-        }
+        self.ask(false, Netfilter::has_translated_flow)
     }
 }
 
