@@ -1,9 +1,13 @@
 //! Our table of nftables, `inet podwire`, by the `nft` tool: listed, replaced and removed whole. No other table is
 //! ever touched. Works on the network namespace of the calling thread, which the tool inherits.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, NftablesError, apply_ruleset_raw, get_current_ruleset_raw};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
 
 /// The name of our table.
@@ -11,6 +15,10 @@ pub const TABLE: &str = "podwire";
 /// Its family, as `nft` and as the kernel (`NFPROTO_INET`) call it.
 const FAMILY: &str = "inet";
 pub const FAMILY_NUMBER: u8 = 1;
+
+/// How long the tool may take, while the control thread waits for it, and how often it is looked whether it has ended.
+const LIMIT: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_millis(2);
 
 /// Why the table could not be listed or changed.
 #[derive(Debug, thiserror::Error)]
@@ -23,15 +31,14 @@ pub enum NftError {
 
 /// The objects of our table (`libnftables-json(5)`) without what the kernel adds, or `None` when there is no table.
 pub fn list() -> Result<Option<Vec<Value>>, NftError> {
-    match get_current_ruleset_raw(DEFAULT_NFT, ["list", "table", FAMILY, TABLE]) {
-        Ok(text) => {
-            let document: Value = serde_json::from_str(&text).map_err(|error| failed("read", error.to_string()))?;
-            let objects = document["nftables"].as_array().cloned().unwrap_or_default();
-            Ok(Some(objects.into_iter().filter(|object| object.get("metainfo").is_none()).map(plain).collect()))
-        }
-        Err(NftablesError::NftFailed { stderr, .. }) if stderr.contains("No such file or directory") => Ok(None),
-        Err(error) => Err(explain("list", error)),
+    let ran = nft("list", &["list", "table", FAMILY, TABLE], "")?;
+    if !ran.succeeded && ran.errors.contains("No such file or directory") {
+        return Ok(None);
     }
+    let text = ran.output("list")?;
+    let document: Value = serde_json::from_str(&text).map_err(|error| failed("read", error.to_string()))?;
+    let objects = document["nftables"].as_array().cloned().unwrap_or_default();
+    Ok(Some(objects.into_iter().filter(|object| object.get("metainfo").is_none()).map(plain).collect()))
 }
 
 /// Puts `objects`, which [`table`] begins, in the place of the table's contents, in one transaction.
@@ -61,7 +68,64 @@ pub fn object(kind: &str, mut properties: Value) -> Value {
 
 fn apply(act: &'static str, commands: &[Value]) -> Result<(), NftError> {
     let document = json!({ "nftables": commands }).to_string();
-    apply_ruleset_raw(&document, DEFAULT_NFT, DEFAULT_ARGS).map(drop).map_err(|error| explain(act, error))
+    nft(act, &["-f", "-"], &document)?.output(act).map(drop)
+}
+
+/// What the tool said, and whether it did what it was asked.
+#[derive(Debug)]
+struct Ran {
+    succeeded: bool,
+    output: String,
+    errors: String,
+}
+
+impl Ran {
+    fn output(self, act: &'static str) -> Result<String, NftError> {
+        if self.succeeded { Ok(self.output) } else { Err(failed(act, self.errors.trim().replace('\n', " "))) }
+    }
+}
+
+fn nft(act: &'static str, arguments: &[&str], input: &str) -> Result<Ran, NftError> {
+    let mut command = Command::new("nft");
+    command.arg("-j").args(arguments);
+    run(command, input, LIMIT).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => NftError::NoTool,
+        _ => failed(act, error.to_string()),
+    })
+}
+
+/// Runs a command to its end, or for `limit` and then kills it. It talks to files: nobody has to read along.
+fn run(mut command: Command, input: &str, limit: Duration) -> io::Result<Ran> {
+    let [mut stdin, mut stdout, mut stderr] = [memory_file()?, memory_file()?, memory_file()?];
+    stdin.write_all(input.as_bytes())?;
+    stdin.rewind()?;
+    let mut child = command.stdin(stdin).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?).spawn()?;
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            // It ends when it leaves the kernel, which may be much later.
+            thread::spawn(move || child.wait());
+            let text = format!("{} took longer than {} s", command.get_program().display(), limit.as_secs_f32());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        thread::sleep(TICK);
+    };
+    Ok(Ran { succeeded: status.success(), output: contents(&mut stdout)?, errors: contents(&mut stderr)? })
+}
+
+fn memory_file() -> io::Result<File> {
+    Ok(memfd_create("nft", MemfdFlags::CLOEXEC)?.into())
+}
+
+fn contents(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// An object without its handle, its elements in order, and flags always in a list: releases of `nft` differ.
@@ -82,14 +146,6 @@ fn plain(mut object: Value) -> Value {
         _ => {}
     }
     object
-}
-
-fn explain(act: &'static str, error: NftablesError) -> NftError {
-    match error {
-        NftablesError::NftExecution { inner, .. } if inner.kind() == io::ErrorKind::NotFound => NftError::NoTool,
-        NftablesError::NftFailed { stderr, .. } => failed(act, stderr.trim().replace('\n', " ")),
-        other => failed(act, other.to_string()),
-    }
 }
 
 fn failed(act: &'static str, text: String) -> NftError {
@@ -114,5 +170,24 @@ mod tests {
         let mut other = asked.clone();
         other["set"]["elem"] = json!(["192.168.1.3"]);
         assert_ne!(plain(asked), plain(other));
+    }
+
+    #[test]
+    fn a_tool_that_hangs_is_killed() {
+        let mut hangs = Command::new("sh");
+        hangs.args(["-c", "exec sleep 600"]);
+        let begin = Instant::now();
+        let error = run(hangs, "", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.to_string(), "sh took longer than 0.05 s");
+        assert!(begin.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_tool_gets_its_input_and_is_heard_whatever_it_says() {
+        let mut talks = Command::new("sh");
+        talks.args(["-c", "cat; yes | head -c 1000000; echo wrong >&2; exit 3"]);
+        let ran = run(talks, "input\n", LIMIT).unwrap();
+        assert!(ran.output.starts_with("input\ny\n") && ran.output.len() == 1_000_006);
+        assert_eq!(ran.output("set").unwrap_err().to_string(), "cannot set the nftables table inet podwire: wrong");
     }
 }
