@@ -130,7 +130,7 @@ impl Steer {
         let refused = |e: libbpf_rs::Error| SteerError::Load(os_error(&e));
         let mut storage = MaybeUninit::uninit();
         let mut open = skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(refused)?;
-        pins.reuse_map("verdicts", &mut open.maps.verdicts)?;
+        pins.reuse_map("verdicts", &mut open.maps.verdicts);
         let skel = open.load().map_err(refused)?;
         let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(SteerError::Load);
         let programs = Programs {

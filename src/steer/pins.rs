@@ -8,7 +8,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -90,17 +90,15 @@ impl Pins {
         pinned.map_err(|source| failed("pin a map at", &pin, source))
     }
 
-    /// Has `map` be the one that is pinned by that name, if the two are laid out alike.
-    pub(super) fn reuse_map(&self, name: &str, map: &mut OpenMapMut<'_>) -> Result<(), SteerError> {
-        let pin = self.maps().join(name);
-        let Ok(pinned) = MapHandle::from_pinned_path(&pin) else { return Ok(()) };
+    /// Has `map` be the one that is pinned by that name, if the two are laid out alike; else it begins anew.
+    pub(super) fn reuse_map(&self, name: &str, map: &mut OpenMapMut<'_>) {
+        let Ok(pinned) = MapHandle::from_pinned_path(self.maps().join(name)) else { return };
         let layout = (pinned.map_type(), pinned.key_size(), pinned.value_size(), pinned.max_entries());
         if layout != (map.map_type(), map.key_size(), map.value_size(), map.max_entries()) {
             tracing::info!(map = name, "the pinned map is laid out otherwise and is not taken over");
-            return Ok(());
+        } else if let Err(error) = map.reuse_fd(pinned.as_fd()) {
+            tracing::warn!(map = name, %error, "the pinned map is not taken over");
         }
-        let reused = map.reuse_fd(std::os::fd::AsFd::as_fd(&pinned));
-        reused.map_err(|error| failed("take over the map", &pin, super::maps::os_error(&error)))
     }
 
     /// Removes the links of pods that `keep` does not name. Goes on after an error and returns the first.
@@ -119,7 +117,8 @@ impl Pins {
         result
     }
 
-    /// Detaches all links and removes all pins and their directory, and the one above if no other namespace has pins.
+    /// Detaches all links and removes all pins and their directory, as far as they are there, and the one above if no
+    /// other namespace has pins.
     pub fn remove(self) -> Result<(), SteerError> {
         self.remove_links(entries(&self.links())?.into_iter())?;
         for dir in [self.links(), self.maps(), self.dir.clone()] {
@@ -127,7 +126,10 @@ impl Pins {
                 let pin = dir.join(name);
                 remove_pin(&pin).map_err(|source| failed("remove", &pin, source))?;
             }
-            fs::remove_dir(&dir).map_err(|source| failed("remove", &dir, source))?;
+            match fs::remove_dir(&dir) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &dir, source)),
+                _ => {}
+            }
         }
         if let Some(all) = self.dir.parent() {
             // It is not empty when other namespaces have theirs.

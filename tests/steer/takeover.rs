@@ -319,6 +319,20 @@ fn removal_leaves_nothing_while_the_owner_lives_and_can_be_repeated() {
 }
 
 #[test]
+fn a_removal_that_was_cut_short_can_be_finished() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    for gone in ["links", "maps"] {
+        let pins = Pins::open(scene.lab.cookie()).unwrap();
+        std::fs::remove_dir(scene.pins.join(gone)).unwrap();
+        pins.remove().unwrap();
+        assert!(!scene.pins.exists(), "{gone}");
+    }
+}
+
+#[test]
 fn pins_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
     if !is_root() {
