@@ -113,16 +113,17 @@ fn create(
     };
     match PinnedLink::create(pin, program, ifindex, hook) {
         Ok(link) => Ok((link, mode)),
-        // a program in the same mode, or in the other one (net/core/dev.c, dev_xdp_attach)
-        Err(source) if matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
-            Err(SteerError::UplinkTaken { ifindex, program: foreign(ifindex) })
-        }
-        Err(source) => Err(SteerError::Attach { program: PROGRAM, ifindex, mode: name, source }),
+        Err(source) => match (source.raw_os_error(), foreign(ifindex)) {
+            // in the same mode, or in the other one (net/core/dev.c, dev_xdp_attach); drivers say so too when they are
+            // busy themselves
+            (Some(libc::EBUSY | libc::EEXIST), Some(program)) => Err(SteerError::UplinkTaken { ifindex, program }),
+            _ => Err(SteerError::Attach { program: PROGRAM, ifindex, mode: name, source }),
+        },
     }
 }
 
-/// The id of the XDP program that runs on a device, or 0 if that cannot be told.
-fn foreign(ifindex: IfIndex) -> u32 {
+/// The id of an XDP program that runs on a device.
+fn foreign(ifindex: IfIndex) -> Option<u32> {
     let id = |mode| xdp_program(ifindex, mode).ok();
-    [XdpMode::Native, XdpMode::Generic].into_iter().filter_map(id).find(|&id| id != 0).unwrap_or(0)
+    [XdpMode::Native, XdpMode::Generic].into_iter().filter_map(id).find(|&id| id != 0)
 }
