@@ -35,12 +35,13 @@ struct config {
 	__u32 max_frame;
 	__u32 pod_mtu;
 	__u32 workers;
+	__u32 rings;		/* on the hub */
 	__u32 hub;		/* ifindex */
 	enum nat nat;
 	__be16 underlay;	/* EtherType of the family of vtep */
 	__be16 port;
 	__u8 vtep_mac[6];
-	__u8 pad[6];
+	__u8 pad[2];
 };
 
 struct {

@@ -63,16 +63,17 @@ int hub_drop(struct __sk_buff *skb)
 }
 
 /* Spreads the hub's frames over the workers' rings: a pod stays with a worker,
- * whose heartbeat pod_steer has looked at.
+ * whose heartbeat pod_steer has looked at, also when it was claimed before the
+ * workers were told to stop: they take all that is theirs.
  */
 SEC("socket")
 int hub_fanout(struct __sk_buff *skb)
 {
 	const struct config *cfg = config_get();
 
-	if (!cfg || !cfg->workers)
+	if (!cfg || !cfg->rings)
 		return 0;
-	return (skb->vlan_tci & 0xfff) % cfg->workers;
+	return (skb->vlan_tci & 0xfff) % cfg->rings;
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

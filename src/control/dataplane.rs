@@ -78,6 +78,8 @@ pub struct Dataplane {
     /// What an earlier data plane had attached is ours, or gone.
     taken_over: bool,
     workers: Option<Workers>,
+    /// On the hub: of the workers that run, or that ran last and may still be reading.
+    rings: u16,
     /// As last told.
     view: View,
     repairs: Repairs,
@@ -85,15 +87,10 @@ pub struct Dataplane {
 }
 
 /// Detaches whatever a data plane of the calling thread's network namespace has attached, and removes what it has
-/// pinned, whether it runs or not; a running one would repair it. Nothing to do is success. `devices` are those where
-/// there may be a filter: the host ends of pods, and the hub.
-pub fn remove(devices: &[IfIndex]) -> Result<(), DataplaneError> {
+/// pinned, whether it runs or not; a running one would repair it. Says whether there was anything. `devices` are those
+/// where there may be a filter: the host ends of pods, and the hub.
+pub fn remove(devices: &[IfIndex]) -> Result<bool, DataplaneError> {
     Ok(steer::remove(pins()?, devices)?)
-}
-
-/// Whether a data plane of the calling thread's network namespace, running or not, has something attached or pinned.
-pub fn is_present() -> Result<bool, DataplaneError> {
-    Ok(pins()?.is_some())
 }
 
 fn pins() -> Result<Option<Pins>, DataplaneError> {
@@ -105,10 +102,11 @@ impl Dataplane {
     pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
         let pins = Pins::open(netns::cookie().map_err(DataplaneError::Namespace)?)?;
         Ok(Self {
-            steer: Steer::load(&steer_config(settings, 0, &View::default()), pins)?,
+            steer: Steer::load(&steer_config(settings, 0, 0, &View::default()), pins)?,
             steered: Steered::default(),
             taken_over: false,
             workers: None,
+            rings: 0,
             view: View::default(),
             repairs: Repairs::default(),
             repair_at: Instant::now() + REPAIR,
@@ -152,6 +150,7 @@ impl Dataplane {
         };
         let xdp = self.steer.attach_uplink(settings.uplink, choice)?;
         self.workers = Some(Workers::start(&self.steer, settings, xdp, view)?);
+        self.rings = worker_count(settings);
         let configured = self.configure(settings);
         if configured.is_err() {
             self.workers = None;
@@ -162,7 +161,7 @@ impl Dataplane {
     /// Tells the programs what the node is like and how many workers run.
     fn configure(&self, settings: &Settings) -> Result<(), SteerError> {
         let workers = if self.workers.is_some() { worker_count(settings) } else { 0 };
-        self.steer.set_config(&steer_config(settings, workers, &self.view))
+        self.steer.set_config(&steer_config(settings, workers, self.rings, &self.view))
     }
 }
 
@@ -234,7 +233,7 @@ fn worker_count(settings: &Settings) -> u16 {
     u16::try_from(workers).unwrap_or(u16::MAX)
 }
 
-fn steer_config(settings: &Settings, workers: u16, view: &View) -> SteerConfig {
+fn steer_config(settings: &Settings, workers: u16, rings: u16, view: &View) -> SteerConfig {
     let sharers = view.pods.len().div_ceil(usize::from(workers.max(1))) as u64 + 1;
     let slots = u64::from(settings.hub_slots);
     SteerConfig {
@@ -245,6 +244,7 @@ fn steer_config(settings: &Settings, workers: u16, view: &View) -> SteerConfig {
         max_frame: u32::try_from(MAX_FRAME).unwrap_or(u32::MAX),
         pod_mtu: u32::from(settings.mtu),
         workers,
+        rings,
         stale_ns: settings.stale_ms * 1_000_000,
         quota: (slots / sharers).max(LEAST_QUOTA),
         hub: settings.hub,

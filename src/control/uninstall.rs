@@ -164,14 +164,10 @@ fn within<T>(patience: Duration, claim: impl Fn() -> Result<T, RuntimeError>) ->
 /// Detaches the data plane's programs, whichever process attached them, and deletes their pins; says whether there were
 /// any.
 pub(super) fn remove_programs(kernel: &mut Kernel) -> Result<bool, Box<dyn Error>> {
-    if !dataplane::is_present()? {
-        return Ok(false);
-    }
     let filtered = kernel.netlink.clsact_devices()?;
     let ends = kernel.host_ends()?.into_iter().map(|link| link.index);
     let devices: Vec<IfIndex> = ends.filter(|index| filtered.contains(index)).collect();
-    dataplane::remove(&devices)?;
-    Ok(true)
+    Ok(dataplane::remove(&devices)?)
 }
 
 struct Uninstaller {

@@ -101,18 +101,22 @@ impl Steer {
     }
 }
 
-/// Detaches all that any [`Steer`] has attached in the network namespace of the calling thread, and removes its pins.
-/// Filters, which are not pinned, are looked for on `devices`. Goes on after an error and returns the first.
-pub fn remove(pins: Option<Pins>, devices: &[IfIndex]) -> Result<(), SteerError> {
+/// Detaches all that any [`Steer`] has attached in the network namespace of the calling thread, and removes its pins;
+/// says whether there was anything. Filters, which are not pinned, are looked for on `devices`. Goes on after an error
+/// and returns the first.
+pub fn remove(pins: Option<Pins>, devices: &[IfIndex]) -> Result<bool, SteerError> {
+    let mut any = pins.is_some();
     let mut result = pins.map_or(Ok(()), Pins::remove);
-    let failed = |ifindex| move |source| SteerError::Detach { program: POD, ifindex, source };
     for &ifindex in devices {
-        result = result.and(detach_filter(ifindex).map_err(failed(ifindex)));
+        match detach_filter(ifindex) {
+            Ok(detached) => any |= detached,
+            Err(source) => result = result.and(Err(SteerError::Detach { program: POD, ifindex, source })),
+        }
     }
-    result
+    result.map(|()| any)
 }
 
-fn detach_filter(ifindex: IfIndex) -> io::Result<()> {
+fn detach_filter(ifindex: IfIndex) -> io::Result<bool> {
     // libbpf wants a descriptor where it asks for none
     let any = File::open("/dev/null")?;
     clsact::detach(any.as_fd(), ifindex, &[POD, HUB])

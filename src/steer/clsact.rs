@@ -53,7 +53,7 @@ impl Filter {
 
     /// Detaches it, unless its place has been taken by another.
     pub(super) fn detach(self) -> io::Result<()> {
-        detach_named(&mut self.hook(), &[&self.name])
+        detach_named(&mut self.hook(), &[&self.name]).map(drop)
     }
 
     fn hook(&self) -> TcHook {
@@ -61,10 +61,10 @@ impl Filter {
     }
 }
 
-/// Detaches the filter in our place on a device if its program bears one of `names`. `any` program is a handle for
-/// asking.
-pub(super) fn detach(any: BorrowedFd<'_>, ifindex: IfIndex, names: &[&str]) -> io::Result<()> {
-    let Ok(ifindex) = i32::try_from(ifindex.0) else { return Ok(()) };
+/// Detaches the filter in our place on a device if its program bears one of `names`, and says whether one does. `any`
+/// program is a handle for asking.
+pub(super) fn detach(any: BorrowedFd<'_>, ifindex: IfIndex, names: &[&str]) -> io::Result<bool> {
+    let Ok(ifindex) = i32::try_from(ifindex.0) else { return Ok(false) };
     detach_named(&mut hook(any, ifindex), names)
 }
 
@@ -72,11 +72,11 @@ fn hook(program: BorrowedFd<'_>, ifindex: i32) -> TcHook {
     TcHookBuilder::new(program).ifindex(ifindex).priority(PLACE).handle(PLACE).hook(TC_INGRESS)
 }
 
-fn detach_named(hook: &mut TcHook, names: &[&str]) -> io::Result<()> {
+fn detach_named(hook: &mut TcHook, names: &[&str]) -> io::Result<bool> {
     // without an answer there is no filter, or the device has gone and the filter with it
     match hook.query() {
-        Ok(there) if is_named(there, names) => hook.detach().map_err(|e| os_error(&e)),
-        _ => Ok(()),
+        Ok(there) if is_named(there, names) => hook.detach().map(|()| true).map_err(|e| os_error(&e)),
+        _ => Ok(false),
     }
 }
 

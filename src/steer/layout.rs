@@ -24,12 +24,13 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 72] {
         &config.max_frame.to_ne_bytes(),
         &config.pod_mtu.to_ne_bytes(),
         &u32::from(config.workers).to_ne_bytes(),
+        &u32::from(config.rings).to_ne_bytes(),
         &config.hub.0.to_ne_bytes(),
         &(config.nat as u32).to_ne_bytes(),
         &underlay.to_be_bytes(),
         &config.port.to_be_bytes(),
         &config.vtep_mac.0,
-        &[0; 6],
+        &[0; 2],
     ])
 }
 
@@ -102,6 +103,7 @@ mod tests {
             max_frame: 2048,
             pod_mtu: 1450,
             workers: 3,
+            rings: 4,
             stale_ns: 20_000_000,
             quota: 64,
             hub: IfIndex(9),
@@ -115,6 +117,7 @@ mod tests {
             ("max_frame", &2048_u32.to_ne_bytes()),
             ("pod_mtu", &1450_u32.to_ne_bytes()),
             ("workers", &3_u32.to_ne_bytes()),
+            ("rings", &4_u32.to_ne_bytes()),
             ("hub", &9_u32.to_ne_bytes()),
             ("underlay", &[0x08, 0x00]),
             ("port", &[0x21, 0x18]),

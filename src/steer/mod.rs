@@ -77,6 +77,8 @@ pub struct SteerConfig {
     pub pod_mtu: u32,
     /// Workers that run. A pod belongs to worker `pod id % workers`. 0: everything takes the kernel path.
     pub workers: u16,
+    /// Rings on the hub, one for each worker, which may still be read when no worker counts as running any more.
+    pub rings: u16,
     /// The age at which a worker's sign of life is stale.
     pub stale_ns: u64,
     /// Frames of one pod that may be on their way to its worker.

@@ -88,7 +88,8 @@ fn a_filter_stays_until_it_is_detached_and_leaves_the_others() {
     let (earlier, device) = (scene.ours(), scene.device);
     scene.lab.within(|| drop(std::mem::replace(&mut scene.steer, next)));
     assert_eq!((scene.attached(OURS), scene.attached(OURS + 1)), (earlier, Some(other)), "it outlives its owner");
-    scene.lab.within(|| steer::remove(None, &[device])).unwrap();
+    assert!(scene.lab.within(|| steer::remove(None, &[device])).unwrap(), "it is found without a pin");
+    assert!(!scene.lab.within(|| steer::remove(None, &[device])).unwrap(), "nothing to do is success");
     assert_eq!((scene.attached(OURS), scene.attached(OURS + 1)), (None, Some(other)));
 }
 

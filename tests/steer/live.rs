@@ -9,7 +9,7 @@ use podwire::steer::{self, Pins, Program, Steer, SteerConfig, SteerError, TcChoi
 
 use crate::lab::{Lab, Tapped};
 use crate::packets::*;
-use crate::rig::{MTU, Scratch, config, is_root, now_ns, pod, xdp_socket};
+use crate::rig::{MTU, Scratch, config, is_root, now_ns, pod, refuse, xdp_socket};
 
 const HOOKS: [TcChoice; 2] = [TcChoice::Tcx, TcChoice::Clsact];
 
@@ -33,7 +33,7 @@ impl Node {
         host.veth("pw2", "eth2");
         host.give("eth2", &pod_b);
         host.veth("pwhub0", "pwhub1");
-        let mut steer = host.load(&SteerConfig { workers: 2, hub: host.ifindex("pwhub0"), ..config(V4) });
+        let mut steer = host.load(&SteerConfig { workers: 2, rings: 2, hub: host.ifindex("pwhub0"), ..config(V4) });
         steer.set_tc(choice);
         for (device, id, addresses, mac) in [("pw1", 1, POD_A, POD_A_MAC), ("pw2", 2, POD_B, POD_B_MAC)] {
             let ifindex = host.ifindex(device);
@@ -92,6 +92,23 @@ fn hands_each_pods_frames_to_its_worker_with_the_pods_id_and_to_nobody_else() {
         assert_eq!(stack.receive(), None, "hub_drop lets nothing through");
         node.expect(Verdict::Claimed, 2);
     }
+}
+
+#[test]
+fn frames_that_were_claimed_before_a_stop_still_go_to_their_worker() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let rings = [0, 1].map(|_| node.host.socket("pwhub0", libc::ETH_P_ALL));
+    for ring in &rings {
+        ring.join(8, node.steer.fanout_fd());
+    }
+    node.steer.set_config(&SteerConfig { workers: 0, rings: 2, ..config(V4) }).unwrap();
+    let frame = from_a(REMOTE_POD[V4], 9);
+    node.host.socket("pwhub1", 0).send(&tagged(frame.clone(), TAGS[0], 1));
+    assert_eq!(rings[1].receive(), Some(Tapped { vlan: Some(1), frame }));
+    assert_eq!(rings[0].receive(), None);
 }
 
 #[test]
@@ -256,6 +273,11 @@ fn takes_generic_xdp_where_the_driver_has_no_native() {
     let mut steer = lab.load(&config(V4));
     let error = lab.within(|| steer.attach_uplink(lo, XdpChoice::Native)).unwrap_err();
     assert!(error.to_string().contains("(native XDP)"), "{error}");
+    let busy = lab.within(|| {
+        refuse(28, libc::EBUSY); // BPF_LINK_CREATE
+        steer.attach_uplink(lo, XdpChoice::Auto).unwrap_err()
+    });
+    assert!(matches!(busy, SteerError::Attach { mode: "generic XDP", .. }), "no other program is to blame: {busy}");
     assert_eq!(lab.within(|| steer.attach_uplink(lo, XdpChoice::Auto)).unwrap(), XdpMode::Generic);
     let again = lab.within(|| steer.attach_uplink(lo, XdpChoice::Generic));
     assert_eq!(again.unwrap(), XdpMode::Generic, "our own attachment is replaced");

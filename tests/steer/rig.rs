@@ -46,6 +46,7 @@ pub fn config(family: usize) -> SteerConfig {
         max_frame: 2048,
         pod_mtu: u32::from(MTU),
         workers: 1,
+        rings: 1,
         stale_ns: STALE_NS,
         quota: QUOTA,
         hub: IfIndex(1),

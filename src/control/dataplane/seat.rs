@@ -62,7 +62,8 @@ pub struct Common<'a> {
 }
 
 impl Seat {
-    /// Opens a worker's ports and starts its thread. On an error nothing of it is left.
+    /// Opens a worker's ports and starts its thread. On an error nothing of it is left but, when there is no
+    /// thread to be had, the mapping of its packet memory.
     pub fn start(common: Common<'_>, fib: Reader<Fib>, worker: WorkerId) -> Result<Self, DataplaneError> {
         let (region, mut pool) = Region::map(common.settings.frames)?;
         let ports = Ports::open(common, region, &mut pool, worker);
@@ -204,7 +205,8 @@ impl Seat {
     }
 
     /// Waits until the worker has stopped and takes back what it owned. A worker that hangs is left behind with its
-    /// memory: the kernel path has its traffic by then.
+    /// memory and its sockets, which keep their queues and their place in the hub's fanout: the kernel path has its
+    /// traffic by then.
     pub fn join(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         let deadline = Instant::now() + STOP_LIMIT;
