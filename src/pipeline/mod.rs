@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use crate::counters::{Count, DropReason, Tally};
 use crate::fib::{Fib, NextHop};
 use crate::frame::{Frame, Pool};
-use crate::offload::Gro;
+use crate::offload::{Gro, MAX_FRAMES};
 use crate::port::{PodPort, WirePort};
 use crate::wire::{Mac, Vni};
 use decap::Arrival;
@@ -31,6 +31,8 @@ pub const BURST: usize = BURST_SLOTS as usize;
 
 /// The same, as rings count.
 const BURST_SLOTS: u32 = 64;
+
+const _: () = assert!(BURST <= MAX_FRAMES, "the frames of a burst may all become one delivery");
 
 /// What this node is to the overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
+use super::Delivery;
 use super::segment::Segment;
-use super::{Delivery, MAX_FRAMES};
 use crate::fib::LocalPod;
 use crate::frame::Frame;
 use crate::offload::{VirtioNetHdr, tcp};
@@ -81,7 +81,6 @@ impl Merge {
             && segment.flags & tcp::CWR == 0
             && (segment.flags ^ self.first.flags) & !(tcp::CWR | tcp::FIN | tcp::PSH) == 0
             && self.packet_len + usize::from(segment.payload_len) <= MAX_PACKET
-            && joined < MAX_FRAMES
             && self.continues_ids(segment, first)
             && same_headers(segment, first, frame)
             && segment.is_intact(frame)

@@ -39,8 +39,8 @@ pub use segment::Segment;
 /// Flows that can have an open merge at a time. A burst of more flows than this has little to merge.
 const FLOWS: usize = 16;
 
-/// Frames of one delivery at most: 64 KiB of the smallest segments that bulk transfers use.
-pub const MAX_FRAMES: usize = 128;
+/// Frames of one delivery at most, since no more are pushed between two flushes.
+pub const MAX_FRAMES: usize = 64;
 
 /// A packet for a pod.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Default for Gro {
 
 impl Gro {
     /// Takes the next frame for a pod, with its TCP segment if it has one, and hands over what is finished by it: an
-    /// earlier merge, the frame itself, both, or nothing yet.
+    /// earlier merge, the frame itself, both, or nothing yet. At most [`MAX_FRAMES`] between two flushes.
     #[inline]
     pub fn push(
         &mut self,
