@@ -78,8 +78,7 @@ impl Merge {
         let (Some(first), joined) = (self.delivery.frames.first(), self.delivery.frames.len()) else { return false };
         segment.sequence == self.next_sequence
             && (1..=self.first.payload_len).contains(&segment.payload_len)
-            && segment.flags & tcp::CWR == 0
-            && (segment.flags ^ self.first.flags) & !(tcp::CWR | tcp::FIN | tcp::PSH) == 0
+            && (segment.flags ^ self.first.flags) & !(tcp::FIN | tcp::PSH) == 0
             && self.packet_len + usize::from(segment.payload_len) <= MAX_PACKET
             && self.continues_ids(segment, first)
             && same_headers(segment, first, frame)
@@ -158,10 +157,9 @@ fn make_super(first: &mut [u8], segment: &Segment, packet_len: usize, ending: u8
     let tcp = l4_header.first_chunk_mut::<{ tcp::LEN }>()?;
     tcp[tcp::FLAGS_AT] |= ending;
     [tcp[tcp::CHECKSUM_AT], tcp[tcp::CHECKSUM_AT + 1]] = pseudo.fold().to_be_bytes();
-    let ecn = if segment.flags & tcp::CWR != 0 { VirtioNetHdr::GSO_ECN } else { 0 };
     Some(VirtioNetHdr {
         flags: VirtioNetHdr::NEEDS_CSUM,
-        gso_type: gso_type | ecn,
+        gso_type,
         hdr_len: u16::try_from(segment.headers_len()).ok()?,
         gso_size: segment.payload_len,
         csum_start: u16::try_from(l4).ok()?,

@@ -74,10 +74,12 @@ impl Segment {
         self.sequence.wrapping_add(self.payload_len.into())
     }
 
-    /// Whether others may join it: it has payload, and nothing that the receiver should learn at once.
+    /// Whether others may join it: it has payload, and nothing that the receiver should learn at once. Not with CWR, which
+    /// a super-packet cannot say to be on which of its segments: with accurate ECN (RFC 9768) each counts.
     #[inline]
     pub fn may_lead(&self) -> bool {
-        self.payload_len > 0 && self.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::PSH | tcp::URG) == 0
+        const ALONE: u8 = tcp::FIN | tcp::SYN | tcp::RST | tcp::PSH | tcp::URG | tcp::CWR;
+        self.payload_len > 0 && self.flags & ALONE == 0
     }
 
     /// The sum over the pseudo header of a segment of `l4_len` bytes with the same addresses.

@@ -70,9 +70,8 @@ fn super_packet(sample: &Sample, gso_size: u16) -> (Vec<u8>, VirtioNetHdr) {
     let (frame, csum_start, csum_offset) = sample.build_partial();
     let kind = if sample.v6 { VirtioNetHdr::GSO_TCPV6 } else { VirtioNetHdr::GSO_TCPV4 };
     let hdr_len = csum_start + u16::from(frame[usize::from(csum_start) + 12] >> 4) * 4;
-    let ecn = if frame[usize::from(csum_start) + tcp::FLAGS_AT] & tcp::CWR != 0 { VirtioNetHdr::GSO_ECN } else { 0 };
     let flags = VirtioNetHdr::NEEDS_CSUM;
-    (frame, VirtioNetHdr { flags, gso_type: kind | ecn, hdr_len, gso_size, csum_start, csum_offset })
+    (frame, VirtioNetHdr { flags, gso_type: kind, hdr_len, gso_size, csum_start, csum_offset })
 }
 
 /// The frames that a packet stands for: itself, or the segments of a super-packet.
@@ -181,6 +180,16 @@ fn neighbours_whose_tcp_headers_differ_go_alone() {
         let (first, second) = pair(false);
         let frames = [whole(&first), with_tcp(&second, |tcp| tcp[at] ^= 1)];
         assert_eq!(sizes(&Lab::burst(&frames)), [1, 1], "{name}");
+    }
+}
+
+#[test]
+fn a_segment_that_says_that_the_congestion_window_was_reduced_goes_alone() {
+    for (first_flags, second_flags) in [(tcp::CWR, 0), (0, tcp::CWR), (tcp::CWR, tcp::CWR)] {
+        let (mut first, mut second) = pair(false);
+        *tcp_of(&mut first).1 |= first_flags;
+        *tcp_of(&mut second).1 |= second_flags;
+        assert_eq!(sizes(&Lab::burst(&[whole(&first), whole(&second)])), [1, 1]);
     }
 }
 
@@ -385,9 +394,10 @@ proptest! {
     /// What a pod's super-packet was cut into becomes that super-packet again, byte for byte.
     #[test]
     fn segments_become_what_they_were_cut_from(
-        sample in Sample::carrying(Sample::any_tcp(), 60_000),
+        mut sample in Sample::carrying(Sample::any_tcp(), 60_000),
         gso_size in 500u16..3500,
     ) {
+        *tcp_of(&mut sample).1 &= !tcp::CWR;
         let (frame, virtio) = super_packet(&sample, gso_size);
         let segments = frames_of(&virtio, &frame);
         let delivered = Lab::burst(&segments);
