@@ -57,6 +57,32 @@ fn the_data_plane_follows_its_uplink_down_up_and_away() {
 }
 
 #[test]
+fn the_workers_go_on_when_the_kernel_path_has_no_tunnel() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.attach("web");
+    node.configure(&adaptive(""));
+    node.wait_for("the data plane", |node| state(node) == "running");
+    let started = node.log().matches("the data plane runs").count();
+    // The kernel has one VXLAN device of a VNI and a port; by podwire's own name, and by another.
+    for (name, said) in [("podwire.1", "not podwire's VXLAN device"), ("flannel.1", "cannot create the VXLAN device")] {
+        // It must not make its own meanwhile.
+        node.signal("STOP");
+        node.inside(&format!("ip link del podwire.1; ip link add {name} type vxlan id 1 dstport 8472 dev eth0"));
+        node.signal("CONT");
+        let problems = |node: &Node| node.json(&["status"])["problems"].to_string();
+        node.wait_for("the problem", |node| problems(node).contains(said));
+        assert_eq!(state(&node), "running");
+        node.inside(&format!("ip route flush dev pw1; ip neigh flush dev pw1 nud permanent; ip link del {name}"));
+        node.wait_for("the tunnel", |node| problems(node) == "[]");
+        assert!(node.can_ping("10.244.1.1"));
+    }
+    assert_eq!(node.log().matches("the data plane runs").count(), started, "{}", node.log());
+}
+
+#[test]
 fn counters_outlive_the_data_plane_that_counted_and_end_in_the_log() {
     if !is_root() {
         return;
