@@ -90,6 +90,7 @@ pub struct Health {
     /// Since when there was no free frame and none came back.
     dry_since_ns: Option<u64>,
     probation: Option<Probation>,
+    /// Of the last probation; 0 at first.
     last_length_ns: u64,
     well_since_ns: u64,
     toll: Toll,
@@ -310,7 +311,7 @@ mod tests {
                 ward.run(2975, FULL)
             })
             .sum();
-        assert!(healthy >= 20_000, "{healthy} of 60000 ms");
+        assert!(healthy >= 50_000, "{healthy} of 60000 ms");
     }
 
     #[test]
@@ -322,7 +323,7 @@ mod tests {
             ward.look(FULL);
             ward.run(170, FULL);
         }
-        assert!(ward.lapses() <= 6, "{} lapses in a minute", ward.lapses());
+        assert!(ward.lapses() <= 60, "{} lapses in a minute", ward.lapses());
     }
 
     #[test]
