@@ -129,8 +129,7 @@ static __always_inline bool is_translated(struct context in,
  */
 static __always_inline enum verdict untranslated(struct context in,
 						 const struct packet *packet,
-						 void *end,
-						 const struct config *cfg)
+						 void *end, enum nat nat)
 {
 	void *at = packet->is6 ? (void *)(packet->ip6 + 1) :
 				 (void *)(packet->ip4 + 1);
@@ -138,9 +137,9 @@ static __always_inline enum verdict untranslated(struct context in,
 	struct udphdr *udp = at;
 	bool begins = true;
 
-	if (cfg->nat == NAT_NONE)
+	if (nat == NAT_NONE)
 		return VERDICT_CLAIMED;
-	if (cfg->nat != NAT_LOOKUP || !bpf_core_type_exists(struct bpf_ct_opts))
+	if (nat != NAT_LOOKUP || !bpf_core_type_exists(struct bpf_ct_opts))
 		return VERDICT_NAT_UNKNOWN;
 	if (packet->protocol == IPPROTO_TCP) {
 		if ((void *)(tcp + 1) > end)

@@ -145,7 +145,7 @@ static __always_inline enum verdict claim_for_queue(struct xdp_md *ctx,
 	beat = fresh_worker(*worker, cfg, now_ns);
 	if (!beat)
 		return VERDICT_STALE;
-	verdict = untranslated(in, inner, end, cfg);
+	verdict = untranslated(in, inner, end, cfg->nat);
 	if (verdict == VERDICT_CLAIMED)
 		call_worker(beat, now_ns);
 	return verdict;

@@ -91,6 +91,20 @@ static __always_inline enum verdict fits(struct __sk_buff *skb, void *end,
 	return VERDICT_CLAIMED;
 }
 
+/* Whether a pod's worker has its socket. A worker serves the queue of its own
+ * number. The kernel takes the socket out when the process ends, before its
+ * heartbeat is stale.
+ */
+static __always_inline bool has_socket(__u16 pod, const struct config *cfg)
+{
+	__u32 worker;
+
+	if (!cfg->workers)
+		return false;
+	worker = pod % cfg->workers;
+	return bpf_map_lookup_elem(&xsks, &worker);
+}
+
 static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 						  void *end,
 						  const struct packet *packet,
@@ -101,20 +115,15 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct heartbeat *beat;
 	enum verdict verdict;
-	__u32 worker;
 
 	if (!cfg->workers)
 		return VERDICT_STALE;
-	worker = pod % cfg->workers;
-	/* A worker serves the queue of its own number. The kernel takes the
-	 * socket out when the process ends, before its heartbeat is stale.
-	 */
-	if (!bpf_map_lookup_elem(&xsks, &worker))
+	if (!has_socket(pod, cfg))
 		return VERDICT_NO_SOCKET;
-	beat = fresh_worker(worker, cfg, now_ns);
+	beat = fresh_worker(pod % cfg->workers, cfg, now_ns);
 	if (!beat)
 		return VERDICT_STALE;
-	verdict = untranslated(in, packet, end, cfg);
+	verdict = untranslated(in, packet, end, cfg->nat);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	/* A pod that sends more than its worker can take loses the rest: the
@@ -128,28 +137,43 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	return VERDICT_CLAIMED;
 }
 
+/* For a pod of this node. When the process has ended, nobody says that something
+ * has come to be translated since.
+ */
+static __always_inline enum verdict to_local(struct __sk_buff *skb, void *end,
+					     const struct packet *packet,
+					     const struct config *cfg,
+					     const struct target *to)
+{
+	const struct context in = { .skb = skb };
+	enum nat nat = cfg->nat;
+	enum verdict verdict;
+
+	/* to itself: nothing that a pod's own stack lets out */
+	if (to->local->ifindex == skb->ifindex)
+		return VERDICT_UNKNOWN_DESTINATION;
+	verdict = fits(skb, end, packet, cfg->pod_mtu);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	if (nat == NAT_NONE && !has_socket(to->pod, cfg))
+		nat = NAT_LOOKUP;
+	verdict = untranslated(in, packet, end, nat);
+	return verdict == VERDICT_CLAIMED ? VERDICT_LOCAL : verdict;
+}
+
 /* A plain packet that its pod may send: where to? */
 static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 					  const struct packet *packet,
 					  const struct config *cfg,
 					  struct target *to)
 {
-	const struct context in = { .skb = skb };
 	enum verdict verdict;
 	struct remote *remote;
 
 	to->is6 = packet->is6;
 	to->local = local_by_dst(packet);
-	if (to->local) {
-		/* to itself: nothing that a pod's own stack lets out */
-		if (to->local->ifindex == skb->ifindex)
-			return VERDICT_UNKNOWN_DESTINATION;
-		verdict = fits(skb, end, packet, cfg->pod_mtu);
-		if (verdict != VERDICT_CLAIMED)
-			return verdict;
-		verdict = untranslated(in, packet, end, cfg);
-		return verdict == VERDICT_CLAIMED ? VERDICT_LOCAL : verdict;
-	}
+	if (to->local)
+		return to_local(skb, end, packet, cfg, to);
 	remote = remote_by_dst(packet);
 	if (!remote)
 		return VERDICT_UNKNOWN_DESTINATION;

@@ -54,6 +54,7 @@ fn reads_every_key_and_derives_the_missing_mac() {
         Vxlan { vni: Vni::new(1).unwrap(), port: 8472, device: "podwire.1".into(), udp_checksum: false }
     );
     assert_eq!(config.dataplane.cores, [1]);
+    assert!(!config.cluster.masquerade);
     assert_eq!(config.peers[0].vtep_mac, Mac([2, 0, 0, 0, 0, 2]));
     assert_eq!(config.peers[1].vtep_mac, Mac([2, 0x70, 192, 168, 1, 4]));
     assert_eq!(config.underlay_is_ipv6(), Some(false));

@@ -271,4 +271,46 @@ mod tests {
         nat.verdict.check = NatCheck::Kernel;
         assert!(nat.had_ipvs());
     }
+
+    fn chain(family: u8, table: &str, kind: &str) -> BaseChain {
+        BaseChain { family, table: table.into(), name: "c".into(), kind: kind.into() }
+    }
+
+    #[test]
+    fn what_can_translate_decides_and_what_cannot_be_told_counts() {
+        let none = Files::default();
+        let (legacy, ipvs) = (Files { legacy: true, ..none }, Files { ipvs: true, ..none });
+        let chains = |list: &[BaseChain]| Ok(list.to_vec());
+        let harmless = [chain(2, "t", "filter"), chain(1, "podwire", "nat"), chain(2, "nat", "route")];
+        let rows = [
+            (chains(&[]), none, None),
+            (chains(&harmless), none, None),
+            (chains(&[chain(2, "nat", "nat")]), none, Some(NatCheck::Lookup)),
+            (chains(&[chain(2, "podwire", "nat")]), none, Some(NatCheck::Lookup)),
+            (chains(&harmless), legacy, Some(NatCheck::Lookup)),
+            (Err("no answer".to_owned()), none, Some(NatCheck::Lookup)),
+            (chains(&[chain(1, "t", "nat")]), ipvs, Some(NatCheck::Kernel)),
+            (Err("no answer".to_owned()), ipvs, Some(NatCheck::Kernel)),
+        ];
+        for (chains, files, check) in rows {
+            let verdict = decide(&chains, files);
+            assert_eq!(verdict.as_ref().map(|verdict| verdict.check), check, "{chains:?}, {files:?}");
+            assert!(verdict.is_none_or(|verdict| !verdict.why.is_empty()));
+        }
+    }
+
+    #[test]
+    fn ipvs_has_entries_only_below_its_headings() {
+        let services = "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n  \
+                        -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n";
+        let connections = "Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData\n";
+        for (heading, entry) in [
+            (services, "TCP  0A600001:0050 rr \n"),
+            (services, "FWM  00000001 wlc \n"),
+            (connections, "UDP 0A0A0A0A 1234 0A600001 0035 0AF40102 0035 UDP         297\n"),
+        ] {
+            assert!(!has_ipvs_entries(heading));
+            assert!(has_ipvs_entries(&format!("{heading}{entry}")), "{entry}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
 use libbpf_rs::{Object, ObjectBuilder, Program};
-use podwire::ids::PodId;
+use podwire::ids::{PodId, WorkerId};
 use podwire::steer::{NatCheck, SteerConfig, Verdict, knows_conntrack};
 use podwire::wire::Mac;
 
@@ -179,6 +179,25 @@ fn asks_only_about_what_would_be_claimed_and_only_its_own_namespace() {
     });
     let elsewhere = Lab::new();
     elsewhere.within(|| assert_eq!([rig.pod(&question), rig.nic(&answer)], [Verdict::Claimed; 2]));
+}
+
+#[test]
+fn asks_about_frames_for_local_pods_when_nobody_is_there_to_say_what_is_translated() {
+    if !is_root() {
+        return;
+    }
+    let mut scene = Scene::new();
+    scene.rig.steer.set_config(&config(V4)).unwrap();
+    for family in FAMILIES {
+        let answer = |port| udp(FROM_A, [POD_A[family], POD_B[family]], [53, port], b"!");
+        let ping = echo(FROM_A, [POD_A[family], POD_B[family]]);
+        assert_eq!(scene.pod(&answer(40_001)), Verdict::Local, "nothing is translated, says control");
+        scene.rig.close_socket();
+        assert_eq!(scene.pod(&answer(40_001)), Verdict::Nated);
+        assert_eq!(scene.pod(&answer(40_009)), Verdict::Local);
+        assert_eq!(scene.pod(&ping), Verdict::NatUnknown);
+        scene.rig.register_socket(WorkerId(0));
+    }
 }
 
 /// What a kernel without conntrack's look-ups shows of its types (`Documentation/bpf/btf.rst`): here one, `int`.

@@ -110,3 +110,55 @@ impl AsRawFd for RulesetMonitor {
         self.socket.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A notification of `kind` about an object in `table`.
+    fn message(kind: u16, table: &str) -> Vec<u8> {
+        let mut body = vec![2, 0, 0, 0];
+        let length = u16::try_from(table.len() + 5).unwrap();
+        body.extend([length.to_ne_bytes(), TABLE.to_ne_bytes()].concat());
+        body.extend(table.bytes().chain([0]));
+        body.resize(body.len().next_multiple_of(4), 0);
+        let length = u32::try_from(MESSAGE + body.len()).unwrap();
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend((NFTABLES << 8 | kind).to_ne_bytes());
+        message.resize(MESSAGE, 0);
+        message.extend(body);
+        message
+    }
+
+    fn news(messages: &[Vec<u8>]) -> RulesetNews {
+        let mut news = RulesetNews::default();
+        read(&messages.concat(), "ours", &mut news);
+        news
+    }
+
+    #[test]
+    fn chains_of_any_table_are_news_and_rules_only_of_the_watched_one() {
+        let (new_chain, new_rule, generation) = (3, 6, 15);
+        let rows = [
+            (vec![], false, false),
+            (vec![message(new_chain, "theirs")], true, false),
+            (vec![message(new_rule, "theirs")], false, false),
+            (vec![message(new_rule, "theirs"), message(new_rule, "ours")], false, true),
+            (vec![message(new_chain, "ours")], true, true),
+            (vec![message(generation, "ours")], false, false),
+            (vec![message(new_rule, "ours-too")], false, false),
+        ];
+        for (messages, chains, table) in rows {
+            assert_eq!(news(&messages), RulesetNews { chains, table }, "{messages:?}");
+        }
+    }
+
+    #[test]
+    fn a_torn_notification_neither_panics_nor_loops() {
+        let whole = [message(3, "ours"), message(6, "ours")].concat();
+        for length in 0..whole.len() {
+            read(&whole[..length], "ours", &mut RulesetNews::default());
+        }
+        read(&[0; 64], "ours", &mut RulesetNews::default());
+    }
+}
