@@ -38,6 +38,8 @@ pub struct Masquerade {
     /// What was asked for last, and how `nft` lists it since it was put in place.
     asked: Vec<Value>,
     listed: Option<Vec<Value>>,
+    /// How `nft` listed it right after it was last put in place.
+    words: Option<Vec<Value>>,
     problem: Option<NftError>,
 }
 
@@ -53,6 +55,7 @@ impl Masquerade {
         if !same {
             self.asked = wanted;
             self.listed = None;
+            self.words = None;
         }
         let result = if self.asked.is_empty() { take_away() } else { self.put() };
         if let Err(error) = &result
@@ -75,8 +78,14 @@ impl Masquerade {
         }
         nft::replace(&self.asked)?;
         tracing::info!("the masquerading rules were set");
-        // Where this nft says it in other words, these are the words from now on.
-        self.listed = nft::list()?;
+        // Where this nft says it in other words, these are the words from now on; heard twice, since someone may have
+        // changed the table again before it was listed.
+        let words = nft::list()?;
+        if words == self.words {
+            self.listed = words;
+        } else {
+            self.words = words;
+        }
         Ok(())
     }
 }
