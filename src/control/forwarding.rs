@@ -13,7 +13,8 @@ impl Kernel {
     /// from router advertisements survive that.
     pub(super) fn ensure_forwarding(&mut self, config: &Config, done: &mut Done) -> Result<(), KernelError> {
         let has = |ipv6| config.node.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6() == ipv6);
-        if has(false) {
+        // Any other value than 0 is on.
+        if has(false) && sysctl::read("ipv4/ip_forward")?.as_deref() == Some("0") {
             self.ensure_node_sysctl("ipv4/ip_forward", "1", done);
         }
         if has(true) && sysctl::read("ipv6/conf/all/forwarding")?.as_deref() == Some("0") {

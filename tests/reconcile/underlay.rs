@@ -122,12 +122,12 @@ fn the_new_mac_of_a_gateway_is_followed(tells: bool, limit: Duration) {
         "sysctl -qw net.ipv4.conf.eth0.send_redirects=0",
     ]);
     router.netns.sysctl("ipv4/conf/all/arp_notify", if tells { "1" } else { "0" });
+    // How long the kernel believes what it learns from now on: two seconds instead of half a minute.
+    lab.node().host.netns.sysctl("ipv4/neigh/eth0/base_reachable_time_ms", "2000");
+    lab.node().host.netns.sysctl("ipv4/neigh/eth0/delay_first_probe_time", "1");
     for (node, other) in [(&lab.cluster.a, &lab.cluster.b), (&lab.cluster.b, &lab.cluster.a)] {
         node.host.netns.run(&format!("ip route add {}/32 via {} dev eth0", other.host.underlay, router.underlay));
     }
-    // How long the kernel believes what it has learnt: two seconds instead of half a minute.
-    lab.node().host.netns.sysctl("ipv4/neigh/eth0/base_reachable_time_ms", "2000");
-    lab.node().host.netns.sysctl("ipv4/neigh/eth0/delay_first_probe_time", "1");
     let to = lab.cluster.b.pods[0].v4.into();
     let by_gateway =
         |mac: &str| lab.node().cli("routes").lines().any(|line| line.contains("node-b") && line.contains(mac));
