@@ -45,6 +45,8 @@ pub struct Node {
     /// What [`Node::mend_pods`] last found wrong with a pod and could not mend.
     pub(super) faults: BTreeMap<PodId, String>,
     journal: Journal,
+    /// The failures that the log knows of and that still are.
+    told: BTreeSet<String>,
     /// What went wrong at start and stays so.
     notices: Vec<String>,
 }
@@ -71,7 +73,11 @@ pub struct Observed {
     pub hops: BTreeMap<String, Result<Hop, NoHop>>,
     /// Pods that the data plane cannot serve: their devices are not there, or are about to go.
     pub gone: BTreeSet<PodId>,
+    /// What keeps the node from being as wanted.
     pub problems: Vec<String>,
+    /// What could not be put right. It may be a change that came between the look and the repair, which the next look
+    /// finds: only what that fails at too is told of.
+    pub failures: BTreeSet<String>,
 }
 
 /// Why a configuration cannot be taken.
@@ -110,6 +116,7 @@ impl Node {
             masquerade: Masquerade::default(),
             faults: BTreeMap::new(),
             journal: Journal::default(),
+            told: BTreeSet::new(),
             notices: Vec::new(),
         };
         node.strays().for_each(|stray| tracing::error!("{stray}"));
@@ -204,7 +211,7 @@ impl Node {
         match kept {
             Ok(done) => {
                 changes = done.changes;
-                observed.problems.extend(done.failures);
+                observed.failures = done.failures.into_iter().collect();
                 observed.gone = done.gone;
             }
             Err(error) => {
@@ -315,13 +322,14 @@ impl Node {
 
     /// Whether all is as wanted. If not, it may become so without a notification.
     pub fn is_settled(&self) -> bool {
-        let Observed { problems, hops, .. } = &self.observed;
-        problems.is_empty() && hops.values().all(Result::is_ok) && !self.lifecycle.has_fault()
+        let Observed { problems, failures, hops, .. } = &self.observed;
+        problems.is_empty() && failures.is_empty() && hops.values().all(Result::is_ok) && !self.lifecycle.has_fault()
     }
 
     /// All that is wrong now.
     pub(super) fn problems(&self) -> Vec<String> {
-        let seen = self.notices.iter().chain(&self.observed.problems).chain(self.faults.values());
+        let Observed { problems, failures, .. } = &self.observed;
+        let seen = self.notices.iter().chain(problems).chain(failures).chain(self.faults.values());
         let masquerade = self.masquerade.problem().map(ToString::to_string);
         seen.cloned().chain(self.strays()).chain(masquerade).collect()
     }
@@ -332,11 +340,15 @@ impl Node {
         tracing::info!("stopped; the wiring of {} pod(s) stays", self.store.pods().len());
     }
 
-    /// Keeps what was observed, and logs the problems that are new.
+    /// Keeps what was observed, and logs the problems that are new and the failures that are not.
     fn note(&mut self, observed: Observed, now: Instant) {
-        for problem in observed.problems.iter().filter(|problem| !self.observed.problems.contains(problem)) {
+        let news = observed.problems.iter().filter(|problem| !self.observed.problems.contains(problem));
+        let repeated = observed.failures.intersection(&self.observed.failures);
+        let untold = repeated.filter(|failure| !self.told.contains(*failure));
+        for problem in news.chain(untold) {
             self.journal.tell_problem(problem, now);
         }
+        self.told = observed.failures.intersection(&self.observed.failures).cloned().collect();
         self.observed = observed;
     }
 
