@@ -21,6 +21,7 @@ use super::netlink::{Monitor, News, RulesetMonitor, RulesetNews};
 use super::nft;
 use super::node::{ConfigFile, Node, ReloadError};
 use super::originals::{Originals, OriginalsError};
+use super::pace::Pace;
 use super::pod_news::{PodNews, Pods};
 use super::runtime::{Namespace, RuntimeDir, RuntimeError};
 use super::server::{Call, Server, ServerError};
@@ -32,11 +33,6 @@ const NEWS_DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// An editor may write a file in several steps.
 const FILE_DEBOUNCE: Duration = Duration::from_millis(200);
-
-/// A kind of look at the kernel takes at most one part in this many of the control thread's time, unless
-const SHARE: u32 = 10;
-/// that made the next one wait for longer than this; then it takes half of it.
-const LONGEST_REST: Duration = Duration::from_millis(500);
 
 /// A look at the kernel is taken this often even when nothing was heard,
 const RESYNC: Duration = Duration::from_secs(30);
@@ -195,11 +191,6 @@ struct Listen {
     to_rulesets: bool,
 }
 
-/// How long to wait before the next look of a kind, after one that took `took`.
-fn rest(took: Duration) -> Duration {
-    (took * SHARE).min(took.max(LONGEST_REST))
-}
-
 /// Tells when a socket becomes readable.
 fn readiness<T: AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
     #[allow(
@@ -262,23 +253,17 @@ async fn ruleset_news(monitor: Option<&mut AsyncFd<RulesetMonitor>>) -> RulesetN
 struct Daemon {
     node: Node,
     reload_at: Option<Instant>,
-    reconcile_at: Instant,
+    maintain_at: Instant,
+    reconcile: Pace,
     /// A look is due soon, because something has changed.
     is_called: bool,
-    /// Before this the control thread has had its share of looking at the kernel.
-    rest_until: Instant,
-    maintain_at: Instant,
-    patrol_at: Instant,
-    /// Something was heard of pods.
-    mend_at: Option<Instant>,
-    /// Before this the control thread has had its share of looking into pods.
-    mend_rest_until: Instant,
-    watch_at: Instant,
-    /// Before this the control thread has had its share of watching.
-    watch_rest_until: Instant,
+    patrol: Pace,
+    /// Due when something was heard of pods.
+    mend: Pace,
+    audit_at: Instant,
+    watch: Pace,
     /// What was heard since the last watch.
     rulesets: RulesetNews,
-    audit_at: Instant,
     /// How long until the next look, when nothing is heard.
     resync: Duration,
     was_settled: bool,
@@ -290,17 +275,14 @@ impl Daemon {
         Self {
             node,
             reload_at: None,
-            reconcile_at: now,
-            is_called: true,
-            rest_until: now,
             maintain_at: now,
-            patrol_at: now,
-            mend_at: None,
-            mend_rest_until: now,
-            watch_at: now,
-            watch_rest_until: now,
-            rulesets: RulesetNews::ALL,
+            reconcile: Pace::new(Some(now), now),
+            is_called: true,
+            patrol: Pace::new(Some(now), now),
+            mend: Pace::new(None, now),
             audit_at: now,
+            watch: Pace::new(Some(now), now),
+            rulesets: RulesetNews::ALL,
             resync: RESYNC,
             was_settled: true,
         }
@@ -311,7 +293,7 @@ impl Daemon {
             self.do_what_is_due(&mut events);
             let listen = Listen {
                 to_node: !self.is_called,
-                to_pods: self.mend_at.is_none(),
+                to_pods: self.mend.due().is_none(),
                 to_rulesets: self.rulesets != RulesetNews::ALL,
             };
             match events.next(self.deadline(), listen).await {
@@ -338,9 +320,9 @@ impl Daemon {
     /// When the next timed work is due.
     fn deadline(&self) -> Instant {
         let maintain = self.node.lifecycle.is_open().then_some(self.maintain_at);
-        let others = [self.reload_at, maintain, self.node.lifecycle.next_try(), self.mend_at];
-        let always = self.reconcile_at.min(self.patrol_at).min(self.audit_at).min(self.watch_at);
-        others.into_iter().flatten().fold(always, Instant::min)
+        let looks = [&self.reconcile, &self.patrol, &self.mend, &self.watch].map(Pace::due);
+        let others = [self.reload_at, maintain, self.node.lifecycle.next_try()];
+        looks.into_iter().chain(others).flatten().fold(self.audit_at, Instant::min)
     }
 
     fn do_what_is_due(&mut self, events: &mut Events) {
@@ -349,44 +331,40 @@ impl Daemon {
             self.reload();
         }
         // Before the kernel path at start: what is translated must be known when steering begins.
-        if now >= self.watch_at {
+        if self.watch.is_due(now) {
             self.watch();
         }
         if now >= self.maintain_at {
             self.maintain_at = now + MAINTAIN;
             self.node.lifecycle.maintain(now);
         }
-        if now >= self.patrol_at {
+        if self.patrol.is_due(now) {
             self.patrol();
         }
         let retry = self.node.lifecycle.next_try().is_some_and(|at| at <= now);
-        if retry || now >= self.reconcile_at {
+        if retry || self.reconcile.is_due(now) {
             self.reconcile(events);
         }
-        if now >= self.audit_at {
-            self.audit_at = now + AUDIT;
-            self.mend(&Pods::All);
+        let audits = now >= self.audit_at;
+        if audits || self.mend.is_due(now) {
+            let heard = events.pod_news.as_mut().map(|news| news.get_mut().take());
+            self.mend(&heard.filter(|_| !audits).unwrap_or(Pods::All));
         }
-        if self.mend_at.is_some_and(|at| at <= now) {
-            self.mend_at = None;
-            if let Some(news) = &mut events.pod_news {
-                self.mend(&news.get_mut().take());
-            }
+        if audits {
+            self.audit_at = now + AUDIT;
         }
     }
 
     /// Takes note of news and looks at once, but for the share of time that it may take.
     fn hear(&mut self, news: RulesetNews) {
         self.rulesets |= news;
-        self.watch_at = self.watch_at.min(self.watch_rest_until);
+        self.watch.ask(Instant::now());
     }
 
     fn watch(&mut self) {
         let begin = Instant::now();
         self.node.watch_translation(std::mem::take(&mut self.rulesets), begin);
-        let end = Instant::now();
-        self.watch_rest_until = end + (end - begin) * SHARE;
-        self.watch_at = end + WATCH;
+        self.watch.looked(begin, Instant::now(), Some(WATCH));
     }
 
     fn reload(&mut self) {
@@ -411,8 +389,7 @@ impl Daemon {
 
     /// Looks at the kernel within `delay`, or as soon as it has its rest.
     fn reconcile_by(&mut self, delay: Duration) {
-        let at = (Instant::now() + delay).max(self.rest_until);
-        self.reconcile_at = self.reconcile_at.min(at);
+        self.reconcile.ask(Instant::now() + delay);
         self.is_called = true;
     }
 
@@ -425,15 +402,13 @@ impl Daemon {
         if events.pod_news.as_mut().is_some_and(|news| news.get_mut().follow(self.node.store.pods())) {
             self.mend_by(Duration::ZERO);
         }
-        let end = Instant::now();
-        self.rest_until = end + rest(end - begin);
         self.resync = match (self.node.is_settled(), self.was_settled) {
             (true, _) => RESYNC,
             (false, true) => RESYNC_UNSETTLED,
             (false, false) => (self.resync * 2).min(RESYNC),
         };
         self.was_settled = self.node.is_settled();
-        self.reconcile_at = end + self.resync;
+        self.reconcile.looked(begin, Instant::now(), Some(self.resync));
     }
 
     /// Looks at the kernel soon when something has changed that it told nobody of.
@@ -442,20 +417,17 @@ impl Daemon {
         if self.node.has_drifted() {
             self.reconcile_by(Duration::ZERO);
         }
-        let end = Instant::now();
-        self.patrol_at = end + PATROL.max(rest(end - begin));
+        self.patrol.looked(begin, Instant::now(), Some(PATROL));
     }
 
     /// Looks into pods within `delay`, or as soon as it has its rest.
     fn mend_by(&mut self, delay: Duration) {
-        let at = (Instant::now() + delay).max(self.mend_rest_until);
-        self.mend_at.get_or_insert(at);
+        self.mend.ask(Instant::now() + delay);
     }
 
     fn mend(&mut self, pods: &Pods) {
         let begin = Instant::now();
         self.node.mend_pods(pods, begin);
-        let end = Instant::now();
-        self.mend_rest_until = end + rest(end - begin);
+        self.mend.looked(begin, Instant::now(), None);
     }
 }

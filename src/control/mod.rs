@@ -21,6 +21,7 @@ mod masquerade;
 mod nat;
 mod nft;
 mod node;
+mod pace;
 mod pod_news;
 mod pods;
 mod report;
