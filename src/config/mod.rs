@@ -158,6 +158,12 @@ impl Config {
         let underlay = self.node.underlay.or_else(|| self.peers.first().map(|peer| peer.underlay));
         underlay.map(|address| address.is_ipv6())
     }
+
+    /// Every range that holds pods, of the cluster and of its nodes; most lie inside another one.
+    pub fn pod_ranges(&self) -> impl Iterator<Item = IpNet> {
+        let ranges = [&self.cluster.pod_cidrs, &self.node.pod_cidrs].into_iter();
+        ranges.chain(self.peers.iter().map(|peer| &peer.pod_cidrs)).flatten().copied()
+    }
 }
 
 impl Peer {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::kernel::{Done, Kernel, KernelError, request};
-use super::netlink::{Link, LinkSettings, MAIN_TABLE, NetlinkError};
+use super::netlink::{Link, LinkSettings, MAIN_TABLE, NetlinkError, name_of};
 use super::plan::{self, Change, Object, PROTOCOL};
 use super::wiring::{Pod, has_host_sysctls, host_sysctls};
 use crate::config::Config;
@@ -34,8 +34,7 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         let listed = request("list addresses, routes and neighbours");
         let (desired, observed) = self.compare_pods(config, pods).map_err(listed)?;
-        let name = |index| links.iter().find(|link| link.index == index).map_or_else(String::new, |l| l.name.clone());
-        self.apply_plan(plan::plan(desired, observed, name), done);
+        self.apply_plan(plan::plan(desired, observed, |index| name_of(links, index)), done);
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Route};
+use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Route, name_of};
 use super::originals::Originals;
 use super::plan::{self, Action, Change, NODES_TABLE, Object, ObjectChange, PROTOCOL};
 use super::sysctl::{self, SysctlError};
@@ -252,8 +252,8 @@ impl Kernel {
         let observed = self.observe(device, &present).map_err(request("list routes and neighbours"))?;
         self.apply_plan(
             plan::plan(plan::desired(config, vtep, device, &present), observed, |index| {
-                let name = links.iter().find(|link| link.index == index).map(|link| link.name.clone());
-                name.unwrap_or_else(|| if index == device { config.vxlan.device.clone() } else { format!("#{index}") })
+                // It may have been made after the devices were listed.
+                if index == device { config.vxlan.device.clone() } else { name_of(&links, index) }
             }),
             done,
         );
@@ -310,10 +310,8 @@ impl Kernel {
         if !addresses.iter().any(|local| local.address.addr() == underlay) {
             return Err(KernelError::ForeignUnderlay(underlay));
         }
-        let ranges = [&config.cluster.pod_cidrs, &config.node.pod_cidrs].into_iter();
-        let mut ranges = ranges.chain(config.peers.iter().map(|peer| &peer.pod_cidrs)).flatten();
-        match ranges.find(|range| range.contains(&underlay)) {
-            Some(range) => Err(KernelError::UnderlayOfPods { underlay, range: *range }),
+        match config.pod_ranges().find(|range| range.contains(&underlay)) {
+            Some(range) => Err(KernelError::UnderlayOfPods { underlay, range }),
             None => Ok(()),
         }
     }

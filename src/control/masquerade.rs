@@ -115,12 +115,7 @@ pub fn is_ours(chain: &BaseChain) -> bool {
 
 /// Our table for `config`, in the order and words of a listing.
 fn rules(config: &Config) -> Vec<Value> {
-    let pods: Vec<IpNet> = [&config.cluster.pod_cidrs, &config.node.pod_cidrs]
-        .into_iter()
-        .chain(config.peers.iter().map(|peer| &peer.pod_cidrs))
-        .flatten()
-        .copied()
-        .collect();
+    let pods: Vec<IpNet> = config.pod_ranges().collect();
     let nodes = config.peers.iter().flat_map(Peer::node_addresses).map(IpNet::from);
     let multicast = MULTICAST.iter().filter_map(|range| range.parse().ok());
     let kept: Vec<IpNet> = pods.iter().copied().chain(nodes).chain(multicast).collect();

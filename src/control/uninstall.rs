@@ -21,7 +21,7 @@ use super::dataplane;
 use super::hub;
 use super::kernel::{Kernel, KernelError, apply, delete_link, request};
 use super::masquerade;
-use super::netlink::{Link, LinkKind, MAIN_TABLE};
+use super::netlink::{Link, LinkKind, MAIN_TABLE, name_of};
 use super::netns::Netns;
 use super::originals::{Originals, Restored};
 use super::plan::{self, ALIAS, Change, NODES_TABLE, Object, PROTOCOL};
@@ -227,7 +227,7 @@ impl Uninstaller {
         let routes = routes.into_iter().filter_map(|routes| self.ok(routes)).flatten().map(Object::Route);
         let mut objects: Vec<Object> = routes.collect();
         objects.extend(self.ok(rules).into_iter().flatten().map(Object::Rule));
-        for change in plan::plan(Vec::new(), objects, |index| name(&links, index)) {
+        for change in plan::plan(Vec::new(), objects, |index| name_of(&links, index)) {
             let done = apply(&mut self.kernel.netlink, change.action, &change.object);
             if self.ok(done.map_err(request(change.to_string()))).is_some() {
                 self.note(&change);
@@ -256,7 +256,7 @@ impl Uninstaller {
         let links = self.ok(links).unwrap_or_default();
         let released = underlay::release(&mut self.kernel.netlink, |_, _| false).map_err(request("forget neighbours"));
         for (index, address) in self.ok(released).into_iter().flatten() {
-            self.note(&format_args!("delete neighbour {address} dev {}", name(&links, index)));
+            self.note(&format_args!("delete neighbour {address} dev {}", name_of(&links, index)));
         }
     }
 
@@ -301,8 +301,4 @@ impl Uninstaller {
     fn ok<T, E: Display>(&mut self, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.removal.failures.push(error.to_string())).ok()
     }
-}
-
-fn name(links: &[Link], index: IfIndex) -> String {
-    links.iter().find(|link| link.index == index).map_or_else(|| format!("#{index}"), |link| link.name.clone())
 }

@@ -30,6 +30,11 @@ pub struct Link {
     pub conf: LinkConf,
 }
 
+/// The name of the device `index`, or its number when it is not among `links`.
+pub fn name_of(links: &[Link], index: IfIndex) -> String {
+    links.iter().find(|link| link.index == index).map_or_else(|| format!("#{index}"), |link| link.name.clone())
+}
+
 /// Settings that `/proc/sys/net/ipv4/conf/DEVICE` and `ipv6/conf/DEVICE` hold too; `None` where the device has
 /// none of the family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
