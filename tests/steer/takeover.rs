@@ -25,7 +25,12 @@ struct Held {
 }
 
 impl Scene {
-    fn new() -> Self {
+    /// None, and a word of it, without root.
+    fn new() -> Option<Self> {
+        is_root().then(Self::build)
+    }
+
+    fn build() -> Self {
         let lab = Lab::new();
         for (near, far) in [("uplink", "wire"), ("pwhub0", "pwhub1"), ("pw1", "eth1")] {
             lab.veth(near, far);
@@ -84,10 +89,7 @@ fn program_id(steer: &Steer, program: Program) -> u32 {
 
 #[test]
 fn the_next_process_exchanges_the_programs_of_the_links_that_are_there() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     let mut first = scene.lab.load(&config(V4));
     let mode = scene.attach_all(&mut first);
     let before = scene.links();
@@ -105,10 +107,7 @@ fn the_next_process_exchanges_the_programs_of_the_links_that_are_there() {
 
 #[test]
 fn a_program_takes_over_from_another_one_of_the_same_process() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     let mut first = scene.lab.load(&config(V4));
     scene.attach_all(&mut first);
     let before = scene.links();
@@ -121,10 +120,7 @@ fn a_program_takes_over_from_another_one_of_the_same_process() {
 
 #[test]
 fn the_maps_are_fresh_and_pinned_and_the_counters_go_on() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     let first = scene.lab.load(&config(V4));
     first.add_local(POD_A[V4], &pod(1, IfIndex(1), POD_A_MAC)).unwrap();
     first.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU).unwrap();
@@ -140,10 +136,7 @@ fn the_maps_are_fresh_and_pinned_and_the_counters_go_on() {
 
 #[test]
 fn counters_that_are_laid_out_otherwise_are_not_taken_over() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     drop(scene.lab.load(&config(V4)));
     let (other, counters) = (scene.pins.join("maps/other"), scene.pins.join("maps/verdicts"));
     let create = format!("map create {} type percpu_array key 4 value 8 entries 2 name verdicts", other.display());
@@ -156,10 +149,7 @@ fn counters_that_are_laid_out_otherwise_are_not_taken_over() {
 
 #[test]
 fn a_link_whose_device_has_gone_is_replaced() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     scene.attach_all(&mut scene.lab.load(&config(V4)));
     let before = scene.links();
     let gone = scene.pod_link();
@@ -178,10 +168,7 @@ fn a_link_whose_device_has_gone_is_replaced() {
 
 #[test]
 fn a_pin_with_another_devices_link_or_no_link_at_all_is_replaced() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     let mut steer = scene.lab.load(&config(V4));
     scene.attach_all(&mut steer);
     let links = scene.pins.join("links");
@@ -200,10 +187,7 @@ fn what_the_kernel_does_not_tell_about_stays_attached() {
     const OBJ_GET: u32 = 7;
     const OBJ_GET_INFO_BY_FD: u32 = 15;
     const LINK_UPDATE: u32 = 29;
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     let mut first = scene.lab.load(&config(V4));
     scene.attach_all(&mut first);
     let before = scene.links();
@@ -223,10 +207,7 @@ fn what_the_kernel_does_not_tell_about_stays_attached() {
 
 #[test]
 fn the_mode_of_xdp_changes_by_a_new_link_and_any_serves_where_none_is_asked_for() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     let uplink = scene.lab.ifindex("uplink");
     let attach = |choice| {
         let mut steer = scene.lab.load(&config(V4));
@@ -249,11 +230,8 @@ fn the_mode_of_xdp_changes_by_a_new_link_and_any_serves_where_none_is_asked_for(
 
 #[test]
 fn what_somebody_detaches_is_attached_again() {
-    if !is_root() {
-        return;
-    }
     for choice in [TcChoice::Tcx, TcChoice::Clsact] {
-        let scene = Scene::new();
+        let Some(scene) = Scene::new() else { return };
         let mut steer = scene.lab.load(&config(V4));
         steer.set_tc(choice);
         scene.attach_all(&mut steer);
@@ -284,10 +262,7 @@ fn what_somebody_detaches_is_attached_again() {
 
 #[test]
 fn what_cannot_be_repaired_is_reported_each_time() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     let mut steer = scene.lab.load(&config(V4));
     scene.attach_all(&mut steer);
     scene.lab.ip("link del pw1");
@@ -299,11 +274,8 @@ fn what_cannot_be_repaired_is_reported_each_time() {
 
 #[test]
 fn removal_leaves_nothing_while_the_owner_lives_and_can_be_repeated() {
-    if !is_root() {
-        return;
-    }
     for choice in [TcChoice::Tcx, TcChoice::Clsact] {
-        let scene = Scene::new();
+        let Some(scene) = Scene::new() else { return };
         let mut steer = scene.lab.load(&config(V4));
         steer.set_tc(choice);
         scene.attach_all(&mut steer);
@@ -320,10 +292,7 @@ fn removal_leaves_nothing_while_the_owner_lives_and_can_be_repeated() {
 
 #[test]
 fn a_removal_that_was_cut_short_can_be_finished() {
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     for gone in ["links", "maps"] {
         let pins = Pins::open(scene.lab.cookie()).unwrap();
         std::fs::remove_dir(scene.pins.join(gone)).unwrap();
@@ -335,10 +304,7 @@ fn a_removal_that_was_cut_short_can_be_finished() {
 #[test]
 fn pins_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
-    if !is_root() {
-        return;
-    }
-    let scene = Scene::new();
+    let Some(scene) = Scene::new() else { return };
     drop(scene.lab.load(&config(V4)));
     for dir in [scene.pins.clone(), scene.pins.join("links"), scene.pins.join("maps")] {
         assert_eq!(std::fs::metadata(dir).unwrap().permissions().mode() & 0o7777, 0o700);
