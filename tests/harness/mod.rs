@@ -7,6 +7,7 @@
 
 mod capture;
 mod cluster;
+mod cni;
 mod kernel_node;
 mod netns;
 mod podwire_node;
@@ -20,6 +21,7 @@ use std::process::Child;
 
 pub use capture::{Capture, Vxlan};
 pub use cluster::Cluster;
+pub use cni::{Attachment, CniError, CniRuntime, cni_dir};
 pub use kernel_node::KernelNode;
 pub use netns::{Netns, Prefix, host};
 pub use podwire_node::{Carried, Options, PodwireNode, VXLAN_DEVICE, binary};
