@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
 use crate::control::runtime::DEFAULT_DIR;
+use crate::wire::Mac;
 
 /// A userspace AF_XDP pod data plane over a kernel path that is always complete.
 #[derive(Debug, Parser)]
@@ -162,9 +163,12 @@ pub(super) struct Attach {
     /// What to call the pod; unique on this node.
     #[arg(long)]
     pub name: String,
-    /// An address for the pod, can be repeated; without it, the lowest free one of each family.
+    /// An address for the pod, can be repeated; without it, a free one of each family.
     #[arg(long = "ip", value_name = "ADDR")]
     pub addresses: Vec<IpAddr>,
+    /// The MAC of the device in the pod; without it, one that follows from the address.
+    #[arg(long)]
+    pub mac: Option<Mac>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args, watch: Option<u64>) -> Result<(), CliError> {
 fn read(args: &Args) -> Result<Stats, CliError> {
     match ask(args, Request::Stats)? {
         Reply::Stats(stats) => Ok(*stats),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected(other)),
     }
 }
 

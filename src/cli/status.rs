@@ -29,7 +29,7 @@ pub(super) fn run(args: &Args, watch: Option<u64>) -> Result<(), CliError> {
 fn read(args: &Args) -> Result<Box<Status>, CliError> {
     match ask(args, Request::Status)? {
         Reply::Status(status) => Ok(status),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected(other)),
     }
 }
 

@@ -7,7 +7,7 @@ use super::table::Table;
 use super::{CliError, output, stats, status, uninstall};
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
-use crate::control::client;
+use crate::control::client::{self, ClientError};
 use crate::control::daemon;
 use crate::control::lifecycle::Starter;
 
@@ -20,13 +20,13 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
         Verb::Pods(PodsVerb::Detach { name }) => detach(args, name),
         Verb::Pods(PodsVerb::List) => match ask(args, Request::PodsList)? {
             Reply::Pods(pods) => Ok(output::print(args.output, &pods, |pods| pods_text(pods))?),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected(other)),
         },
         Verb::Status(verb) => status::run(args, verb.watch),
         Verb::Stats(verb) => stats::run(args, verb.watch),
         Verb::Routes => match ask(args, Request::Routes)? {
             Reply::Routes(routes) => Ok(output::print(args.output, &routes, |routes| routes_text(routes))?),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected(other)),
         },
         Verb::Uninstall(verb) => uninstall::run(args, verb),
         Verb::Fault(fault) => provoke(args, fault),
@@ -39,8 +39,8 @@ pub(super) fn ask(args: &Args, request: Request) -> Result<Reply, CliError> {
 }
 
 /// A reply to another question than the one asked.
-pub(super) fn unexpected(reply: &Reply) -> CliError {
-    CliError::Refused(format!("the daemon answered something else: {reply:?}"))
+pub(super) fn unexpected(reply: Reply) -> CliError {
+    ClientError::Unexpected(Box::new(reply)).into()
 }
 
 #[derive(Serialize)]
@@ -100,12 +100,14 @@ fn attach(args: &Args, pod: &Attach) -> Result<(), CliError> {
         netns: absolute(&pod.netns)?,
         ifname: pod.ifname.clone(),
         addresses: pod.addresses.clone(),
+        mac: pod.mac,
+        owner: None,
     });
     match ask(args, request)? {
         Reply::Attached(pod) => Ok(output::print(args.output, &pod, |pod| {
             format!("attached {}: {} ({} here, {} there)\n", pod.name, addresses(pod), pod.host_ifname, pod.ifname)
         })?),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected(other)),
     }
 }
 
@@ -118,7 +120,7 @@ fn detach(args: &Args, name: &str) -> Result<(), CliError> {
         Reply::Detached { found: false } => {
             Err(CliError::Refused(format!("no pod is called `{name}`; see `podwire pods list`")))
         }
-        other => Err(unexpected(&other)),
+        other => Err(unexpected(other)),
     }
 }
 
@@ -129,7 +131,7 @@ fn provoke(args: &Args, fault: &Provoke) -> Result<(), CliError> {
     };
     match ask(args, Request::Fault(Provocation { worker: fault.worker, kind, ms: fault.ms }))? {
         Reply::Provoked => Ok(()),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected(other)),
     }
 }
 

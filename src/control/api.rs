@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::netns::NetnsId;
 use super::view::{Counters, CreditStatus, DataplaneStatus, QueueStatus, VerdictRow};
+use crate::wire::Mac;
 
 /// The protocol that this binary speaks; a peer with another one is refused with a clear error.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
-/// The longest request, in bytes, newline included.
-pub const MAX_REQUEST: usize = 64 * 1024;
+/// The longest request, in bytes, newline included: a list of the names of all pods that a node can have fits.
+pub const MAX_REQUEST: usize = 1024 * 1024;
 
 /// A request as it travels.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,6 +37,17 @@ pub enum Request {
     PodsDetach {
         name: String,
     },
+    /// Look at what is really there of a pod.
+    PodsCheck {
+        name: String,
+    },
+    /// Detach the pods of a CNI network that are not in `keep`.
+    PodsCollect {
+        network: String,
+        keep: Vec<String>,
+    },
+    /// Whether a pod can be attached now.
+    Ready,
     /// Hand over to the kernel path and end. Only for a client in the daemon's own network namespace, which goes on to
     /// remove what the daemon has made there.
     Leave {
@@ -72,9 +84,27 @@ pub struct Attach {
     pub netns: PathBuf,
     /// The device to make in the pod.
     pub ifname: String,
-    /// Exactly these addresses, or when empty the lowest free one of each family.
+    /// Exactly these addresses, or when empty a free one of each family.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// The MAC of the device in the pod; without it one that follows from the addresses.
+    #[serde(default)]
+    pub mac: Option<Mac>,
+    /// Who asks by CNI; nobody when it is done by hand.
+    #[serde(default)]
+    pub owner: Option<Owner>,
+}
+
+/// For whom a container runtime has attached a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Owner {
+    /// The name of the network configuration.
+    pub network: String,
+    /// The runtime's id of the container.
+    pub container: String,
+    /// `namespace/pod` of Kubernetes, for people.
+    pub workload: Option<String>,
 }
 
 /// The part of a line that every version of the protocol can read.
@@ -103,12 +133,69 @@ pub enum Reply {
     Detached {
         found: bool,
     },
+    /// The pod's wiring is as attach left it.
+    Checked(Pod),
+    /// The pods that were detached, by name.
+    Collected {
+        removed: Vec<String>,
+    },
+    Ready(Ready),
     /// The daemon ends. Its locks are free when it has.
     Leaving,
     /// The worker has its fault.
     Provoked,
-    /// Refused or failed; names the object and the way out.
-    Error(String),
+    Error(Refusal),
+}
+
+/// A request that was refused or failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// Names the object and the way out.
+    pub text: String,
+}
+
+/// What a client can do about a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalKind {
+    /// The request can never be granted as it is.
+    Invalid,
+    /// Nothing is called so.
+    NotFound,
+    /// The node cannot do it now; later it may.
+    NotReady,
+    /// Nothing is left to give; later there may be.
+    Exhausted,
+    /// The pod's network namespace cannot be entered, or is the node's own.
+    Namespace,
+    /// A name, an address or a device is taken.
+    Taken,
+    /// Something else went wrong.
+    Internal,
+}
+
+/// Whether a pod can be attached, and how many more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Why no pod can be attached now.
+    pub problem: Option<String>,
+    /// The MTU of pods, in bytes of an IP packet.
+    pub mtu: Option<u16>,
+    pub ranges: Vec<Range>,
+}
+
+/// How full a range of the node's addresses is. Counts above 2^64 - 1 are shown as that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    pub cidr: IpNet,
+    /// How many addresses may be given out.
+    pub capacity: u64,
+    pub used: u64,
+    /// Released a short time ago, and not given out yet.
+    pub quarantined: u64,
+    pub free: u64,
 }
 
 /// `podwire status`.
@@ -269,6 +356,10 @@ pub struct Pod {
     pub ifname: String,
     /// The host end of its veth pair.
     pub host_ifname: String,
+    pub host_mac: String,
+    /// In bytes of an IP packet; none while the node does not know its own.
+    pub mtu: Option<u16>,
+    pub owner: Option<Owner>,
     /// What is wrong with its wiring, if anything.
     pub problem: Option<String>,
 }
@@ -323,6 +414,20 @@ pub struct DeviceStats {
     pub tx_dropped: u64,
 }
 
+impl Refusal {
+    pub fn new(kind: RefusalKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+
+    pub fn invalid(text: impl Into<String>) -> Self {
+        Self::new(RefusalKind::Invalid, text)
+    }
+
+    pub fn internal(text: impl Into<String>) -> Self {
+        Self::new(RefusalKind::Internal, text)
+    }
+}
+
 impl Tallies {
     /// Adds `counts` and `drops` label by label.
     pub fn add(&mut self, counts: &Counters, drops: &Counters) {
@@ -345,16 +450,18 @@ mod tests {
             netns: "/run/netns/web".into(),
             ifname: "eth0".into(),
             addresses: vec!["10.244.1.7".parse().unwrap()],
+            mac: Some(Mac([2, 0, 0, 0, 0, 7])),
+            owner: Some(Owner { network: "podwire".into(), container: "c1".into(), workload: None }),
         };
         let line = RequestLine { version: VERSION, request: Request::PodsAttach(attach) };
         let text = serde_json::to_string(&line).unwrap();
-        let expected = r#"{"version":1,"request":{"pods-attach":{"name":"web","netns":"/run/netns/web","ifname":"eth0","addresses":["10.244.1.7"]}}}"#;
+        let expected = r#"{"version":2,"request":{"pods-attach":{"name":"web","netns":"/run/netns/web","ifname":"eth0","addresses":["10.244.1.7"],"mac":"02:00:00:00:00:07","owner":{"network":"podwire","container":"c1","workload":null}}}}"#;
         assert_eq!(text, expected);
         assert_eq!(serde_json::from_str::<RequestLine>(&text).unwrap().request, line.request);
         for bad in [
-            r#"{"version":1,"request":"reboot"}"#,
-            r#"{"version":1,"request":"status","also":1}"#,
-            r#"{"version":1,"request":{"pods-detach":{"name":"web","force":true}}}"#,
+            r#"{"version":2,"request":"reboot"}"#,
+            r#"{"version":2,"request":"status","also":1}"#,
+            r#"{"version":2,"request":{"pods-detach":{"name":"web","force":true}}}"#,
             r#"{"request":"status"}"#,
         ] {
             assert!(serde_json::from_str::<RequestLine>(bad).is_err(), "{bad}");

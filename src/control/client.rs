@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use super::api::{self, Reply, ReplyLine, Request, RequestLine, Versioned};
+use super::api::{self, Refusal, Reply, ReplyLine, Request, RequestLine, Versioned};
 use super::runtime::socket_path;
 
 /// How long the daemon may take to answer.
@@ -27,8 +27,10 @@ pub enum ClientError {
     Silent { path: PathBuf, pid: i32, patience: Duration },
     #[error("the daemon at {path} speaks protocol {1}, this podwire {ours}; use the same version for both", path = .0.display(), ours = api::VERSION)]
     Version(PathBuf, u32),
-    #[error("{0}")]
-    Refused(String),
+    #[error("the daemon answered something else than was asked: {0:?}")]
+    Unexpected(Box<Reply>),
+    #[error(transparent)]
+    Refused(Refusal),
 }
 
 /// Sends one request to the daemon that owns `dir` and waits for its reply.
@@ -53,7 +55,7 @@ fn call_within(patience: Duration, dir: &Path, request: Request) -> Result<Reply
     }
     let ReplyLine { reply, .. } = serde_json::from_str(&text).map_err(|error| broken(error.into()))?;
     match reply {
-        Reply::Error(text) => Err(ClientError::Refused(text)),
+        Reply::Error(refusal) => Err(ClientError::Refused(refusal)),
         reply => Ok(reply),
     }
 }

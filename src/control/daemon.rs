@@ -376,7 +376,8 @@ impl Daemon {
 
     /// Answers a call; true when the daemon is to end.
     fn answer(&mut self, (request, tell): Call) -> bool {
-        let changes = matches!(request, Request::PodsAttach(_) | Request::PodsDetach { .. });
+        let changes =
+            matches!(request, Request::PodsAttach(_) | Request::PodsDetach { .. } | Request::PodsCollect { .. });
         let reply = self.node.handle(request, Instant::now());
         let leaves = reply == Reply::Leaving;
         // A client that has gone away needs no answer.

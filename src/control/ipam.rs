@@ -54,6 +54,12 @@ fn lowest_free(cidr: &IpNet, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     (first + 1..last).map(|value| with_bits(cidr, value)).find(|address| !taken.contains(address))
 }
 
+/// How many addresses of a range pods can have.
+pub fn capacity(cidr: &IpNet) -> u64 {
+    let inner = (bits(cidr.broadcast()) - bits(cidr.network())).saturating_sub(1);
+    u64::try_from(inner).unwrap_or(u64::MAX)
+}
+
 fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(v4.to_bits()),

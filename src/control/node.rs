@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::api::{Reply, Request};
+use super::api::{Refusal, Reply, Request};
 use super::dataplane::largest_inner;
 use super::journal::Journal;
 use super::kernel::{Kernel, Reconciled, Uplink, Vtep};
@@ -21,6 +21,7 @@ use super::netlink::RulesetNews;
 use super::netns::{Netns, NetnsId};
 use super::plan::Change;
 use super::pod_news::Pods;
+use super::pods::PodError;
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
 use super::uninstall::remove_programs;
@@ -305,17 +306,17 @@ impl Node {
             Request::Stats => Reply::Stats(Box::new(self.stats())),
             Request::Routes => Reply::Routes(self.routes()),
             Request::PodsList => Reply::Pods(self.pods()),
-            Request::PodsAttach(pod) => {
-                self.attach(pod, now).map_or_else(|error| Reply::Error(error.to_string()), Reply::Attached)
+            Request::PodsAttach(pod) => reply(self.attach(pod, now), Reply::Attached),
+            Request::PodsDetach { name } => reply(self.detach(&name, now), |found| Reply::Detached { found }),
+            Request::PodsCheck { name } => reply(self.check(&name), Reply::Checked),
+            Request::PodsCollect { network, keep } => {
+                reply(self.collect(&network, &keep, now), |removed| Reply::Collected { removed })
             }
-            Request::PodsDetach { name } => match self.detach(&name, now) {
-                Ok(found) => Reply::Detached { found },
-                Err(error) => Reply::Error(error.to_string()),
-            },
+            Request::Ready => Reply::Ready(self.ready()),
             Request::Leave { netns } => may_leave(netns),
             Request::Fault(provocation) => match self.provoke(provocation) {
                 Ok(()) => Reply::Provoked,
-                Err(error) => Reply::Error(error.to_string()),
+                Err(error) => Reply::Error(Refusal::invalid(error.to_string())),
             },
         }
     }
@@ -332,6 +333,12 @@ impl Node {
         let seen = self.notices.iter().chain(problems).chain(failures).chain(self.faults.values());
         let masquerade = self.masquerade.problem().map(ToString::to_string);
         seen.cloned().chain(self.strays()).chain(masquerade).collect()
+    }
+
+    /// Why no pod can be attached, when none can.
+    pub(super) fn obstacles(&self) -> String {
+        let problems = self.problems();
+        if problems.is_empty() { "the kernel path is not set up yet".to_owned() } else { problems.join("; ") }
     }
 
     /// Hands over to the kernel path. Programs, hub and kernel path stay as they are, for the next daemon.
@@ -442,15 +449,22 @@ fn taken_addresses(config: &Config, own: &BTreeSet<IpAddr>) -> Vec<String> {
         .collect()
 }
 
+/// What came of a request about pods.
+fn reply<T>(outcome: Result<T, PodError>, done: impl FnOnce(T) -> Reply) -> Reply {
+    outcome.map_or_else(|error| Reply::Error(error.into()), done)
+}
+
 /// Whether the client that asks the daemon to leave stands where the daemon's work is.
 fn may_leave(netns: NetnsId) -> Reply {
     match Netns::current().and_then(|current| current.id()) {
         Ok(own) if own == netns => Reply::Leaving,
-        Ok(_) => Reply::Error(format!(
+        Ok(_) => Reply::Error(Refusal::invalid(format!(
             "it runs in another network namespace; enter it first: nsenter --net=/proc/{}/ns/net",
             std::process::id()
-        )),
-        Err(error) => Reply::Error(format!("cannot tell which network namespace it runs in: {error}")),
+        ))),
+        Err(error) => {
+            Reply::Error(Refusal::internal(format!("cannot tell which network namespace it runs in: {error}")))
+        }
     }
 }
 

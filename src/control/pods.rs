@@ -4,19 +4,23 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::api;
+use super::api::{self, Owner, Refusal, RefusalKind};
 use super::ipam::{self, AddressError};
 use super::kernel::delete_link;
 use super::netlink::Link;
 use super::node::Node;
 use super::store::StoreError;
-use super::wiring::{self, WiringError};
+use super::wiring::{self, GATEWAY_MAC, WiringError};
 use crate::ids::PodId;
+use crate::wire::Mac;
 
 /// Longer names than any orchestrator's `namespace/name`.
 const MAX_NAME: usize = 320;
 
-/// Why a pod is not attached or detached.
+/// The longest word of an [`Owner`].
+const MAX_WORD: usize = 512;
+
+/// Why a pod is not attached or detached, or not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     #[error(
@@ -29,10 +33,18 @@ pub enum PodError {
     Ifname(String),
     #[error("network namespace {path} is named in a way that another process cannot follow; use an absolute path such as /run/netns/NAME or /proc/PID/ns/net", path = .0.display())]
     Netns(PathBuf),
+    #[error("no pod is called `{0}`; see `podwire pods list`")]
+    Unknown(String),
+    #[error("MAC {0} is not usable: a pod needs a unicast address other than its gateway's ({GATEWAY_MAC})")]
+    Mac(Mac),
+    #[error("{what} `{word}` is not usable: 1 to {MAX_WORD} visible ASCII characters")]
+    Word { what: &'static str, word: String },
     #[error("{0} pods are attached, no more are possible on this node; detach one")]
     Full(usize),
     #[error("this node cannot wire pods now: {0}")]
     NotReady(String),
+    #[error("{} pod(s) could not be detached: {}", .0.len(), .0.join("; "))]
+    Leftover(Vec<String>),
     #[error(transparent)]
     Address(#[from] AddressError),
     #[error(transparent)]
@@ -41,13 +53,43 @@ pub enum PodError {
     Store(#[from] StoreError),
 }
 
+impl From<PodError> for Refusal {
+    fn from(error: PodError) -> Self {
+        let kind = match &error {
+            PodError::Name(_) | PodError::Ifname(_) | PodError::Netns(_) | PodError::Mac(_) | PodError::Word { .. } => {
+                RefusalKind::Invalid
+            }
+            PodError::NameTaken(_) => RefusalKind::Taken,
+            PodError::Unknown(_) => RefusalKind::NotFound,
+            PodError::Full(_) => RefusalKind::Exhausted,
+            PodError::NotReady(_) => RefusalKind::NotReady,
+            PodError::Leftover(_) | PodError::Store(_) => RefusalKind::Internal,
+            PodError::Address(error) => match error {
+                AddressError::Foreign(..) | AddressError::Reserved(_) | AddressError::Second(_) => RefusalKind::Invalid,
+                AddressError::Taken(_) => RefusalKind::Taken,
+                AddressError::Exhausted(_) => RefusalKind::Exhausted,
+            },
+            PodError::Wiring(error) => match error {
+                WiringError::Netns { .. } | WiringError::HostNetns { .. } => RefusalKind::Namespace,
+                WiringError::Family { .. } => RefusalKind::Invalid,
+                WiringError::Taken { .. } => RefusalKind::Taken,
+                WiringError::Request { source, .. } if source.errno() == Some(libc::EEXIST) => RefusalKind::Taken,
+                WiringError::Request { .. } | WiringError::Sysctl { .. } | WiringError::Broken { .. } => {
+                    RefusalKind::Internal
+                }
+            },
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl Node {
     /// Chooses addresses, wires the pod, remembers it and steers it. All or nothing; once it
     /// returns, the pod's first packet passes.
     pub fn attach(&mut self, request: api::Attach, now: Instant) -> Result<api::Pod, PodError> {
         let request = self.admit(request)?;
         let Some(vtep) = &self.observed.vtep else {
-            return Err(PodError::NotReady(self.problems().join("; ")));
+            return Err(PodError::NotReady(self.obstacles()));
         };
         let pod = self.kernel.attach(vtep, &request)?;
         if let Err(error) = self.store.insert(pod.clone()) {
@@ -77,6 +119,32 @@ impl Node {
         Ok(true)
     }
 
+    /// Looks at what is really there of a pod, on the node and inside, and changes nothing.
+    pub fn check(&mut self, name: &str) -> Result<api::Pod, PodError> {
+        let pod = self.store.pods().iter().find(|pod| pod.name == name);
+        let pod = pod.ok_or_else(|| PodError::Unknown(name.to_owned()))?;
+        let vtep = self.observed.vtep.as_ref().ok_or_else(|| PodError::NotReady(self.obstacles()))?;
+        self.kernel.verify(vtep, pod)?;
+        Ok(self.describe(pod))
+    }
+
+    /// Detaches the pods of a CNI network that are not in `keep`; what cannot be detached does not stop the rest.
+    pub fn collect(&mut self, network: &str, keep: &[String], now: Instant) -> Result<Vec<String>, PodError> {
+        let keep: BTreeSet<&str> = keep.iter().map(String::as_str).collect();
+        let of_network = |pod: &&wiring::Pod| pod.owner.as_ref().is_some_and(|owner| owner.network == network);
+        let pods = self.store.pods().iter().filter(of_network).map(|pod| pod.name.clone());
+        let mut removed: Vec<String> = pods.filter(|name| !keep.contains(name.as_str())).collect();
+        let mut failures = Vec::new();
+        removed.retain(|name| match self.detach(name, now) {
+            Ok(found) => found,
+            Err(error) => {
+                failures.push(error.to_string());
+                false
+            }
+        });
+        if failures.is_empty() { Ok(removed) } else { Err(PodError::Leftover(failures)) }
+    }
+
     /// Looks for host ends of no pod that is remembered. An attach that was cut short has left them, and they are
     /// removed, unless pods may have been forgotten: then they are only told of.
     pub fn remove_orphans(&mut self) {
@@ -103,7 +171,7 @@ impl Node {
 
     /// Checks a request against this node and completes it.
     fn admit(&self, request: api::Attach) -> Result<wiring::Attach, PodError> {
-        let api::Attach { name, netns, ifname, addresses } = request;
+        let api::Attach { name, netns, ifname, addresses, mac, owner } = request;
         if !is_pod_name(&name) {
             return Err(PodError::Name(name));
         }
@@ -113,6 +181,10 @@ impl Node {
         if !netns.is_absolute() || netns.starts_with("/proc/self") || netns.starts_with("/proc/thread-self") {
             return Err(PodError::Netns(netns));
         }
+        if let Some(mac) = mac.filter(|mac| !mac.is_unicast() || *mac == GATEWAY_MAC) {
+            return Err(PodError::Mac(mac));
+        }
+        owner.as_ref().map_or(Ok(()), check_owner)?;
         let pods = self.store.pods();
         if pods.iter().any(|pod| pod.name == name) {
             return Err(PodError::NameTaken(name));
@@ -121,7 +193,17 @@ impl Node {
         let addresses = ipam::choose(&self.config.node.pod_cidrs, &taken, &addresses)?;
         let ids: BTreeSet<_> = pods.iter().map(|pod| pod.id).collect();
         let id = lowest_free_id(&ids).ok_or(PodError::Full(pods.len()))?;
-        Ok(wiring::Attach { id, name, netns, ifname, addresses })
+        Ok(wiring::Attach { id, name, netns, ifname, addresses, mac, owner })
+    }
+}
+
+fn check_owner(Owner { network, container, workload }: &Owner) -> Result<(), PodError> {
+    let words = [("network", Some(network)), ("container", Some(container)), ("workload", workload.as_ref())];
+    let unusable =
+        |word: &String| !(1..=MAX_WORD).contains(&word.len()) || !word.bytes().all(|byte| byte.is_ascii_graphic());
+    match words.into_iter().find_map(|(what, word)| Some((what, word.filter(|word| unusable(word))?))) {
+        Some((what, word)) => Err(PodError::Word { what, word: word.clone() }),
+        None => Ok(()),
     }
 }
 

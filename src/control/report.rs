@@ -5,10 +5,11 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::api::{
-    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Route, Stats, Status, Tallies, Uplink,
-    Vxlan, WorkerStats,
+    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Range, Ready, Route, Stats, Status,
+    Tallies, Uplink, Vxlan, WorkerStats,
 };
 use super::devices;
+use super::ipam;
 use super::kernel;
 use super::node::Node;
 use super::wiring;
@@ -58,6 +59,24 @@ impl Node {
         }
     }
 
+    /// Whether a pod can be attached now: that takes our end of the tunnel, whose addresses are the source of the
+    /// pods' routes.
+    pub fn ready(&self) -> Ready {
+        let vtep = self.observed.vtep.as_ref();
+        let is_there = vtep.is_some_and(|vtep| vtep.addresses.iter().all(|own| self.observed.addresses.contains(own)));
+        let ranges = self.config.node.pod_cidrs.iter().map(|cidr| {
+            let taken =
+                self.store.pods().iter().flat_map(|pod| &pod.addresses).filter(|address| cidr.contains(*address));
+            let (capacity, used) = (ipam::capacity(cidr), taken.count() as u64);
+            Range { cidr: *cidr, capacity, used, quarantined: 0, free: capacity - used }
+        });
+        Ready {
+            problem: (!is_there).then(|| self.obstacles()),
+            mtu: vtep.map(|vtep| vtep.mtu),
+            ranges: ranges.collect(),
+        }
+    }
+
     /// `podwire stats`.
     pub fn stats(&self) -> Stats {
         let figures = self.lifecycle.figures().unwrap_or_default();
@@ -104,6 +123,9 @@ impl Node {
             netns: pod.netns.clone(),
             ifname: pod.ifname.clone(),
             host_ifname: pod.host_ifname.clone(),
+            host_mac: pod.host_mac.to_string(),
+            mtu: self.observed.vtep.as_ref().map(|vtep| vtep.mtu),
+            owner: pod.owner.clone(),
             problem: gone.or_else(|| self.faults.get(&pod.id).cloned()),
         }
     }

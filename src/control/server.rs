@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::api::{self, MAX_REQUEST, Reply, ReplyLine, Request, RequestLine, Versioned};
+use super::api::{self, MAX_REQUEST, Refusal, RefusalKind, Reply, ReplyLine, Request, RequestLine, Versioned};
 
 /// How long a client may take to send its line, and to take the reply.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -89,7 +89,7 @@ impl Drop for Server {
 async fn converse(mut stream: UnixStream, owner: u32, calls: &mpsc::Sender<Call>) {
     let reply = match request(&mut stream, owner).await {
         Ok(request) => ask(request, calls).await,
-        Err(refusal) => Reply::Error(refusal),
+        Err(text) => Reply::Error(Refusal::invalid(text)),
     };
     let line = ReplyLine { version: api::VERSION, reply };
     let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
@@ -129,7 +129,7 @@ fn parse(line: &[u8]) -> Result<Request, String> {
 
 async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Reply {
     let (tell, told) = oneshot::channel();
-    let gone = || Reply::Error("the daemon is stopping".to_owned());
+    let gone = || Reply::Error(Refusal::new(RefusalKind::NotReady, "the daemon is stopping"));
     if calls.send((request, tell)).await.is_err() {
         return gone();
     }
@@ -142,14 +142,14 @@ mod tests {
 
     #[test]
     fn a_request_line_is_understood_or_refused_with_the_reason() {
-        assert_eq!(parse(br#"{"version":1,"request":"status"}"#), Ok(Request::Status));
+        assert_eq!(parse(br#"{"version":2,"request":"status"}"#), Ok(Request::Status));
         for (line, reason) in [
             (&b""[..], "not a request"),
             (b"\xff\xfe", "not a request"),
             (b"[[[[", "not a request"),
             (br#"{"version":9,"request":"something new"}"#, "protocol 9"),
-            (br#"{"version":1,"request":"reboot"}"#, "reboot"),
-            (br#"{"version":1,"request":"status"} trailing"#, "trailing"),
+            (br#"{"version":2,"request":"reboot"}"#, "reboot"),
+            (br#"{"version":2,"request":"status"} trailing"#, "trailing"),
         ] {
             let refusal = parse(line).unwrap_err();
             assert!(refusal.contains(reason), "{refusal}");
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn nesting_without_end_is_refused() {
-        let line = [br#"{"version":1,"request":"#.to_vec(), vec![b'['; 60_000]].concat();
+        let line = [br#"{"version":2,"request":"#.to_vec(), vec![b'['; 60_000]].concat();
         assert!(parse(&line).unwrap_err().contains("not a request"));
     }
 }

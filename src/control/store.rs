@@ -123,6 +123,7 @@ mod tests {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             host_mac: Mac([2, 0, 0, 0, 0, 2]),
             addresses: vec!["10.244.1.1".parse().unwrap(), "fd00:244:1::1".parse().unwrap()],
+            owner: None,
         }
     }
 

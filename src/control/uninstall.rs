@@ -144,7 +144,7 @@ fn ask_to_leave(runtime_dir: &Path) -> Result<bool, UninstallError> {
     let netns = Netns::current()?.id()?;
     match client::call(runtime_dir, Request::Leave { netns }) {
         Ok(Reply::Leaving) => Ok(true),
-        Ok(other) => Err(ClientError::Refused(format!("the daemon answered something else: {other:?}")).into()),
+        Ok(other) => Err(ClientError::Unexpected(Box::new(other)).into()),
         Err(ClientError::NoDaemon(..)) => Ok(false),
         Err(error) => Err(error.into()),
     }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::api::Owner;
 use super::inside::check_link;
 use super::kernel::{Kernel, Vtep, apply, delete_link};
 use super::netlink::{Link, LinkConf, LinkKind, LinkSettings, MAIN_TABLE, NetlinkError, Veth, VethEnd};
@@ -53,6 +54,9 @@ pub struct Attach {
     pub ifname: String,
     /// At most one of each family, inside the node's pod ranges.
     pub addresses: Vec<IpAddr>,
+    /// A unicast address that is not [`GATEWAY_MAC`], or one that follows from `addresses`.
+    pub mac: Option<Mac>,
+    pub owner: Option<Owner>,
 }
 
 /// A wired pod.
@@ -68,6 +72,8 @@ pub struct Pod {
     /// The host end's, which the pod knows as its gateway.
     pub host_mac: Mac,
     pub addresses: Vec<IpAddr>,
+    #[serde(default)]
+    pub owner: Option<Owner>,
 }
 
 /// Why a pod is not wired as it should be.
@@ -214,9 +220,10 @@ impl Pod {
             ifname: request.ifname.clone(),
             host_ifname: host_end(request.id),
             host_ifindex: IfIndex(0),
-            mac: pod_mac(&request.addresses),
+            mac: request.mac.unwrap_or_else(|| pod_mac(&request.addresses)),
             host_mac: GATEWAY_MAC,
             addresses: request.addresses.clone(),
+            owner: request.owner.clone(),
         }
     }
 

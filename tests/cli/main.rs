@@ -5,6 +5,7 @@ mod dataplane;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod node;
+mod requests;
 mod uninstall;
 
 use std::fs;
@@ -174,25 +175,25 @@ fn hostile_input_on_the_socket_is_answered_with_an_error_and_the_daemon_lives() 
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!((mode(&node.runtime_dir()), mode(&node.socket())), (0o700, 0o600));
 
-    let huge = vec![b'x'; 200 * 1024];
-    let deep = [br#"{"version":1,"request":"#.to_vec(), vec![b'['; 50_000], b"\n".to_vec()].concat();
-    let long_name = format!(r#"{{"version":1,"request":{{"pods-detach":{{"name":"{}"}}}}}}"#, "x".repeat(70_000));
-    let bad_name = br#"{"version":1,"request":{"pods-attach":{"name":"../x","netns":"/x","ifname":"eth0"}}}"#;
+    let huge = vec![b'x'; 2048 * 1024];
+    let deep = [br#"{"version":2,"request":"#.to_vec(), vec![b'['; 50_000], b"\n".to_vec()].concat();
+    let long_name = format!(r#"{{"version":2,"request":{{"pods-detach":{{"name":"{}"}}}}}}"#, "x".repeat(1_100_000));
+    let bad_name = br#"{"version":2,"request":{"pods-attach":{"name":"../x","netns":"/x","ifname":"eth0"}}}"#;
     let inputs: [(&[u8], &str); 9] = [
         (b"", "not a request"),
         (b"\n", "not a request"),
         (b"\0\xff\xfe\n", "not a request"),
-        (b"{\"version\":1,\"request\":\"status\"\n", "not a request"),
-        (b"{\"version\":2,\"request\":\"status\"}\n", "protocol 2"),
-        (&huge, "at most 65536 bytes"),
+        (b"{\"version\":2,\"request\":\"status\"\n", "not a request"),
+        (b"{\"version\":1,\"request\":\"status\"}\n", "protocol 1"),
+        (&huge, "at most 1048576 bytes"),
         (&deep, "not a request"),
-        (long_name.as_bytes(), "at most 65536 bytes"),
+        (long_name.as_bytes(), "at most 1048576 bytes"),
         (bad_name, "pod name"),
     ];
     for (input, reason) in inputs {
         let answer = node.throw(input);
         // A reset for what was not read may overtake the answer to an input that is too long.
-        let cut_off = answer.is_empty() && input.len() > 65_536;
+        let cut_off = answer.is_empty() && input.len() > 1_048_576;
         assert!(cut_off || answer.contains(reason), "{:.60}: {answer}", String::from_utf8_lossy(input));
     }
     assert!(node.ask(&["status"]).status.success());

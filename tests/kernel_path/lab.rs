@@ -107,6 +107,8 @@ impl Lab {
             netns: self.netns_path(name),
             ifname: "eth0".to_owned(),
             addresses: vtep.addresses.iter().map(address).collect(),
+            mac: None,
+            owner: None,
         }
     }
 

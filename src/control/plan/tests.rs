@@ -49,6 +49,7 @@ fn pod() -> Pod {
         mac: Mac([6; 6]),
         host_mac: Mac([10; 6]),
         addresses: vec!["10.244.1.9".parse().unwrap(), "fd00:244:1::9".parse().unwrap()],
+        owner: None,
     }
 }
 
