@@ -21,7 +21,7 @@ use super::dataplane;
 use super::hub;
 use super::kernel::{Kernel, KernelError, apply, delete_link, request};
 use super::masquerade;
-use super::netlink::{Link, LinkKind, MAIN_TABLE, name_of};
+use super::netlink::{Link, LinkKind, MAIN_TABLE, Place, name_of};
 use super::netns::Netns;
 use super::originals::{Originals, Restored};
 use super::plan::{self, ALIAS, Change, NODES_TABLE, Object, PROTOCOL};
@@ -164,7 +164,9 @@ fn within<T>(patience: Duration, claim: impl Fn() -> Result<T, RuntimeError>) ->
 /// Detaches the data plane's programs, whichever process attached them, and deletes their pins; says whether there were
 /// any.
 pub(super) fn remove_programs(kernel: &mut Kernel) -> Result<bool, Box<dyn Error>> {
-    let filtered = kernel.netlink.clsact_devices()?;
+    let qdiscs = kernel.netlink.qdiscs()?.into_iter();
+    let filtered: BTreeSet<_> =
+        qdiscs.filter(|qdisc| qdisc.place == Place::Filters).map(|qdisc| qdisc.device).collect();
     let ends = kernel.host_ends()?.into_iter().map(|link| link.index);
     let devices: Vec<IfIndex> = ends.filter(|index| filtered.contains(index)).collect();
     Ok(dataplane::remove(&devices)?)

@@ -11,10 +11,11 @@ mod monitor;
 mod namespaces;
 mod neighbour;
 mod netfilter;
-mod qdisc;
+mod raw;
 mod route;
 mod rule;
 mod ruleset;
+mod tc;
 
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -32,6 +33,7 @@ pub use netfilter::{BaseChain, Netfilter};
 pub use route::{Lookup, MAIN_TABLE, Route, RouteKind};
 pub use rule::Rule;
 pub use ruleset::{RulesetMonitor, RulesetNews};
+pub use tc::{Filter, Hook, Place, Qdisc};
 
 /// A socket for requests about devices, addresses, routes and neighbours.
 #[derive(Debug)]

@@ -1,11 +1,9 @@
 //! NETLINK_NETFILTER: the chains that translate addresses, and whether a tracked flow is translated now.
 
-use std::io;
-
-use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::channel::{Channel, NetlinkError};
+use super::raw::RawMessage;
 
 /// `NFNL_SUBSYS_CTNETLINK`, `NFNL_SUBSYS_NFTABLES` (`include/uapi/linux/netfilter/nfnetlink.h`).
 const CONNTRACK: u16 = 1;
@@ -40,6 +38,9 @@ pub struct BaseChain {
     pub kind: String,
 }
 
+/// A message of any part of netfilter.
+type Message = RawMessage<HEADER>;
+
 /// A socket for requests about the packet filter.
 #[derive(Debug)]
 pub struct Netfilter {
@@ -57,7 +58,7 @@ impl Netfilter {
 
     /// All base chains of nftables, of all families; those of iptables-nft are among them.
     pub fn base_chains(&mut self) -> Result<Vec<BaseChain>, NetlinkError> {
-        match self.channel.dump(&Message::new(NFTABLES, GET_CHAIN)) {
+        match self.channel.dump(&message(NFTABLES, GET_CHAIN)) {
             Ok(chains) => Ok(chains.iter().filter_map(base_chain).collect()),
             Err(error) if has_no_subsystem(&error) => Ok(Vec::new()),
             Err(error) => Err(error),
@@ -69,7 +70,8 @@ impl Netfilter {
     pub fn has_translated_flow(&mut self) -> Result<bool, NetlinkError> {
         for bit in TRANSLATED {
             // Kernels before 5.18 do not filter by it: each answer is looked at all the same.
-            let request = Message::new(CONNTRACK, GET_FLOW).with(STATUS, bit).with(STATUS_MASK, bit);
+            let bit = bit.to_be_bytes();
+            let request = message(CONNTRACK, GET_FLOW).with(STATUS, bit).with(STATUS_MASK, bit);
             if self.channel.dump(&request)?.iter().any(is_translated) {
                 return Ok(true);
             }
@@ -97,66 +99,9 @@ fn is_translated(flow: &Message) -> bool {
     status.is_some_and(|status| TRANSLATED.iter().any(|bit| status & bit != 0))
 }
 
-/// A message of any part of netfilter: `struct nfgenmsg`, then attributes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Message {
-    kind: u16,
-    body: Vec<u8>,
-}
-
-impl Message {
-    /// Of any family.
-    fn new(subsystem: u16, kind: u16) -> Self {
-        Self { kind: subsystem << 8 | kind, body: vec![0; HEADER] }
-    }
-
-    fn with(mut self, attribute: u16, value: u32) -> Self {
-        self.body.extend(8_u16.to_ne_bytes());
-        self.body.extend(attribute.to_ne_bytes());
-        self.body.extend(value.to_be_bytes());
-        self
-    }
-
-    fn attribute(&self, kind: u16) -> Option<Vec<u8>> {
-        attribute(self.body.get(HEADER..)?, kind)
-    }
-
-    fn text(&self, kind: u16) -> Option<String> {
-        self.attribute(kind).map(|value| text(&value))
-    }
-}
-
-/// The value of the first attribute of `kind`.
-pub(super) fn attribute(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
-    let found = NlasIterator::new(attributes).map_while(Result::ok).find(|attribute| attribute.kind() == kind);
-    found.map(|attribute| attribute.value().to_vec())
-}
-
-/// A string as the kernel writes it, with a 0 at its end.
-pub(super) fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
-}
-
-impl NetlinkSerializable for Message {
-    fn message_type(&self) -> u16 {
-        self.kind
-    }
-
-    fn buffer_len(&self) -> usize {
-        self.body.len()
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.body);
-    }
-}
-
-impl NetlinkDeserializable for Message {
-    type Error = io::Error;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, io::Error> {
-        Ok(Self { kind: header.message_type, body: payload.to_vec() })
-    }
+/// Of any family.
+fn message(subsystem: u16, kind: u16) -> Message {
+    Message::new(subsystem << 8 | kind, [0; HEADER])
 }
 
 #[cfg(test)]
@@ -164,7 +109,7 @@ mod tests {
     use super::*;
 
     /// A message with string attributes.
-    fn message(attributes: &[(u16, &str)]) -> Message {
+    fn chain(attributes: &[(u16, &str)]) -> Message {
         let mut body = vec![1, 0, 0, 0];
         for (kind, value) in attributes {
             let length = u16::try_from(value.len() + 5).unwrap();
@@ -180,22 +125,22 @@ mod tests {
     fn only_chains_with_a_type_are_base_chains() {
         let named = [(CHAIN_TABLE, "t"), (CHAIN_NAME, "post"), (CHAIN_TYPE, "nat")];
         let expected = BaseChain { family: 1, table: "t".into(), name: "post".into(), kind: "nat".into() };
-        assert_eq!(base_chain(&message(&named)), Some(expected));
-        assert_eq!(base_chain(&message(&named[..2])), None);
+        assert_eq!(base_chain(&chain(&named)), Some(expected));
+        assert_eq!(base_chain(&chain(&named[..2])), None);
     }
 
     #[test]
     fn either_bit_of_the_status_makes_a_flow_translated() {
-        let flow = |status| Message::new(CONNTRACK, 0).with(STATUS, status);
+        let flow = |status: u32| message(CONNTRACK, 0).with(STATUS, status.to_be_bytes());
         for (status, translated) in [(0x19e, true), (0x1ae, true), (0x1be, true), (0x18e, false), (0, false)] {
             assert_eq!(is_translated(&flow(status)), translated, "{status:#x}");
         }
-        assert!(!is_translated(&Message::new(CONNTRACK, 0)), "without a status");
+        assert!(!is_translated(&message(CONNTRACK, 0)), "without a status");
     }
 
     #[test]
     fn a_torn_attribute_ends_the_message() {
-        let whole = message(&[(CHAIN_TABLE, "t"), (CHAIN_NAME, "post")]).body;
+        let whole = chain(&[(CHAIN_TABLE, "t"), (CHAIN_NAME, "post")]).body;
         for length in 0..whole.len() {
             let torn = Message { kind: 0, body: whole[..length].to_vec() };
             assert!(torn.text(CHAIN_NAME).is_none_or(|name| name == "post"), "cut to {length}");

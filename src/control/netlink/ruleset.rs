@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
-use super::netfilter::{HEADER, NFTABLES, attribute, text};
+use super::netfilter::{HEADER, NFTABLES};
+use super::raw::{attribute, text};
 
 /// Room for what the kernel packs into one datagram.
 const BUFFER: usize = 64 << 10;
