@@ -74,7 +74,8 @@ struct local_pod {
 	__u16 id;
 	__u8 mac[6];
 	__u8 gateway_mac[6];
-	__u8 pad[2];
+	__u8 by_kernel;		/* all to and from it takes the kernel path */
+	__u8 pad;
 };
 
 struct {

@@ -72,6 +72,7 @@ static __always_inline enum verdict inner_frame(void *at, void *end,
 						struct packet *inner)
 {
 	struct ethhdr *eth = at;
+	struct local_pod *pod;
 	enum verdict verdict;
 
 	if ((void *)(eth + 1) > end)
@@ -88,8 +89,11 @@ static __always_inline enum verdict inner_frame(void *at, void *end,
 		return verdict;
 	if (inner->bytes > cfg->pod_mtu)
 		return VERDICT_TOO_BIG;
-	if (!local_by_dst(inner))
+	pod = local_by_dst(inner);
+	if (!pod)
 		return VERDICT_UNKNOWN_DESTINATION;
+	if (pod->by_kernel)
+		return VERDICT_FOREIGN_TC;
 	/* The answers would take the kernel path, whose conntrack then has to
 	 * see the questions too.
 	 */

@@ -21,6 +21,7 @@
 struct target {
 	const struct local_pod *local;	/* VERDICT_LOCAL: the receiver */
 	bool is6;			/* VERDICT_LOCAL */
+	bool by_kernel;			/* all that the sender sends */
 	__u16 pod;			/* VERDICT_CLAIMED: the sender's id */
 	__u32 hub;			/* VERDICT_CLAIMED: ifindex */
 };
@@ -152,6 +153,8 @@ static __always_inline enum verdict to_local(struct __sk_buff *skb, void *end,
 	/* to itself: nothing that a pod's own stack lets out */
 	if (to->local->ifindex == skb->ifindex)
 		return VERDICT_UNKNOWN_DESTINATION;
+	if (to->local->by_kernel)
+		return VERDICT_FOREIGN_TC;
 	verdict = fits(skb, end, packet, cfg->pod_mtu);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
@@ -170,6 +173,8 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 	enum verdict verdict;
 	struct remote *remote;
 
+	if (to->by_kernel)
+		return VERDICT_FOREIGN_TC;
 	to->is6 = packet->is6;
 	to->local = local_by_dst(packet);
 	if (to->local)
@@ -196,6 +201,7 @@ static __always_inline enum verdict is_honest(struct __sk_buff *skb,
 	if (!same_mac(eth->h_source, pod->mac))
 		return VERDICT_SPOOF_MAC;
 	to->pod = pod->id;
+	to->by_kernel = pod->by_kernel;
 	return VERDICT_CLAIMED;
 }
 

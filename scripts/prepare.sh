@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 needed=(
     clang gcc make pkg-config libc6-dev linux-libc-dev libelf-dev zlib1g-dev
     iproute2 iputils-ping iperf3 tcpdump ethtool traceroute util-linux procps
-    nftables conntrack iptables
+    nftables conntrack iptables containernetworking-plugins
 )
 
 say() {

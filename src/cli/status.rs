@@ -7,7 +7,7 @@ use super::table::Table;
 use super::verbs::{ask, unexpected};
 use super::{CliError, output};
 use crate::control::api::{
-    DataplaneReport, DataplaneState, Masquerade, Nat, NatCheck, Path, Reply, Request, Status, Uplink,
+    DataplaneReport, DataplaneState, Masquerade, Nat, NatCheck, Path, Reply, Request, SlowPod, Status, Uplink,
 };
 use crate::control::view::{Ailment, DataplaneStatus, ProbationStatus};
 
@@ -87,6 +87,9 @@ fn summary(status: &Status) -> Table {
     row("nat", nat(&status.nat));
     row("masquerade", masquerade(&status.masquerade));
     row("pods", status.pods.to_string());
+    for SlowPod { name, reason } in &status.slow_pods {
+        row("slow pod", format!("{name} takes the kernel path: {reason}"));
+    }
     table
 }
 

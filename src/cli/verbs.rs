@@ -141,10 +141,11 @@ fn addresses(pod: &Pod) -> String {
 }
 
 fn pods_text(pods: &[Pod]) -> String {
-    let mut table = Table::new(["ID", "NAME", "ADDRESSES", "DEVICE", "NETNS"]);
+    let mut table = Table::new(["ID", "NAME", "ADDRESSES", "DEVICE", "NETNS", "PATH", "WHY"]);
     for pod in pods {
         let netns = pod.netns.display().to_string();
-        table.row([pod.id.to_string(), pod.name.clone(), addresses(pod), pod.host_ifname.clone(), netns]);
+        let (path, why) = (status::path(pod.path).to_owned(), pod.reason.clone().unwrap_or_default());
+        table.row([pod.id.to_string(), pod.name.clone(), addresses(pod), pod.host_ifname.clone(), netns, path, why]);
     }
     let wrong = pods.iter().filter_map(|pod| Some(format!("problem: pod {}: {}\n", pod.name, pod.problem.as_ref()?)));
     table.to_string() + &wrong.collect::<String>()

@@ -216,8 +216,17 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// How many pods are attached.
     pub pods: usize,
+    /// Those of them that take the kernel path whatever the other end is.
+    pub slow_pods: Vec<SlowPod>,
     /// What is wrong now, each with the object's name.
     pub problems: Vec<String>,
+}
+
+/// A pod that the workers do not serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowPod {
+    pub name: String,
+    pub reason: String,
 }
 
 /// Which configuration is in force.
@@ -360,6 +369,10 @@ pub struct Pod {
     /// In bytes of an IP packet; none while the node does not know its own.
     pub mtu: Option<u16>,
     pub owner: Option<Owner>,
+    /// How its packets travel where both ends allow it.
+    pub path: Path,
+    /// Why not the fast path.
+    pub reason: Option<String>,
     /// What is wrong with its wiring, if anything.
     pub problem: Option<String>,
 }

@@ -104,6 +104,17 @@ impl Journal {
         }
     }
 
+    /// Tells the log that a pod's packets take another path.
+    pub fn tell_path(&mut self, pod: &str, path: &str, now: Instant) {
+        match self.note(&format!("path of {pod}"), now) {
+            Telling::Plain => tracing::info!(pod, "{path}"),
+            Telling::Again { times, within } => {
+                tracing::info!(pod, "{path} (it has changed {times} times in {} s)", within.as_secs());
+            }
+            Telling::Not => {}
+        }
+    }
+
     /// Tells the log of something that is wrong.
     pub fn tell_problem(&mut self, problem: &str, now: Instant) {
         match self.note(problem, now) {

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Route, name_of};
 use super::originals::Originals;
 use super::plan::{self, Action, Change, NODES_TABLE, Object, ObjectChange, PROTOCOL};
+use super::shaping::Shaped;
 use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
 use super::wiring::Pod;
@@ -163,6 +164,8 @@ struct Seen {
     /// With some of their sysctls.
     links: Vec<Link>,
     uplink_queues: Option<Queues>,
+    /// Programs come without a notification.
+    shaped: Option<Shaped>,
 }
 
 /// What was seen to be ours. It stays ours when someone takes its mark off, or puts something else in its place.
@@ -283,8 +286,9 @@ impl Kernel {
     }
 
     /// Whether devices have changed since the last call. Cheap: for what the kernel tells nobody of.
-    pub fn has_drifted(&mut self, config: &Config) -> Result<bool, KernelError> {
-        let seen = Seen { links: self.links()?, uplink_queues: Queues::of(&config.node.uplink).ok() };
+    pub fn has_drifted(&mut self, config: &Config, pods: &[Pod]) -> Result<bool, KernelError> {
+        let uplink_queues = Queues::of(&config.node.uplink).ok();
+        let seen = Seen { links: self.links()?, uplink_queues, shaped: self.shaped(pods).ok() };
         let drifted = self.last_seen.as_ref().is_some_and(|last| *last != seen);
         self.last_seen = Some(seen);
         Ok(drifted)

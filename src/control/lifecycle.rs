@@ -355,6 +355,7 @@ mod tests {
     use crate::control::view::{PodView, WorkerStatus};
     use crate::fib::LocalPod;
     use crate::ids::{IfIndex, PodId};
+    use crate::steer::PodPath;
     use crate::wire::{Mac, Vni};
 
     /// Counts a poll for each pod of each update, refuses a view of three pods, and starts on every port but 1.
@@ -451,7 +452,7 @@ mod tests {
             mac: Mac::default(),
             gateway_mac: Mac::default(),
         };
-        let pods = (1..=pods).map(|id| PodView { pod: pod(id), addresses: Vec::new() }).collect();
+        let pods = (1..=pods).map(|id| PodView { pod: pod(id), addresses: Vec::new(), path: PodPath::Fast }).collect();
         View { pods, ..View::default() }
     }
 

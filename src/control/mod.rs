@@ -9,6 +9,7 @@ pub mod runtime;
 pub mod uninstall;
 pub mod view;
 
+mod desired;
 mod devices;
 mod durable;
 mod fault;
@@ -26,6 +27,7 @@ mod pod_news;
 mod pods;
 mod report;
 mod server;
+mod shaping;
 mod store;
 mod tunnel;
 mod watch;

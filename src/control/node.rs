@@ -8,13 +8,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ipnet::IpNet;
-
 use super::api::{Refusal, Reply, Request};
-use super::dataplane::largest_inner;
 use super::journal::Journal;
-use super::kernel::{Kernel, Reconciled, Uplink, Vtep};
-use super::lifecycle::{Lifecycle, Starter, Wanted};
+use super::kernel::{Kernel, Reconciled, Vtep};
+use super::lifecycle::{Lifecycle, Starter};
 use super::masquerade::Masquerade;
 use super::nat::Nat;
 use super::netlink::RulesetNews;
@@ -22,15 +19,13 @@ use super::netns::{Netns, NetnsId};
 use super::plan::Change;
 use super::pod_news::Pods;
 use super::pods::PodError;
+use super::shaping::Shaped;
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
 use super::uninstall::remove_programs;
-use super::view::{PodView, RemoteView, Settings, View};
 use super::wiring::Pod;
-use crate::config::{Config, Mode, Peer};
-use crate::fib::LocalPod;
+use crate::config::{Config, Mode};
 use crate::ids::{IfIndex, PodId};
-use crate::steer::NatCheck;
 
 /// The state of one node.
 pub struct Node {
@@ -45,7 +40,7 @@ pub struct Node {
     pub(super) masquerade: Masquerade,
     /// What [`Node::mend_pods`] last found wrong with a pod and could not mend.
     pub(super) faults: BTreeMap<PodId, String>,
-    journal: Journal,
+    pub(super) journal: Journal,
     /// The failures that the log knows of and that still are.
     told: BTreeSet<String>,
     /// What went wrong at start and stays so.
@@ -74,6 +69,8 @@ pub struct Observed {
     pub hops: BTreeMap<String, Result<Hop, NoHop>>,
     /// Pods that the data plane cannot serve: their devices are not there, or are about to go.
     pub gone: BTreeSet<PodId>,
+    /// Pods' devices that have something of others on them which only the kernel path passes.
+    pub shaped: Shaped,
     /// What keeps the node from being as wanted.
     pub problems: Vec<String>,
     /// What could not be put right. It may be a change that came between the look and the repair, which the next look
@@ -243,6 +240,7 @@ impl Node {
             Ok(hub) => observed.hub = hub,
             Err(error) => observed.problems.push(error.to_string()),
         }
+        self.observe_shaping(&mut observed, now);
         self.journal.tell_changes(&changes, now);
         self.note(observed, now);
         self.drive(now);
@@ -277,7 +275,7 @@ impl Node {
     /// Whether something has changed of which nothing is heard.
     pub fn has_drifted(&mut self) -> bool {
         // What cannot be looked at is told by the look that follows.
-        self.kernel.has_drifted(&self.config).unwrap_or(true)
+        self.kernel.has_drifted(&self.config, self.store.pods()).unwrap_or(true)
     }
 
     /// Looks at what may translate addresses, and keeps our own rules; to be called every second or so, and at once
@@ -369,73 +367,6 @@ impl Node {
         self.kernel.remove_hub()?;
         Ok(None)
     }
-
-    /// What the data plane should be, as things were last observed.
-    fn wanted(&self) -> Wanted {
-        if self.config.dataplane.mode == Mode::Kernel {
-            return Wanted::Off;
-        }
-        let Some(vtep) = &self.observed.vtep else {
-            return Wanted::Impossible { reason: self.observed.problems.join("; "), settings: None };
-        };
-        let settings = Box::new(settings(&self.config, vtep, self.observed.hub.unwrap_or(IfIndex::NONE)));
-        match self.obstacle(vtep) {
-            Some(reason) => Wanted::Impossible { reason, settings: Some(settings) },
-            None => Wanted::Running(settings),
-        }
-    }
-
-    /// Why no worker can run.
-    fn obstacle(&self, vtep: &Vtep) -> Option<String> {
-        if self.observed.hub.is_none() {
-            return Some(self.observed.problems.join("; "));
-        }
-        if !vtep.uplink.up {
-            return Some(format!("the uplink {} is down; set it up", vtep.uplink.name));
-        }
-        // Some of a flow's packets would take the workers' path and some the kernel's, and overtake each other.
-        let largest = largest_inner(vtep.underlay);
-        if vtep.mtu > largest {
-            let Uplink { name, mtu, .. } = &vtep.uplink;
-            let lower = u32::from(largest) + mtu - u32::from(vtep.mtu);
-            return Some(format!(
-                "the MTU {mtu} of {name} makes frames larger than a worker takes; set it to {lower} or less on all nodes, or mode = \"kernel\""
-            ));
-        }
-        None
-    }
-
-    /// The desired state of the data plane: wired pods, and peers whose next hop is resolved.
-    fn view(&self) -> View {
-        let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id);
-        let pods = self.store.pods().iter().filter(wired).map(pod_view).collect();
-        let Some(vtep) = &self.observed.vtep else { return View { pods, nat: self.nat.check(), ..View::default() } };
-        let remote = |peer: &Peer| match self.observed.hops.get(&peer.name) {
-            Some(Ok(hop)) => Some(RemoteView {
-                name: peer.name.clone(),
-                prefixes: peer.prefixes().filter(|prefix| self.exception(peer, prefix).is_none()).collect(),
-                underlay: peer.underlay,
-                vtep_mac: peer.vtep_mac,
-                dst_mac: hop.dst_mac,
-                mtu: vtep.mtu,
-            }),
-            _ => None,
-        };
-        View { pods, remotes: self.config.peers.iter().filter_map(remote).collect(), nat: self.nat.check() }
-    }
-
-    /// Why the workers do not carry what pods send to `prefix`, one of the peer's, even when they reach the peer. A
-    /// node's address may be a service's too (a load balancer's, or an external one): then the kernel's conntrack has
-    /// to see a flow's first packet to translate it.
-    pub(super) fn exception(&self, peer: &Peer, prefix: &IpNet) -> Option<&'static str> {
-        if peer.pod_cidrs.contains(prefix) {
-            return None;
-        }
-        if self.observed.addresses.contains(&prefix.addr()) {
-            return Some("it is an address of this node");
-        }
-        (self.nat.check() != NatCheck::None).then_some("the node's kernel may translate it")
-    }
 }
 
 /// What is wrong with `config` on a node that has the addresses `own`.
@@ -476,34 +407,4 @@ fn log_warnings(config: &Config) {
 
 fn read(path: &Path) -> Result<String, ReloadError> {
     fs::read_to_string(path).map_err(|error| ReloadError::Read(path.to_owned(), error))
-}
-
-fn pod_view(pod: &Pod) -> PodView {
-    let local = LocalPod { id: pod.id, ifindex: pod.host_ifindex, mac: pod.mac, gateway_mac: pod.host_mac };
-    PodView { pod: local, addresses: pod.addresses.clone() }
-}
-
-fn settings(config: &Config, vtep: &Vtep, hub: IfIndex) -> Settings {
-    let (vxlan, dataplane) = (&config.vxlan, &config.dataplane);
-    Settings {
-        uplink: vtep.uplink.index,
-        uplink_name: vtep.uplink.name.clone(),
-        uplink_mac: vtep.uplink.mac,
-        queues: vtep.uplink.queues,
-        hub,
-        vtep: vtep.underlay,
-        vtep_mac: vtep.mac,
-        vni: vxlan.vni,
-        port: vxlan.port,
-        udp_checksum: vxlan.udp_checksum,
-        mtu: vtep.mtu,
-        mode: dataplane.mode,
-        cores: dataplane.cores.clone(),
-        xdp: dataplane.xdp,
-        zero_copy: dataplane.zero_copy,
-        frames: dataplane.frames,
-        hub_slots: dataplane.hub_slots,
-        stale_ms: dataplane.stale_ms,
-        pod_cidrs: config.node.pod_cidrs.clone(),
-    }
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::api::{
-    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Range, Ready, Route, Stats, Status,
-    Tallies, Uplink, Vxlan, WorkerStats,
+    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Range, Ready, Route, SlowPod, Stats,
+    Status, Tallies, Uplink, Vxlan, WorkerStats,
 };
 use super::devices;
 use super::ipam;
@@ -14,7 +14,11 @@ use super::kernel;
 use super::node::Node;
 use super::wiring;
 use crate::config;
-use crate::steer;
+use crate::steer::{self, PodPath};
+
+/// Why something takes the kernel path.
+const NO_DATA_PLANE: &str = "no data plane runs";
+const NOT_TAKEN_OVER: &str = "the data plane has not taken it over yet";
 
 impl Node {
     /// `podwire status`.
@@ -55,6 +59,7 @@ impl Node {
             },
             peers: self.config.peers.iter().map(|peer| self.peer(peer)).collect(),
             pods: self.store.pods().len(),
+            slow_pods: self.slow_pods(),
             problems: self.problems(),
         }
     }
@@ -115,6 +120,7 @@ impl Node {
     /// A pod as clients see it.
     pub(super) fn describe(&self, pod: &wiring::Pod) -> Pod {
         let gone = self.observed.gone.contains(&pod.id).then(|| format!("its device {} is gone", pod.host_ifname));
+        let (path, reason) = self.pod_path(pod);
         Pod {
             id: pod.id.get(),
             name: pod.name.clone(),
@@ -126,8 +132,31 @@ impl Node {
             host_mac: pod.host_mac.to_string(),
             mtu: self.observed.vtep.as_ref().map(|vtep| vtep.mtu),
             owner: pod.owner.clone(),
+            path,
+            reason,
             problem: gone.or_else(|| self.faults.get(&pod.id).cloned()),
         }
+    }
+
+    /// The path of a pod's packets, and why it is not the fast one.
+    fn pod_path(&self, pod: &wiring::Pod) -> (Path, Option<String>) {
+        if let Some(what) = self.observed.shaped.get(&pod.host_ifindex) {
+            return (Path::Kernel, Some(what.clone()));
+        }
+        let view = self.lifecycle.view();
+        match view.map(|view| view.pods.iter().find(|known| known.pod.ifindex == pod.host_ifindex)) {
+            None => (Path::Kernel, Some(NO_DATA_PLANE.to_owned())),
+            Some(Some(known)) if known.path == PodPath::Fast => (Path::Fast, None),
+            Some(_) => (Path::Kernel, Some(NOT_TAKEN_OVER.to_owned())),
+        }
+    }
+
+    fn slow_pods(&self) -> Vec<SlowPod> {
+        let shaped = &self.observed.shaped;
+        let slow = |pod: &wiring::Pod| {
+            Some(SlowPod { name: pod.name.clone(), reason: shaped.get(&pod.host_ifindex)?.clone() })
+        };
+        self.store.pods().iter().filter_map(slow).collect()
     }
 
     fn route(&self, peer: &config::Peer, prefix: IpNet) -> Route {
@@ -152,9 +181,9 @@ impl Node {
             return (Path::Kernel, Some(why.to_string()));
         }
         match self.lifecycle.view() {
-            None => (Path::Kernel, Some("no data plane runs".to_owned())),
+            None => (Path::Kernel, Some(NO_DATA_PLANE.to_owned())),
             Some(view) if view.remotes.iter().any(|remote| remote.name == peer) => (Path::Fast, None),
-            Some(_) => (Path::Kernel, Some("the data plane has not taken it over yet".to_owned())),
+            Some(_) => (Path::Kernel, Some(NOT_TAKEN_OVER.to_owned())),
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
 use crate::ids::IfIndex;
-use crate::steer::NatCheck;
+use crate::steer::{NatCheck, PodPath};
 use crate::wire::{Mac, Vni};
 use crate::worker;
 use crate::xsk::Queues;
@@ -68,6 +68,7 @@ pub struct View {
 pub struct PodView {
     pub pod: LocalPod,
     pub addresses: Vec<IpAddr>,
+    pub path: PodPath,
 }
 
 /// A remote node whose underlay next hop is resolved.

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use super::link::PinnedLink;
 use super::pins::{self, Pins};
-use super::{Steer, SteerError, TcChoice, XdpChoice, XdpMode, clsact, tc, xdp};
+use super::{Steer, SteerError, TcChoice, XdpChoice, XdpMode, clsact, link, tc, xdp};
 use crate::ids::IfIndex;
 
 const POD: &str = "pod_steer";
@@ -99,6 +99,26 @@ impl Steer {
         self.pins.make_dirs()?;
         link.pin()
     }
+}
+
+/// The programs that others have attached to a pod's device by tcx, by their ids. Ours is the one that `pins`, those of
+/// the network namespace of the calling thread, hold there.
+pub fn foreign_programs(pins: Option<&Pins>, ifindex: IfIndex) -> Result<Vec<u32>, SteerError> {
+    let failed = |source| SteerError::Query { ifindex, source };
+    let mut programs = link::tcx_programs(ifindex).map_err(failed)?;
+    if let Some(pins) = pins.filter(|_| !programs.is_empty())
+        && let Some(link) = PinnedLink::open(&pins.link(&pins::pod(ifindex))).map_err(failed)?
+        && let Some((_, ours)) = link.place().map_err(failed)?
+    {
+        programs.retain(|program| *program != ours);
+    }
+    Ok(programs)
+}
+
+/// Whether a filter at a device's ingress is in our place there. If another's program runs in it, ours cannot be
+/// attached, which is told.
+pub fn is_our_filter(kind: &str, priority: u32, handle: u32) -> bool {
+    kind == "bpf" && (priority, handle) == (clsact::PLACE, clsact::PLACE)
 }
 
 /// Detaches all that any [`Steer`] has attached in the network namespace of the calling thread, and removes its pins;

@@ -14,7 +14,7 @@ use super::maps::os_error;
 use crate::ids::IfIndex;
 
 /// Our place among a device's filters: both the priority and the handle. Filters of lower priorities come first.
-const PLACE: u32 = 240;
+pub(super) const PLACE: u32 = 240;
 
 /// A filter of ours. It stays when this is dropped.
 #[derive(Debug)]

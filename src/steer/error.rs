@@ -25,6 +25,8 @@ pub enum SteerError {
     UplinkTaken { ifindex: IfIndex, program: u32 },
     #[error("cannot attach {program} to interface {ifindex} ({mode}): {source}")]
     Attach { program: &'static str, ifindex: IfIndex, mode: &'static str, source: io::Error },
+    #[error("cannot ask which programs are attached to interface {ifindex}: {source}")]
+    Query { ifindex: IfIndex, source: io::Error },
     #[error("cannot detach {program} from interface {ifindex}: {source}")]
     Detach { program: &'static str, ifindex: IfIndex, source: io::Error },
     #[error(

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use super::SteerConfig;
+use super::{PodPath, SteerConfig};
 use crate::fib::LocalPod;
 
 const ETH_P_IP: u16 = 0x0800;
@@ -39,8 +39,10 @@ fn widen(address: Ipv4Addr) -> [u8; 16] {
 }
 
 /// `struct local_pod`.
-pub(super) fn local_pod(pod: &LocalPod) -> [u8; 20] {
-    concat(&[&pod.ifindex.0.to_ne_bytes(), &pod.id.get().to_ne_bytes(), &pod.mac.0, &pod.gateway_mac.0, &[0; 2]])
+pub(super) fn local_pod(pod: &LocalPod, path: PodPath) -> [u8; 20] {
+    let LocalPod { id, ifindex, mac, gateway_mac } = pod;
+    let by_kernel = u8::from(path == PodPath::Kernel);
+    concat(&[&ifindex.0.to_ne_bytes(), &id.get().to_ne_bytes(), &mac.0, &gateway_mac.0, &[by_kernel, 0]])
 }
 
 /// `struct remote`.
@@ -142,8 +144,10 @@ mod tests {
             ("id", &0x0102_u16.to_ne_bytes()),
             ("mac", &[1; 6]),
             ("gateway_mac", &[2; 6]),
+            ("by_kernel", &[1]),
         ];
-        check("local_pod", &local_pod(&pod), expected);
+        check("local_pod", &local_pod(&pod, PodPath::Kernel), expected);
+        check("local_pod", &local_pod(&pod, PodPath::Fast), &[("by_kernel", &[0])]);
         check("remote", &remote(1450), &[("mtu", &1450_u32.to_ne_bytes())]);
     }
 

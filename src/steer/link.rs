@@ -147,6 +147,38 @@ pub(super) fn xdp_program(ifindex: IfIndex, mode: XdpMode) -> io::Result<u32> {
     }
 }
 
+/// The ids of the programs that are attached to a device by tcx, those before it and those after, by links or without;
+/// none where the kernel has no tcx, or the device has gone.
+pub(super) fn tcx_programs(ifindex: IfIndex) -> io::Result<Vec<u32>> {
+    let mut programs = Vec::new();
+    for hook in [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS] {
+        match query(ifindex, hook) {
+            Ok(found) => programs.extend(found),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENODEV)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(programs)
+}
+
+fn query(ifindex: IfIndex, hook: libbpf_sys::bpf_attach_type) -> io::Result<impl Iterator<Item = u32>> {
+    // BPF_MPROG_MAX in include/linux/bpf_mprog.h
+    let mut ids = [0; 64];
+    let mut options = libbpf_sys::bpf_prog_query_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as libbpf_sys::size_t,
+        prog_ids: ids.as_mut_ptr(),
+        __bindgen_anon_1: libbpf_sys::bpf_prog_query_opts__bindgen_ty_1 { count: 64 },
+        ..Default::default()
+    };
+    let ifindex = libc::c_int::try_from(ifindex.0).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
+    // SAFETY: invariant 1; as many ids as `count` says are written during the call, into memory of that length.
+    match unsafe { libbpf_sys::bpf_prog_query_opts(ifindex, hook, &raw mut options) } {
+        // ids begin with 1
+        0 => Ok(ids.into_iter().take_while(|id| *id != 0)),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
 /// Removes a pin, if there is one.
 pub(super) fn remove_pin(pin: &Path) -> io::Result<()> {
     match fs::remove_file(pin) {

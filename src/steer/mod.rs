@@ -39,7 +39,7 @@ use ipnet::IpNet;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, PrintLevel};
 
-pub use attach::{Repair, remove};
+pub use attach::{Repair, foreign_programs, is_our_filter, remove};
 pub use error::SteerError;
 pub use nat::{NatCheck, knows_conntrack};
 pub use pins::Pins;
@@ -87,6 +87,15 @@ pub struct SteerConfig {
     pub hub: IfIndex,
     /// How flows that the node translates are told from others.
     pub nat: NatCheck,
+}
+
+/// Which way the packets of a pod of this node take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodPath {
+    /// That of the workers, or to another pod directly, where the programs find nothing against it.
+    Fast,
+    /// Always the kernel's, to the pod and from it; what it forges is dropped all the same.
+    Kernel,
 }
 
 #[derive(Debug)]
@@ -203,9 +212,9 @@ impl Steer {
         }
     }
 
-    /// Says that `address` belongs to `pod`.
-    pub fn add_local(&self, address: IpAddr, pod: &LocalPod) -> Result<(), SteerError> {
-        self.local(address).set(&layout::address(address), &layout::local_pod(pod), &address)
+    /// Says that `address` belongs to `pod`, whose packets take `path`. What was said before is replaced in one step.
+    pub fn add_local(&self, address: IpAddr, pod: &LocalPod, path: PodPath) -> Result<(), SteerError> {
+        self.local(address).set(&layout::address(address), &layout::local_pod(pod, path), &address)
     }
 
     /// Says that no pod of this node has `address`.

@@ -44,6 +44,7 @@ table! {
         NoSocket => "no_socket", "no AF_XDP socket on the receive queue, or none of the pod's worker: no worker runs";
         Nated => "nated", "of a flow that the node translates (NAT), or that would be taken for one";
         NatUnknown => "nat_unknown", "may be of a translated flow: ICMP, or conntrack cannot be asked";
+        ForeignTc => "foreign_tc", "to or from a pod whose host end has a qdisc, a filter or a program of others";
     }
 }
 

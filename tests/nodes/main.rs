@@ -22,6 +22,7 @@ mod hosts;
 mod path;
 mod reach;
 mod restart;
+mod shaping;
 mod soak;
 mod wire_format;
 

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use libbpf_rs::{Xdp, XdpFlags};
 use podwire::ids::{QueueId, WorkerId};
-use podwire::steer::{self, Pins, Program, Steer, SteerConfig, SteerError, TcChoice, Verdict, XdpChoice, XdpMode};
+use podwire::steer::{
+    self, Pins, PodPath, Program, Steer, SteerConfig, SteerError, TcChoice, Verdict, XdpChoice, XdpMode,
+};
 
 use crate::lab::{Lab, Tapped};
 use crate::packets::*;
@@ -38,7 +40,7 @@ impl Node {
         for (device, id, addresses, mac) in [("pw1", 1, POD_A, POD_A_MAC), ("pw2", 2, POD_B, POD_B_MAC)] {
             let ifindex = host.ifindex(device);
             for address in addresses {
-                steer.add_local(address, &pod(id, ifindex, mac)).unwrap();
+                steer.add_local(address, &pod(id, ifindex, mac), PodPath::Fast).unwrap();
             }
             host.within(|| steer.attach_pod(ifindex)).unwrap();
         }

@@ -15,4 +15,5 @@ mod packets;
 mod pod;
 mod queue;
 mod rig;
+mod shaping;
 mod takeover;

@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use podwire::ids::{IfIndex, QueueId, WorkerId};
-use podwire::steer::{SteerConfig, SteerError, Verdict};
+use podwire::steer::{PodPath, SteerConfig, SteerError, Verdict};
 
 use crate::packets::*;
 use crate::rig::{MTU, Rig, STALE_NS, config, is_root, now_ns, pod};
@@ -251,7 +251,7 @@ fn follows_its_maps_and_its_configuration() {
     rig.steer.remove_local(POD_A[V4]).unwrap();
     rig.steer.remove_local(POD_A[V4]).expect("removing twice is no error");
     assert_eq!(rig.nic(&frame), Verdict::UnknownDestination);
-    rig.steer.add_local(POD_A[V4], &pod(1, IfIndex(5), POD_A_MAC)).unwrap();
+    rig.steer.add_local(POD_A[V4], &pod(1, IfIndex(5), POD_A_MAC), PodPath::Fast).unwrap();
     assert_eq!(rig.nic(&frame), Verdict::Claimed);
     let range = || REMOTE_RANGE[V4].parse().unwrap();
     rig.steer.remove_remote(range()).unwrap();

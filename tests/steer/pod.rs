@@ -2,11 +2,11 @@
 
 use etherparse::Ipv4Header;
 use podwire::ids::PodId;
-use podwire::steer::{SteerConfig, Verdict};
+use podwire::steer::{PodPath, SteerConfig, Verdict};
 use podwire::wire::Mac;
 
 use crate::packets::*;
-use crate::rig::{MTU, POD_B_IFINDEX, Rig, STALE_NS, config, is_root, now_ns, pod};
+use crate::rig::{MTU, POD_A_IFINDEX, POD_B_IFINDEX, Rig, STALE_NS, config, is_root, now_ns, pod};
 
 type Row = (&'static str, Vec<u8>, Verdict);
 
@@ -278,7 +278,7 @@ fn refuses_a_pod_that_is_at_its_quota_and_no_other() {
     assert_eq!(credits.in_flight(a), -1);
     assert_eq!(rig.pod(&frame), Verdict::Claimed, "a frame that was given up for lost and came costs nobody");
     // the same device, now another pod
-    rig.steer.add_local(POD_A[V4], &pod(4094, crate::rig::POD_A_IFINDEX, POD_A_MAC)).unwrap();
+    rig.steer.add_local(POD_A[V4], &pod(4094, POD_A_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
     assert_eq!(rig.pod(&frame), Verdict::Claimed);
     assert_eq!(credits.in_flight(PodId::new(4094).unwrap()), 1);
 }
@@ -289,6 +289,32 @@ fn a_frame_on_another_pods_device_is_spoofed() {
         return;
     }
     let rig = Rig::new(V4);
-    rig.steer.add_local(POD_A[V4], &pod(1, POD_B_IFINDEX, POD_A_MAC)).unwrap();
+    rig.steer.add_local(POD_A[V4], &pod(1, POD_B_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
     assert_eq!(rig.pod(&from_a(REMOTE_POD[V4], 10)), Verdict::SpoofIp);
+}
+
+#[test]
+fn leaves_all_to_and_from_a_pod_of_the_kernel_path_to_it_and_still_drops_what_the_pod_forges() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    let (a, b) = (pod(1, POD_A_IFINDEX, POD_A_MAC), pod(2, POD_B_IFINDEX, POD_B_MAC));
+    for family in FAMILIES {
+        let [remote, local] = [REMOTE_POD[family], POD_B[family]].map(|to| from_a(to, 10));
+        let (from_wire, forged) =
+            (encapsulate(V4, &inner(family, 10)), udp(MACS, [POD_B[family], NO_POD[family]], [1, 2], &[]));
+        rig.steer.add_local(POD_A[family], &a, PodPath::Kernel).unwrap();
+        let judged = [rig.pod(&remote), rig.pod(&local), rig.nic(&from_wire)];
+        assert_eq!(judged, [Verdict::ForeignTc; 3], "family {family}");
+        assert_eq!(rig.pod(&forged), Verdict::SpoofIp);
+        assert_eq!(rig.pod(&patched(remote.clone(), 6, &POD_B_MAC.0)), Verdict::SpoofMac);
+        assert_eq!(rig.pod(&tagged(remote.clone(), TAGS[0], 0)), Verdict::PodVlan);
+        rig.steer.add_local(POD_A[family], &a, PodPath::Fast).unwrap();
+        rig.steer.add_local(POD_B[family], &b, PodPath::Kernel).unwrap();
+        let judged = [rig.pod(&remote), rig.pod(&local), rig.nic(&from_wire)];
+        assert_eq!(judged, [Verdict::Claimed, Verdict::ForeignTc, Verdict::Claimed], "family {family}");
+        rig.steer.add_local(POD_B[family], &b, PodPath::Fast).unwrap();
+        assert_eq!(rig.pod(&local), Verdict::Local);
+    }
 }

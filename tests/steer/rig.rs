@@ -8,7 +8,7 @@ use libbpf_rs::libbpf_sys;
 use podwire::fib::LocalPod;
 use podwire::ids::{IfIndex, PodId, QueueId, WorkerId};
 use podwire::shared::Heartbeat;
-use podwire::steer::{NatCheck, Outcome, Pins, Program, Steer, SteerConfig, Verdict};
+use podwire::steer::{NatCheck, Outcome, Pins, PodPath, Program, Steer, SteerConfig, Verdict};
 use podwire::wire::{Mac, Vni};
 
 use crate::packets::{GATEWAY_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC};
@@ -98,8 +98,8 @@ impl Rig {
         let scratch = Scratch::new();
         let steer = Steer::load(&config(underlay), scratch.pins()).unwrap();
         for family in 0..2 {
-            steer.add_local(POD_A[family], &pod(1, POD_A_IFINDEX, POD_A_MAC)).unwrap();
-            steer.add_local(POD_B[family], &pod(2, POD_B_IFINDEX, POD_B_MAC)).unwrap();
+            steer.add_local(POD_A[family], &pod(1, POD_A_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
+            steer.add_local(POD_B[family], &pod(2, POD_B_IFINDEX, POD_B_MAC), PodPath::Fast).unwrap();
             steer.add_remote(REMOTE_RANGE[family].parse().unwrap(), MTU).unwrap();
         }
         let heartbeat = steer.heartbeat(WorkerId(0)).unwrap();

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use libbpf_rs::{Link, MapCore, MapHandle, Program as Loaded};
 use podwire::ids::IfIndex;
-use podwire::steer::{self, Pins, Program, Steer, SteerError, TcChoice, XdpChoice, XdpMode};
+use podwire::steer::{self, Pins, PodPath, Program, Steer, SteerError, TcChoice, XdpChoice, XdpMode};
 
 use crate::lab::Lab;
 use crate::packets::*;
@@ -122,7 +122,7 @@ fn a_program_takes_over_from_another_one_of_the_same_process() {
 fn the_maps_are_fresh_and_pinned_and_the_counters_go_on() {
     let Some(scene) = Scene::new() else { return };
     let first = scene.lab.load(&config(V4));
-    first.add_local(POD_A[V4], &pod(1, IfIndex(1), POD_A_MAC)).unwrap();
+    first.add_local(POD_A[V4], &pod(1, IfIndex(1), POD_A_MAC), PodPath::Fast).unwrap();
     first.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU).unwrap();
     run(first.program_fd(Program::Pod), Program::Pod, &frame(), 0).unwrap();
     let pinned = |name: &str| MapHandle::from_pinned_path(scene.pins.join("maps").join(name)).unwrap();

@@ -6,23 +6,27 @@ use ipnet::IpNet;
 use crate::control::view::{PodView, RemoteView, View};
 use crate::fib::LocalPod;
 use crate::ids::IfIndex;
-use crate::steer::{Steer, SteerError};
+use crate::steer::{PodPath, Steer, SteerError};
 
 /// What the steering programs were told, step by step: after a failed update it is still true, and the next one does
 /// what is missing.
 #[derive(Debug, Default)]
 pub struct Steered {
-    locals: BTreeMap<IpAddr, LocalPod>,
+    locals: BTreeMap<IpAddr, Local>,
     remotes: BTreeMap<IpNet, u16>,
     devices: BTreeSet<IfIndex>,
 }
 
+/// A pod as the programs know it by one of its addresses.
+type Local = (LocalPod, PodPath);
+
 impl Steered {
-    /// Stops steering what is gone or changed. Goes on after an error and returns the first.
+    /// Stops steering what is gone or changed; a pod that only takes another path stays known, or what it sends would be
+    /// taken for forged. Goes on after an error and returns the first.
     pub fn withdraw(&mut self, steer: &mut Steer, view: &View) -> Result<(), SteerError> {
         let (locals, remotes, devices) = (addresses(&view.pods), prefixes(&view.remotes), devices(&view.pods));
         let mut result = Ok(());
-        self.locals.retain(|address, pod| {
+        self.locals.retain(|address, (pod, _)| {
             locals.get(address) == Some(pod) || !note(&mut result, steer.remove_local(*address))
         });
         self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_pod(*device)));
@@ -35,9 +39,13 @@ impl Steered {
     /// after an error and returns the first.
     pub fn extend(&mut self, steer: &mut Steer, view: &View) -> Result<(), SteerError> {
         let mut result = Ok(());
-        for (address, pod) in addresses(&view.pods) {
-            if self.locals.get(&address) != Some(&pod) && note(&mut result, steer.add_local(address, &pod)) {
-                self.locals.insert(address, pod);
+        for PodView { pod, addresses, path } in &view.pods {
+            for address in addresses {
+                let local = (*pod, *path);
+                if self.locals.get(address) != Some(&local) && note(&mut result, steer.add_local(*address, pod, *path))
+                {
+                    self.locals.insert(*address, local);
+                }
             }
         }
         let known = known(&view.pods, &self.locals);
@@ -75,8 +83,9 @@ fn devices(pods: &[PodView]) -> BTreeSet<IfIndex> {
 }
 
 /// The devices of the pods whose addresses the programs know, each one: frames from another would be taken for forged.
-fn known(pods: &[PodView], locals: &BTreeMap<IpAddr, LocalPod>) -> BTreeSet<IfIndex> {
-    let is_known = |pod: &&PodView| pod.addresses.iter().all(|address| locals.get(address) == Some(&pod.pod));
+fn known(pods: &[PodView], locals: &BTreeMap<IpAddr, Local>) -> BTreeSet<IfIndex> {
+    let is_its_own = |pod: &PodView, address: &IpAddr| locals.get(address).is_some_and(|(known, _)| *known == pod.pod);
+    let is_known = |pod: &&PodView| pod.addresses.iter().all(|address| is_its_own(pod, address));
     pods.iter().filter(is_known).map(|pod| pod.pod.ifindex).collect()
 }
 
@@ -100,12 +109,14 @@ mod tests {
                 gateway_mac: Mac([4; 6]),
             },
             addresses: addresses.map(|address| address.parse().unwrap()).to_vec(),
+            path: PodPath::Fast,
         };
         let pods = [pod(1, ["10.0.0.1", "fd00::1"]), pod(2, ["10.0.0.2", "fd00::2"]), pod(3, ["10.0.0.3", "fd00::3"])];
-        let mut locals = addresses(&pods);
+        let mut locals: BTreeMap<IpAddr, Local> =
+            addresses(&pods).into_iter().map(|(address, pod)| (address, (pod, PodPath::Kernel))).collect();
         assert_eq!(known(&pods, &locals), [1, 2, 3].map(IfIndex).into());
         locals.remove(&"fd00::2".parse::<IpAddr>().unwrap());
-        locals.insert("10.0.0.3".parse().unwrap(), pods[0].pod);
+        locals.insert("10.0.0.3".parse().unwrap(), (pods[0].pod, PodPath::Fast));
         assert_eq!(known(&pods, &locals), [IfIndex(1)].into());
     }
 }

@@ -1,0 +1,115 @@
+//! What the data plane should be, from the configuration and what was last observed.
+
+use ipnet::IpNet;
+
+use super::dataplane::largest_inner;
+use super::kernel::{Uplink, Vtep};
+use super::lifecycle::Wanted;
+use super::node::Node;
+use super::view::{PodView, RemoteView, Settings, View};
+use super::wiring::Pod;
+use crate::config::{Config, Mode, Peer};
+use crate::fib::LocalPod;
+use crate::ids::IfIndex;
+use crate::steer::{NatCheck, PodPath};
+
+impl Node {
+    /// What the data plane should be, as things were last observed.
+    pub(super) fn wanted(&self) -> Wanted {
+        if self.config.dataplane.mode == Mode::Kernel {
+            return Wanted::Off;
+        }
+        let Some(vtep) = &self.observed.vtep else {
+            return Wanted::Impossible { reason: self.observed.problems.join("; "), settings: None };
+        };
+        let settings = Box::new(settings(&self.config, vtep, self.observed.hub.unwrap_or(IfIndex::NONE)));
+        match self.obstacle(vtep) {
+            Some(reason) => Wanted::Impossible { reason, settings: Some(settings) },
+            None => Wanted::Running(settings),
+        }
+    }
+
+    /// Why no worker can run.
+    fn obstacle(&self, vtep: &Vtep) -> Option<String> {
+        if self.observed.hub.is_none() {
+            return Some(self.observed.problems.join("; "));
+        }
+        if !vtep.uplink.up {
+            return Some(format!("the uplink {} is down; set it up", vtep.uplink.name));
+        }
+        // Some of a flow's packets would take the workers' path and some the kernel's, and overtake each other.
+        let largest = largest_inner(vtep.underlay);
+        if vtep.mtu > largest {
+            let Uplink { name, mtu, .. } = &vtep.uplink;
+            let lower = u32::from(largest) + mtu - u32::from(vtep.mtu);
+            return Some(format!(
+                "the MTU {mtu} of {name} makes frames larger than a worker takes; set it to {lower} or less on all nodes, or mode = \"kernel\""
+            ));
+        }
+        None
+    }
+
+    /// The desired state of the data plane: wired pods, and peers whose next hop is resolved.
+    pub(super) fn view(&self) -> View {
+        let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id);
+        let pods = self.store.pods().iter().filter(wired).map(|pod| self.pod_view(pod)).collect();
+        let Some(vtep) = &self.observed.vtep else { return View { pods, nat: self.nat.check(), ..View::default() } };
+        let remote = |peer: &Peer| match self.observed.hops.get(&peer.name) {
+            Some(Ok(hop)) => Some(RemoteView {
+                name: peer.name.clone(),
+                prefixes: peer.prefixes().filter(|prefix| self.exception(peer, prefix).is_none()).collect(),
+                underlay: peer.underlay,
+                vtep_mac: peer.vtep_mac,
+                dst_mac: hop.dst_mac,
+                mtu: vtep.mtu,
+            }),
+            _ => None,
+        };
+        View { pods, remotes: self.config.peers.iter().filter_map(remote).collect(), nat: self.nat.check() }
+    }
+
+    /// Why the workers do not carry what pods send to `prefix`, one of the peer's, even when they reach the peer. A
+    /// node's address may be a service's too (a load balancer's, or an external one): then the kernel's conntrack has
+    /// to see a flow's first packet to translate it.
+    pub(super) fn exception(&self, peer: &Peer, prefix: &IpNet) -> Option<&'static str> {
+        if peer.pod_cidrs.contains(prefix) {
+            return None;
+        }
+        if self.observed.addresses.contains(&prefix.addr()) {
+            return Some("it is an address of this node");
+        }
+        (self.nat.check() != NatCheck::None).then_some("the node's kernel may translate it")
+    }
+
+    fn pod_view(&self, pod: &Pod) -> PodView {
+        let local = LocalPod { id: pod.id, ifindex: pod.host_ifindex, mac: pod.mac, gateway_mac: pod.host_mac };
+        let is_shaped = self.observed.shaped.contains_key(&pod.host_ifindex);
+        let path = if is_shaped { PodPath::Kernel } else { PodPath::Fast };
+        PodView { pod: local, addresses: pod.addresses.clone(), path }
+    }
+}
+
+fn settings(config: &Config, vtep: &Vtep, hub: IfIndex) -> Settings {
+    let (vxlan, dataplane) = (&config.vxlan, &config.dataplane);
+    Settings {
+        uplink: vtep.uplink.index,
+        uplink_name: vtep.uplink.name.clone(),
+        uplink_mac: vtep.uplink.mac,
+        queues: vtep.uplink.queues,
+        hub,
+        vtep: vtep.underlay,
+        vtep_mac: vtep.mac,
+        vni: vxlan.vni,
+        port: vxlan.port,
+        udp_checksum: vxlan.udp_checksum,
+        mtu: vtep.mtu,
+        mode: dataplane.mode,
+        cores: dataplane.cores.clone(),
+        xdp: dataplane.xdp,
+        zero_copy: dataplane.zero_copy,
+        frames: dataplane.frames,
+        hub_slots: dataplane.hub_slots,
+        stale_ms: dataplane.stale_ms,
+        pod_cidrs: config.node.pod_cidrs.clone(),
+    }
+}
