@@ -20,13 +20,14 @@ use super::lifecycle::Starter;
 use super::netlink::{Monitor, News, RulesetMonitor, RulesetNews};
 use super::nft;
 use super::node::{ConfigFile, Node, ReloadError};
+use super::notes::{self, Notes};
 use super::originals::{Originals, OriginalsError};
 use super::pace::Pace;
 use super::pod_news::{PodNews, Pods};
 use super::runtime::{Namespace, RuntimeDir, RuntimeError};
 use super::server::{Call, Server, ServerError};
 use super::store::{Store, StoreError};
-use super::watch::ConfigWatch;
+use super::watch::DirWatch;
 
 /// Notifications come in swarms: one look at the kernel serves all that arrive within this time.
 const NEWS_DEBOUNCE: Duration = Duration::from_millis(50);
@@ -84,7 +85,7 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
     let (store, torn) = Store::open(&dir.pods())?;
     let mut kernel = Kernel::new()?;
     kernel.remember(Originals::open(&dir.sysctls())?);
-    let mut node = Node::new(config, kernel, store, start);
+    let mut node = Node::new(config, kernel, store, Notes::open(dir.path())?, start);
     if let Some(error) = torn {
         tracing::error!("{error}");
         node.notice(error.to_string());
@@ -93,7 +94,7 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Server::bind(&dir.socket())?;
-        let events = Events::new(&path, server)?;
+        let events = Events::new(&path, dir.path(), server)?;
         tracing::info!(config = %path.display(), runtime_dir = %runtime_dir.display(), "podwire starts");
         Daemon::new(node).run(events).await;
         Ok(())
@@ -116,7 +117,8 @@ struct Events {
     pod_news: Option<AsyncFd<PodNews>>,
     /// `None` where the kernel has no nftables.
     rulesets: Option<AsyncFd<RulesetMonitor>>,
-    config: Option<ConfigWatch>,
+    config: Option<DirWatch>,
+    notes: Option<DirWatch>,
     server: JoinHandle<()>,
     calls: mpsc::Receiver<Call>,
     reload: Signal,
@@ -129,6 +131,7 @@ enum Event {
     PodNews,
     Rulesets(RulesetNews),
     ConfigTouched,
+    NotesTouched,
     Call(Box<Call>),
     Reload,
     Timer,
@@ -136,10 +139,15 @@ enum Event {
 }
 
 impl Events {
-    fn new(config: &Path, server: Server) -> Result<Self, DaemonError> {
+    fn new(config: &Path, runtime_dir: &Path, server: Server) -> Result<Self, DaemonError> {
         let (send, calls) = mpsc::channel(1);
         let server = tokio::spawn(server.serve(send));
-        let watch = ConfigWatch::new(config).map_err(|error| tracing::warn!("{error}")).ok();
+        let config = DirWatch::around(config).map_err(|error| {
+            tracing::warn!("{error}; send SIGHUP after a change of the configuration");
+        });
+        let notes = DirWatch::new(&notes::dir(runtime_dir)).map_err(|error| {
+            tracing::warn!("{error}; it is looked at every {} s", AUDIT.as_secs());
+        });
         let pod_news = PodNews::open().map_err(|error| {
             tracing::warn!(%error, "cannot listen to pods; they are looked at every {} s", AUDIT.as_secs());
         });
@@ -150,7 +158,8 @@ impl Events {
             news: readiness(Monitor::open()?)?,
             pod_news: pod_news.ok().map(readiness).transpose()?,
             rulesets: rulesets.ok().map(readiness).transpose()?,
-            config: watch,
+            config: config.ok(),
+            notes: notes.ok(),
             server,
             calls,
             reload: signal(SignalKind::hangup())?,
@@ -173,6 +182,7 @@ impl Events {
             _ = self.interrupt.recv() => Event::Stop,
             _ = self.reload.recv() => Event::Reload,
             () = touched(self.config.as_ref()) => Event::ConfigTouched,
+            () = touched(self.notes.as_ref()) => Event::NotesTouched,
             call = self.calls.recv() => call.map_or(Event::Stop, |call| Event::Call(Box::new(call))),
             () = news(&mut self.news), if listen.to_node => Event::News,
             () = pod_news(self.pod_news.as_mut()), if listen.to_pods => Event::PodNews,
@@ -200,7 +210,7 @@ fn readiness<T: AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::new(socket)
 }
 
-async fn touched(watch: Option<&ConfigWatch>) {
+async fn touched(watch: Option<&DirWatch>) {
     match watch {
         Some(watch) => watch.changed().await,
         None => pending().await,
@@ -304,6 +314,7 @@ impl Daemon {
                 Event::ConfigTouched => {
                     self.reload_at.get_or_insert(Instant::now() + FILE_DEBOUNCE);
                 }
+                Event::NotesTouched => self.heed_notes(),
                 Event::Reload => self.reload(),
                 Event::Call(call) => {
                     if self.answer(*call) {
@@ -352,6 +363,13 @@ impl Daemon {
         }
         if audits {
             self.audit_at = now + AUDIT;
+            self.heed_notes();
+        }
+    }
+
+    fn heed_notes(&mut self) {
+        if self.node.heed_notes(Instant::now()) {
+            self.reconcile_by(NEWS_DEBOUNCE);
         }
     }
 

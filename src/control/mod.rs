@@ -5,10 +5,12 @@ pub mod client;
 pub mod daemon;
 pub mod dataplane;
 pub mod lifecycle;
+pub mod notes;
 pub mod runtime;
 pub mod uninstall;
 pub mod view;
 
+mod answers;
 mod desired;
 mod devices;
 mod durable;

@@ -8,17 +8,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::api::{Refusal, Reply, Request};
 use super::journal::Journal;
 use super::kernel::{Kernel, Reconciled, Vtep};
 use super::lifecycle::{Lifecycle, Starter};
 use super::masquerade::Masquerade;
 use super::nat::Nat;
 use super::netlink::RulesetNews;
-use super::netns::{Netns, NetnsId};
+use super::notes::Notes;
 use super::plan::Change;
 use super::pod_news::Pods;
-use super::pods::PodError;
 use super::shaping::Shaped;
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
@@ -34,6 +32,7 @@ pub struct Node {
     pub(super) config: Config,
     pub(super) kernel: Kernel,
     pub(super) store: Store,
+    pub(super) notes: Notes,
     pub(super) lifecycle: Lifecycle,
     pub(super) observed: Observed,
     pub(super) nat: Nat,
@@ -101,13 +100,20 @@ impl ConfigFile {
 
 impl Node {
     /// A node that is not yet as its configuration wants it: see [`Node::reconcile`].
-    pub fn new((file, config): (ConfigFile, Config), kernel: Kernel, store: Store, start: Starter) -> Self {
+    pub fn new(
+        (file, config): (ConfigFile, Config),
+        kernel: Kernel,
+        store: Store,
+        notes: Notes,
+        start: Starter,
+    ) -> Self {
         let node = Self {
             started: Instant::now(),
             file,
             config,
             kernel,
             store,
+            notes,
             lifecycle: Lifecycle::new(start),
             observed: Observed::default(),
             nat: Nat::new(),
@@ -297,28 +303,6 @@ impl Node {
         self.lifecycle.drive(&self.wanted(), &view, now);
     }
 
-    /// Answers one request.
-    pub fn handle(&mut self, request: Request, now: Instant) -> Reply {
-        match request {
-            Request::Status => Reply::Status(Box::new(self.status(now))),
-            Request::Stats => Reply::Stats(Box::new(self.stats())),
-            Request::Routes => Reply::Routes(self.routes()),
-            Request::PodsList => Reply::Pods(self.pods()),
-            Request::PodsAttach(pod) => reply(self.attach(pod, now), Reply::Attached),
-            Request::PodsDetach { name } => reply(self.detach(&name, now), |found| Reply::Detached { found }),
-            Request::PodsCheck { name } => reply(self.check(&name), Reply::Checked),
-            Request::PodsCollect { network, keep } => {
-                reply(self.collect(&network, &keep, now), |removed| Reply::Collected { removed })
-            }
-            Request::Ready => Reply::Ready(self.ready()),
-            Request::Leave { netns } => may_leave(netns),
-            Request::Fault(provocation) => match self.provoke(provocation) {
-                Ok(()) => Reply::Provoked,
-                Err(error) => Reply::Error(Refusal::invalid(error.to_string())),
-            },
-        }
-    }
-
     /// Whether all is as wanted. If not, it may become so without a notification.
     pub fn is_settled(&self) -> bool {
         let Observed { problems, failures, hops, .. } = &self.observed;
@@ -331,12 +315,6 @@ impl Node {
         let seen = self.notices.iter().chain(problems).chain(failures).chain(self.faults.values());
         let masquerade = self.masquerade.problem().map(ToString::to_string);
         seen.cloned().chain(self.strays()).chain(masquerade).collect()
-    }
-
-    /// Why no pod can be attached, when none can.
-    pub(super) fn obstacles(&self) -> String {
-        let problems = self.problems();
-        if problems.is_empty() { "the kernel path is not set up yet".to_owned() } else { problems.join("; ") }
     }
 
     /// Hands over to the kernel path. Programs, hub and kernel path stay as they are, for the next daemon.
@@ -378,25 +356,6 @@ fn taken_addresses(config: &Config, own: &BTreeSet<IpAddr>) -> Vec<String> {
             format!("{address} is an address of this node, and in the addresses of peer {}", peer.name)
         })
         .collect()
-}
-
-/// What came of a request about pods.
-fn reply<T>(outcome: Result<T, PodError>, done: impl FnOnce(T) -> Reply) -> Reply {
-    outcome.map_or_else(|error| Reply::Error(error.into()), done)
-}
-
-/// Whether the client that asks the daemon to leave stands where the daemon's work is.
-fn may_leave(netns: NetnsId) -> Reply {
-    match Netns::current().and_then(|current| current.id()) {
-        Ok(own) if own == netns => Reply::Leaving,
-        Ok(_) => Reply::Error(Refusal::invalid(format!(
-            "it runs in another network namespace; enter it first: nsenter --net=/proc/{}/ns/net",
-            std::process::id()
-        ))),
-        Err(error) => {
-            Reply::Error(Refusal::internal(format!("cannot tell which network namespace it runs in: {error}")))
-        }
-    }
 }
 
 fn log_warnings(config: &Config) {

@@ -87,6 +87,8 @@ impl Node {
     /// Chooses addresses, wires the pod, remembers it and steers it. All or nothing; once it
     /// returns, the pod's first packet passes.
     pub fn attach(&mut self, request: api::Attach, now: Instant) -> Result<api::Pod, PodError> {
+        // A note about an earlier pod of this name must not be taken for one about this pod.
+        self.heed_notes(now);
         let request = self.admit(request)?;
         let Some(vtep) = &self.observed.vtep else {
             return Err(PodError::NotReady(self.obstacles()));
@@ -117,6 +119,24 @@ impl Node {
         self.faults.remove(&pod.id);
         tracing::info!(pod = pod.name, addresses = ?pod.addresses, "detached");
         Ok(true)
+    }
+
+    /// Detaches the pods of which notes say that they were to be. A note goes when its pod has; what cannot be detached
+    /// is tried again at the next call. Says whether a pod was detached.
+    pub fn heed_notes(&mut self, now: Instant) -> bool {
+        let mut has_detached = false;
+        for name in self.notes.read() {
+            match self.detach(&name, now) {
+                Ok(detached) => {
+                    has_detached |= detached;
+                    self.notes.remove(&name);
+                }
+                Err(error) => {
+                    tracing::warn!(pod = name, %error, "cannot detach a pod that a note tells of; it is tried again");
+                }
+            }
+        }
+        has_detached
     }
 
     /// Looks at what is really there of a pod, on the node and inside, and changes nothing.
@@ -211,7 +231,7 @@ fn lowest_free_id(taken: &BTreeSet<PodId>) -> Option<PodId> {
     (1..=PodId::MAX).filter_map(PodId::new).find(|id| !taken.contains(id))
 }
 
-fn is_pod_name(name: &str) -> bool {
+pub(super) fn is_pod_name(name: &str) -> bool {
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let usable = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte);
     first && name.len() <= MAX_NAME && name.bytes().all(usable)

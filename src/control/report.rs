@@ -82,6 +82,12 @@ impl Node {
         }
     }
 
+    /// Why no pod can be attached, when none can.
+    pub(super) fn obstacles(&self) -> String {
+        let problems = self.problems();
+        if problems.is_empty() { "the kernel path is not set up yet".to_owned() } else { problems.join("; ") }
+    }
+
     /// `podwire stats`.
     pub fn stats(&self) -> Stats {
         let figures = self.lifecycle.figures().unwrap_or_default();

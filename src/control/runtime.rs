@@ -9,6 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 
 use super::netns::{Netns, NetnsId};
+use super::notes;
 
 /// The runtime directory of a daemon that was told none.
 pub const DEFAULT_DIR: &str = "/run/podwire";
@@ -131,6 +132,7 @@ impl RuntimeDir {
 
     /// Removes what daemons keep here, and the directory when nothing else is in it; says whether it is gone.
     pub fn remove(self) -> io::Result<bool> {
+        notes::clear(&self.path)?;
         for name in [SOCKET, PODS, PODS_TORN, SYSCTLS, LOCK] {
             match fs::remove_file(self.path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

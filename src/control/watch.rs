@@ -1,6 +1,6 @@
-//! Tells the control loop that the configuration file may have changed.
+//! Tells the control loop that files in a directory may have changed: the configuration, and notes.
 //!
-//! The directory is watched, not the file: editors and Kubernetes volumes replace the file (or a
+//! The directory is watched, not a file in it: editors and Kubernetes volumes replace the file (or a
 //! link on the way to it) by renaming, which a watch of the file itself loses.
 
 use std::path::{Path, PathBuf};
@@ -10,28 +10,29 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 
-/// Why the file is not watched.
+/// Why a directory is not watched.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot watch {dir} for changes ({source}); send SIGHUP after a change instead", dir = .dir.display())]
+#[error("cannot watch {dir} for changes: {source}", dir = .dir.display())]
 pub struct WatchError {
     dir: PathBuf,
     source: notify::Error,
 }
 
-/// A watch on the directory of the configuration file; ends when dropped.
+/// A watch on a directory; ends when dropped.
 #[derive(Debug)]
-pub struct ConfigWatch {
+pub struct DirWatch {
     changed: Arc<Notify>,
     _watcher: RecommendedWatcher,
 }
 
-impl ConfigWatch {
-    /// Watches the directory that holds `file`.
-    pub fn new(file: &Path) -> Result<Self, WatchError> {
-        let dir = match file.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
+impl DirWatch {
+    /// Watches the directory that holds `file`, which is absolute.
+    pub fn around(file: &Path) -> Result<Self, WatchError> {
+        Self::new(file.parent().unwrap_or(file))
+    }
+
+    /// Watches `dir`.
+    pub fn new(dir: &Path) -> Result<Self, WatchError> {
         let changed = Arc::new(Notify::new());
         let tell = Arc::clone(&changed);
         let watch = || {

@@ -5,6 +5,7 @@ mod dataplane;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod node;
+mod notes;
 mod requests;
 mod uninstall;
 
