@@ -430,12 +430,13 @@ impl Daemon {
         self.reconcile.looked(begin, Instant::now(), Some(self.resync));
     }
 
-    /// Looks at the kernel soon when something has changed that it told nobody of.
+    /// Looks at the kernel soon when something has changed that it told nobody of, and detaches pods that have ended.
     fn patrol(&mut self) {
         let begin = Instant::now();
         if self.node.has_drifted() {
             self.reconcile_by(Duration::ZERO);
         }
+        self.node.reclaim(begin);
         self.patrol.looked(begin, Instant::now(), Some(PATROL));
     }
 

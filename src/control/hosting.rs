@@ -46,7 +46,10 @@ impl Kernel {
         let end = |pod: &&Pod| links.get(&pod.host_ifindex).filter(|link| is_end(pod, link)).copied();
         let (present, gone): (Vec<_>, Vec<_>) = pods.iter().partition(|pod| end(pod).is_some());
         for pod in gone {
-            done.failures.push(format!("pod {}: its device {} is gone; detach it", pod.name, pod.host_ifname));
+            // One that has ended is detached without anybody's doing.
+            if !pod.has_ended() {
+                done.failures.push(format!("pod {}: its device {} is gone; detach it", pod.name, pod.host_ifname));
+            }
             done.gone.insert(pod.id);
         }
         for (pod, link) in present.iter().filter_map(|pod| Some((pod, end(pod)?))) {

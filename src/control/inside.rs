@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::kernel::{Vtep, apply};
 use super::netlink::{Address, Link, LinkSettings, MAIN_TABLE, Neighbour, Netlink, Route, RouteKind};
-use super::netns::Netns;
+use super::netns::{self, Netns};
 use super::plan::{self, Action, Change, Object, ObjectChange, PROTOCOL};
 use super::sysctl;
 use super::wiring::{GATEWAY_V4, GATEWAY_V6, Pod, WiringError, enterable};
@@ -60,7 +60,17 @@ impl Pod {
         work: impl FnOnce() -> Result<T, WiringError> + Send,
     ) -> Result<T, WiringError> {
         let error = |source| WiringError::Netns { pod: self.name.clone(), path: self.netns.clone(), source };
-        netns.within(work).map_err(error)?
+        netns.within(|| self.check_home().and_then(|()| work())).map_err(error)?
+    }
+
+    /// Whether the calling thread's network namespace may be the one that the pod was attached in.
+    fn check_home(&self) -> Result<(), WiringError> {
+        match (self.netns_cookie, netns::cookie()) {
+            (Some(own), Ok(here)) if own != here => {
+                Err(self.broken(format!("another network namespace is at {} now", self.netns.display())))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -27,6 +27,7 @@ mod node;
 mod pace;
 mod pod_news;
 mod pods;
+mod reclaim;
 mod report;
 mod server;
 mod shaping;

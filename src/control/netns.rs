@@ -76,6 +76,11 @@ impl Netns {
     }
 }
 
+/// Whether [`Netns::open`] failed because its path names no namespace: nothing is there, or a file that is none.
+pub fn names_none(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput)
+}
+
 /// Runs `work` on a thread of its own after `step`, which moves it to another namespace.
 fn on_a_thread<T: Send>(
     step: impl FnOnce() -> io::Result<()> + Send,

@@ -17,6 +17,7 @@ use super::netlink::RulesetNews;
 use super::notes::Notes;
 use super::plan::Change;
 use super::pod_news::Pods;
+use super::reclaim::Ended;
 use super::shaping::Shaped;
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
@@ -40,6 +41,7 @@ pub struct Node {
     /// What [`Node::mend_pods`] last found wrong with a pod and could not mend.
     pub(super) faults: BTreeMap<PodId, String>,
     pub(super) journal: Journal,
+    pub(super) ended: Ended,
     /// The failures that the log knows of and that still are.
     told: BTreeSet<String>,
     /// What went wrong at start and stays so.
@@ -120,6 +122,7 @@ impl Node {
             masquerade: Masquerade::default(),
             faults: BTreeMap::new(),
             journal: Journal::default(),
+            ended: Ended::new(),
             told: BTreeSet::new(),
             notices: Vec::new(),
         };

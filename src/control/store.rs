@@ -124,6 +124,7 @@ mod tests {
             host_mac: Mac([2, 0, 0, 0, 0, 2]),
             addresses: vec!["10.244.1.1".parse().unwrap(), "fd00:244:1::1".parse().unwrap()],
             owner: None,
+            netns_cookie: None,
         }
     }
 

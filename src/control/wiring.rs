@@ -23,7 +23,7 @@ use super::api::Owner;
 use super::inside::check_link;
 use super::kernel::{Kernel, Vtep, apply, delete_link};
 use super::netlink::{Link, LinkConf, LinkKind, LinkSettings, MAIN_TABLE, NetlinkError, Veth, VethEnd};
-use super::netns::Netns;
+use super::netns::{self, Netns};
 use super::plan::{self, Action, Object, PROTOCOL};
 use super::sysctl::{self, SysctlError};
 use crate::config::derive_vtep_mac;
@@ -74,6 +74,10 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     #[serde(default)]
     pub owner: Option<Owner>,
+    /// Which network namespace it was attached in, for its path may come to name another one: the namespace's number,
+    /// where the kernel has one.
+    #[serde(default)]
+    pub netns_cookie: Option<u64>,
 }
 
 /// Why a pod is not wired as it should be.
@@ -100,8 +104,9 @@ impl Kernel {
     /// Wires a pod, all or nothing: after an error nothing of it is left. Needs the VXLAN device,
     /// whose addresses its routes name: call [`Kernel::reconcile`] before.
     pub fn attach(&mut self, vtep: &Vtep, request: &Attach) -> Result<Pod, WiringError> {
-        let netns = enterable(&request.name, &request.netns)?;
+        let home = enterable(&request.name, &request.netns)?;
         let mut pod = Pod::new(request);
+        pod.netns_cookie = home.within(netns::cookie).ok().and_then(Result::ok);
         if let Some(address) = pod.addresses.iter().find(|address| vtep.source_for(**address).is_none()) {
             return Err(WiringError::Family { pod: pod.name, address: *address });
         }
@@ -110,12 +115,12 @@ impl Kernel {
         let veth = Veth {
             near: end(&pod.host_ifname, pod.host_mac),
             far: end(&pod.ifname, pod.mac),
-            far_netns: Some(netns.as_raw_fd()),
+            far_netns: Some(home.as_raw_fd()),
             mtu: u32::from(vtep.mtu),
         };
         let what = format!("create {} with {} in {}", pod.host_ifname, pod.ifname, pod.netns.display());
         self.netlink.add_veth(&veth).map_err(pod.request(what))?;
-        match self.finish(vtep, &netns, &mut pod) {
+        match self.finish(vtep, &home, &mut pod) {
             Ok(()) => Ok(pod),
             Err(error) => {
                 // The first error is the one to tell; a leftover is removed by the next attach.
@@ -224,6 +229,7 @@ impl Pod {
             host_mac: GATEWAY_MAC,
             addresses: request.addresses.clone(),
             owner: request.owner.clone(),
+            netns_cookie: None,
         }
     }
 
@@ -308,8 +314,22 @@ fn pod_mac(addresses: &[IpAddr]) -> Mac {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A pod that was attached in the namespace at `path`.
+    pub fn pod_at(path: &Path, netns_cookie: Option<u64>) -> Pod {
+        let request = Attach {
+            id: PodId::new(1).unwrap(),
+            name: "pod".into(),
+            netns: path.to_owned(),
+            ifname: "eth0".into(),
+            addresses: vec!["10.244.1.1".parse().unwrap()],
+            mac: None,
+            owner: None,
+        };
+        Pod { netns_cookie, ..Pod::new(&request) }
+    }
 
     #[test]
     fn macs_follow_the_address_and_are_unicast() {

@@ -2,6 +2,7 @@
 //! and what is not podwire's stays as it is.
 
 mod config;
+mod ended;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod lab;

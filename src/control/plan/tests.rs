@@ -50,6 +50,7 @@ fn pod() -> Pod {
         host_mac: Mac([10; 6]),
         addresses: vec!["10.244.1.9".parse().unwrap(), "fd00:244:1::9".parse().unwrap()],
         owner: None,
+        netns_cookie: None,
     }
 }
 
