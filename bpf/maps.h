@@ -16,6 +16,7 @@
 #define MAX_POD_IDS 4096
 #define MAX_LOCAL 8192
 #define MAX_REMOTE 65536
+#define MAX_VTEPS 65536
 
 /* How flows that the node translates are told from others. */
 enum nat {
@@ -41,7 +42,8 @@ struct config {
 	__be16 underlay;	/* EtherType of the family of vtep */
 	__be16 port;
 	__u8 vtep_mac[6];
-	__u8 pad[2];
+	__u8 known_vteps_only;	/* drop tunnel packets of others */
+	__u8 pad;
 };
 
 struct {
@@ -126,6 +128,15 @@ struct {
 	__type(key, struct lpm_key6);
 	__type(value, struct remote);
 } remote6 SEC(".maps");
+
+/* Where the other nodes' tunnel packets come from; IPv4: the first word. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_VTEPS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct key6);
+	__type(value, __u8);
+} vteps SEC(".maps");
 
 /* A worker's sign of life, one cache line each. Times are CLOCK_MONOTONIC. */
 struct heartbeat {

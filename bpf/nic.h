@@ -16,6 +16,8 @@
 
 #define VXLAN_FLAG_VNI 0x08000000
 
+#define IP_OFFSET 0x1fff
+
 struct vxlan {
 	__be32 flags;
 	__be32 vni;		/* upper 24 bits; the rest is reserved */
@@ -28,6 +30,75 @@ static __always_inline bool to_vtep(const struct packet *outer, __be16 proto,
 		return false;
 	return outer->is6 ? same6(&outer->ip6->daddr, cfg->vtep) :
 			    outer->ip4->daddr == cfg->vtep[0];
+}
+
+/* Finds the UDP header that the kernel would find in a whole packet, or in the
+ * first fragment of one: without it the others come to nothing. Null: there is
+ * none within the frame.
+ */
+static __always_inline struct udphdr *find_udp4(const struct iphdr *ip,
+						void *end)
+{
+	struct udphdr *udp = (void *)ip + ip->ihl * 4;
+
+	if (ip->protocol != IPPROTO_UDP || ip->ihl < 5 ||
+	    ip->frag_off & bpf_htons(IP_OFFSET) || (void *)(udp + 1) > end)
+		return NULL;
+	return udp;
+}
+
+static __always_inline struct udphdr *find_udp6(const struct ipv6hdr *ip,
+						void *end)
+{
+	void *at = (void *)(ip + 1);
+	__u8 next = ip->nexthdr;
+
+	for (int i = 0; i <= MAX_EXTENSIONS; i++) {
+		__u8 *header = at;
+
+		/* as long as a UDP header */
+		if ((void *)(header + 8) > end)
+			return NULL;
+		switch (next) {
+		case IPPROTO_UDP:
+			return at;
+		case NEXT_FRAGMENT:
+			if (header[2] || header[3] & 0xf8)
+				return NULL;
+			at += 8;
+			break;
+		case NEXT_AUTH:
+			at += (header[1] + 2) * 4;
+			break;
+		case NEXT_HOP_BY_HOP:
+		case NEXT_ROUTING:
+		case NEXT_DESTINATION:
+			at += (header[1] + 1) * 8;
+			break;
+		default:
+			return NULL;
+		}
+		next = header[0];
+	}
+	return NULL;
+}
+
+/* Whether a packet to our VTEP is of a tunnel that no peer of ours has sent. */
+static __always_inline bool is_injected(const struct packet *outer, void *end,
+					const struct config *cfg)
+{
+	struct udphdr *udp = outer->is6 ? find_udp6(outer->ip6, end) :
+					  find_udp4(outer->ip4, end);
+	struct key6 from = {};
+
+	if (!cfg->known_vteps_only || !udp || udp->dest != cfg->port)
+		return false;
+	if (outer->is6)
+		__builtin_memcpy(from.addr, &outer->ip6->saddr,
+				 sizeof(from.addr));
+	else
+		from.addr[0] = outer->ip4->saddr;
+	return !bpf_map_lookup_elem(&vteps, &from);
 }
 
 /* Whether the outer packet is whole, plain UDP. */
@@ -172,6 +243,8 @@ static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
 	/* the node's own traffic is not looked at further */
 	if (!to_vtep(&outer, eth->h_proto, cfg))
 		return VERDICT_NOT_VXLAN;
+	if (is_injected(&outer, end, cfg))
+		return VERDICT_UNKNOWN_VTEP;
 	/* a worker takes frames of one piece only */
 	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
 		return VERDICT_MULTI_BUFFER;

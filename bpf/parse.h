@@ -31,6 +31,9 @@
 #define NEXT_HIP 139
 #define NEXT_SHIM6 140
 
+/* More extension headers than anybody sends. */
+#define MAX_EXTENSIONS 8
+
 /* An IP packet whose fixed header is inside the frame. */
 struct packet {
 	union {

@@ -20,9 +20,14 @@ int nic_steer(struct xdp_md *ctx)
 	enum verdict verdict = judge_nic(ctx);
 
 	count(PROGRAM_NIC, verdict);
-	if (verdict != VERDICT_CLAIMED)
+	switch (verdict) {
+	case VERDICT_CLAIMED:
+		return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
+	case VERDICT_UNKNOWN_VTEP:
+		return XDP_DROP;
+	default:
 		return XDP_PASS;
-	return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
+	}
 }
 
 /* On the host end of each pod's veth pair, at ingress. */

@@ -25,6 +25,7 @@ enum verdict {
 	VERDICT_SPOOF_MAC,
 	VERDICT_POD_VLAN,
 	VERDICT_QUOTA,
+	VERDICT_UNKNOWN_VTEP,
 	/* left to the kernel path */
 	VERDICT_NOT_IP,
 	VERDICT_VLAN,

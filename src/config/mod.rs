@@ -90,6 +90,9 @@ pub struct Dataplane {
     pub hub_slots: u32,
     /// The age at which a silent worker's traffic goes to the kernel path. Default 20, at least 10.
     pub stale_ms: u64,
+    /// Whether tunnel packets that do not come from a peer's `underlay` are dropped. Default true; false where the
+    /// underlay translates source addresses.
+    pub known_vteps_only: bool,
 }
 
 /// Another node.

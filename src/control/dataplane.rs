@@ -249,6 +249,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, view: &View) -> S
         quota: (slots / sharers).max(LEAST_QUOTA),
         hub: settings.hub,
         nat: view.nat,
+        known_vteps_only: view.known_vteps_only,
     }
 }
 

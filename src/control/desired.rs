@@ -53,7 +53,14 @@ impl Node {
     pub(super) fn view(&self) -> View {
         let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id);
         let pods = self.store.pods().iter().filter(wired).map(|pod| self.pod_view(pod)).collect();
-        let Some(vtep) = &self.observed.vtep else { return View { pods, nat: self.nat.check(), ..View::default() } };
+        let view = View {
+            pods,
+            remotes: Vec::new(),
+            vteps: self.config.peers.iter().map(|peer| peer.underlay).collect(),
+            known_vteps_only: self.config.dataplane.known_vteps_only,
+            nat: self.nat.check(),
+        };
+        let Some(vtep) = &self.observed.vtep else { return view };
         let remote = |peer: &Peer| match self.observed.hops.get(&peer.name) {
             Some(Ok(hop)) => Some(RemoteView {
                 name: peer.name.clone(),
@@ -65,7 +72,7 @@ impl Node {
             }),
             _ => None,
         };
-        View { pods, remotes: self.config.peers.iter().filter_map(remote).collect(), nat: self.nat.check() }
+        View { remotes: self.config.peers.iter().filter_map(remote).collect(), ..view }
     }
 
     /// Why the workers do not carry what pods send to `prefix`, one of the peer's, even when they reach the peer. A

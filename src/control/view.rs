@@ -1,7 +1,7 @@
 //! What control and the data plane tell each other: the desired state going down as a [`View`],
 //! the figures coming back as a [`DataplaneStatus`]. Plain data; nothing here acts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Sum;
 use std::net::IpAddr;
 
@@ -59,6 +59,10 @@ pub struct View {
     /// The remote nodes that can be reached through the uplink now. Packets for other nodes are
     /// left to the kernel path.
     pub remotes: Vec<RemoteView>,
+    /// The outer source addresses of all peers, reached or not.
+    pub vteps: BTreeSet<IpAddr>,
+    /// Whether tunnel packets from elsewhere are dropped.
+    pub known_vteps_only: bool,
     /// How flows that the node translates are told from others.
     pub nat: NatCheck,
 }

@@ -12,12 +12,9 @@ const ETH_P_IPV6: u16 = 0x86dd;
 
 /// `struct config`.
 pub(super) fn config(config: &SteerConfig) -> [u8; 72] {
-    let (vtep, underlay) = match config.vtep {
-        IpAddr::V4(address) => (widen(address), ETH_P_IP),
-        IpAddr::V6(address) => (address.octets(), ETH_P_IPV6),
-    };
+    let underlay = if config.vtep.is_ipv4() { ETH_P_IP } else { ETH_P_IPV6 };
     concat(&[
-        &vtep,
+        &vtep(config.vtep),
         &config.stale_ns.to_ne_bytes(),
         &config.quota.to_ne_bytes(),
         &config.vni.get().to_ne_bytes(),
@@ -30,7 +27,7 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 72] {
         &underlay.to_be_bytes(),
         &config.port.to_be_bytes(),
         &config.vtep_mac.0,
-        &[0; 2],
+        &[u8::from(config.known_vteps_only), 0],
     ])
 }
 
@@ -48,6 +45,14 @@ pub(super) fn local_pod(pod: &LocalPod, path: PodPath) -> [u8; 20] {
 /// `struct remote`.
 pub(super) fn remote(mtu: u16) -> [u8; 4] {
     u32::from(mtu).to_ne_bytes()
+}
+
+/// An address as a key of `vteps`.
+pub(super) fn vtep(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => widen(address),
+        IpAddr::V6(address) => address.octets(),
+    }
 }
 
 /// An address as a key of `local4` or `local6`.
@@ -110,9 +115,11 @@ mod tests {
             quota: 64,
             hub: IfIndex(9),
             nat: NatCheck::Kernel,
+            known_vteps_only: true,
         });
         let expected: &[(&str, &[u8])] = &[
             ("vtep", &[192, 168, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ("known_vteps_only", &[1]),
             ("stale_ns", &20_000_000_u64.to_ne_bytes()),
             ("quota", &64_u64.to_ne_bytes()),
             ("vni", &0x0001_0203_u32.to_ne_bytes()),

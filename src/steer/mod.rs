@@ -87,6 +87,8 @@ pub struct SteerConfig {
     pub hub: IfIndex,
     /// How flows that the node translates are told from others.
     pub nat: NatCheck,
+    /// Whether tunnel packets to us are dropped unless they come from a VTEP that was told of.
+    pub known_vteps_only: bool,
 }
 
 /// Which way the packets of a pod of this node take.
@@ -115,6 +117,7 @@ struct Maps {
     local6: Map,
     remote4: Map,
     remote6: Map,
+    vteps: Map,
     verdicts: Map,
 }
 
@@ -158,6 +161,7 @@ impl Steer {
             local6: Map::of("local6", &skel.maps.local6)?,
             remote4: Map::of("remote4", &skel.maps.remote4)?,
             remote6: Map::of("remote6", &skel.maps.remote6)?,
+            vteps: Map::of("vteps", &skel.maps.vteps)?,
             verdicts: Map::of("verdicts", &skel.maps.verdicts)?,
         };
         let heartbeats = Map::of("heartbeats", &skel.maps.heartbeats)?;
@@ -230,6 +234,16 @@ impl Steer {
     /// Leaves `prefix` to the kernel path.
     pub fn remove_remote(&self, prefix: IpNet) -> Result<(), SteerError> {
         self.remote(prefix).remove(&layout::prefix(prefix), &prefix)
+    }
+
+    /// Says that a peer's tunnel packets come from `address`.
+    pub fn add_vtep(&self, address: IpAddr) -> Result<(), SteerError> {
+        self.maps.vteps.set(&layout::vtep(address), &[1], &address)
+    }
+
+    /// Says that no peer's tunnel packets come from `address`.
+    pub fn remove_vtep(&self, address: IpAddr) -> Result<(), SteerError> {
+        self.maps.vteps.remove(&layout::vtep(address), &address)
     }
 
     fn local(&self, address: IpAddr) -> &Map {

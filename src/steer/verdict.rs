@@ -19,6 +19,7 @@ table! {
         SpoofMac => "spoof_mac", "the source MAC is not the pod's";
         PodVlan => "pod_vlan", "VLAN-tagged by a pod, whose source address was not looked at";
         Quota => "quota", "the pod has as many frames on their way to the worker as it may";
+        UnknownVtep => "unknown_vtep", "of a tunnel to our VTEP, but from no peer's VTEP address (dataplane.known_vteps_only)";
         NotIp => "not_ip", "neither IPv4 nor IPv6";
         Vlan => "vlan", "VLAN-tagged, outside or inside of a tunnel";
         MultiBuffer => "multi_buffer", "in more than one receive buffer";
@@ -63,7 +64,7 @@ impl Verdict {
     pub fn outcome(self) -> Outcome {
         match self {
             Self::Claimed | Self::Local => Outcome::Fast,
-            Self::SpoofIp | Self::SpoofMac | Self::PodVlan | Self::Quota => Outcome::Dropped,
+            Self::SpoofIp | Self::SpoofMac | Self::PodVlan | Self::Quota | Self::UnknownVtep => Outcome::Dropped,
             _ => Outcome::Kernel,
         }
     }

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use podwire::control::api::{DataplaneState, Path, Stats, Status};
-use podwire::control::view::WorkerStatus;
+use podwire::control::view::{VerdictRow, WorkerStatus};
+use podwire::steer::{Program, Verdict};
 
 use super::netns::Prefix;
 use super::site::{Host, Peer, Pod, pod_cidrs};
@@ -30,11 +31,13 @@ pub struct Options {
     pub workers: usize,
     /// Whether pods leave the cluster with the node's address.
     pub masquerade: bool,
+    pub known_vteps_only: bool,
 }
 
 impl Options {
     /// The data plane as it comes, with one worker.
-    pub const ADAPTIVE: Self = Self { mode: "adaptive", xdp: "auto", workers: 1, masquerade: false };
+    pub const ADAPTIVE: Self =
+        Self { mode: "adaptive", xdp: "auto", workers: 1, masquerade: false, known_vteps_only: true };
     /// The data plane with a worker that never sleeps.
     pub const BUSY: Self = Self { mode: "busy", ..Self::ADAPTIVE };
     /// The kernel path alone.
@@ -214,7 +217,7 @@ impl PodwireNode {
 
     fn config_text(&self) -> String {
         let Host { index, uplink, underlay, .. } = &self.host;
-        let Options { mode, xdp, workers, masquerade } = self.options;
+        let Options { mode, xdp, workers, masquerade, known_vteps_only } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
         let mut text = format!(
@@ -238,6 +241,7 @@ mode = "{mode}"
 cores = {cores:?}
 xdp = "{xdp}"
 zero_copy = "auto"
+known_vteps_only = {known_vteps_only}
 "#,
             self.host.name(),
             pod_cidrs(*index),
@@ -270,6 +274,12 @@ zero_copy = "auto"
 
     fn log(&self) -> PathBuf {
         self.dir.join("log")
+    }
+
+    /// How many frames got a verdict.
+    pub fn verdict(&self, program: Program, verdict: Verdict) -> u64 {
+        let is_it = |row: &&VerdictRow| (&*row.program, &*row.verdict) == (program.label(), verdict.label());
+        self.stats().verdicts.iter().find(is_it).map_or(0, |row| row.packets)
     }
 
     /// What the daemon has logged so far.

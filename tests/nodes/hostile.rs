@@ -2,26 +2,28 @@
 
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use etherparse::PacketBuilder;
+use podwire::steer::{Program, Verdict};
 
-use super::harness::{Capture, Cluster, Options, Pod, Wire, assert_all_pairs_talk};
+use super::harness::{Capture, Cluster, Host, Options, Pod, Wire, assert_all_pairs_talk};
 use super::{assert_ledgers_balance, cluster};
 
 /// VXLAN header with VNI 1.
 const VXLAN: [u8; 8] = [0x08, 0, 0, 0, 0, 0, 1, 0];
 
-/// A socket of node `c`, connected to the VTEP of node `a`.
-fn to_vtep(cluster: &Cluster) -> UdpSocket {
-    cluster.c.host.netns.within(|| {
-        let socket = UdpSocket::bind((cluster.c.host.underlay, 0)).expect("bind on node c");
+/// A socket of a machine, connected to the VTEP of node `a`.
+fn to_vtep(cluster: &Cluster, from: &Host) -> UdpSocket {
+    from.netns.within(|| {
+        let socket = UdpSocket::bind((from.underlay, 0)).expect("bind on the underlay");
         socket.connect((cluster.a.host.underlay, 8472)).expect("a route to node a");
         socket
     })
 }
 
-/// The payload of a right VXLAN datagram: a UDP packet from a pod of `c` to a pod of `a`, ECN-capable.
-fn datagram(cluster: &Cluster, to: &Pod) -> Vec<u8> {
+/// The payload of a right VXLAN datagram: a UDP packet from a pod of `c` to port 4001 of a pod of `a`, ECN-capable.
+fn datagram(cluster: &Cluster, to: &Pod, payload: &[u8]) -> Vec<u8> {
     let mac = |text: String| -> [u8; 6] {
         let bytes: Vec<u8> = text.split(':').map(|b| u8::from_str_radix(b, 16).expect("hex")).collect();
         bytes.try_into().expect("6 bytes")
@@ -34,7 +36,7 @@ fn datagram(cluster: &Cluster, to: &Pod) -> Vec<u8> {
         .ip(etherparse::IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default()))
         .udp(4000, 4001);
     let mut bytes = VXLAN.to_vec();
-    builder.write(&mut bytes, b"sixteen bytes...").expect("writes to a vector");
+    builder.write(&mut bytes, payload).expect("writes to a vector");
     bytes
 }
 
@@ -67,7 +69,8 @@ impl Noise {
 #[test]
 fn a_node_survives_malformed_vxlan_and_still_carries_its_pods() {
     let Some(cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
-    let (socket, good) = (to_vtep(&cluster), datagram(&cluster, &cluster.a.pods[0]));
+    let socket = to_vtep(&cluster, &cluster.c.host);
+    let good = datagram(&cluster, &cluster.a.pods[0], b"sixteen bytes...");
     // The node answers some of these with ICMP errors, which come back as errors of the next send.
     let send = |payload: &[u8]| drop(socket.send(payload));
     for end in 0..good.len() {
@@ -99,14 +102,43 @@ fn a_node_survives_malformed_vxlan_and_still_carries_its_pods() {
 #[test]
 fn congestion_signalled_on_the_underlay_reaches_the_pod() {
     let Some(cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
-    let (socket, pod) = (to_vtep(&cluster), &cluster.a.pods[0]);
+    let (socket, pod) = (to_vtep(&cluster, &cluster.c.host), &cluster.a.pods[0]);
     mark_congested(&socket);
     let before = cluster.a.carried();
     let capture = Capture::start(&pod.netns, "eth0", "udp port 4001", &cluster.prefix.dir().join("ce.pcap"));
-    socket.send(&datagram(&cluster, pod)).expect("node a is there");
+    socket.send(&datagram(&cluster, pod, b"sixteen bytes...")).expect("node a is there");
     let frames = capture.frames();
     assert_eq!(frames.len(), 1);
     assert_eq!(frames[0][15] & 3, 3, "RFC 6040: the mark is copied to an ECN-capable packet");
     let carried = cluster.a.carried().since(before);
     assert!(carried.fast >= 1 && carried.kernel == 0, "{carried:?}");
+}
+
+#[test]
+fn what_is_no_peer_injects_nothing_whole_or_in_fragments_unless_all_are_let_in() {
+    const SMALL: usize = 16;
+    const LARGE: usize = 1000;
+    let Some(mut cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
+    let stranger = cluster.switch.host(&cluster.prefix, 's', 98);
+    stranger.netns.run("ip link set eth0 mtu 600");
+    let pod = &cluster.a.pods[0];
+    let receiver = pod.netns.within(|| UdpSocket::bind((pod.v4, 4001)).expect("bind in the pod"));
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    let next = || receiver.recv(&mut [0; LARGE]).expect("a datagram");
+    let (small, large) = (datagram(&cluster, pod, &[1; SMALL]), datagram(&cluster, pod, &[1; LARGE]));
+    let marker = datagram(&cluster, pod, &[1; SMALL + 1]);
+    let (forged, honest) = (to_vtep(&cluster, &stranger), to_vtep(&cluster, &cluster.c.host));
+    for bytes in [&small, &large] {
+        forged.send(bytes).expect("node a is there");
+    }
+    honest.send(&marker).expect("node a is there");
+    assert_eq!(next(), SMALL + 1, "what was sent before it does not arrive");
+    let dropped = cluster.a.verdict(Program::Nic, Verdict::UnknownVtep);
+    assert_eq!(dropped, 2, "the small one, and of the large one what is needed to put it together");
+
+    cluster.a.set_options(Options { known_vteps_only: false, ..Options::ADAPTIVE });
+    for (bytes, length) in [(&small, SMALL), (&large, LARGE)] {
+        forged.send(bytes).expect("node a is there");
+        assert_eq!(next(), length);
+    }
 }

@@ -55,15 +55,10 @@ fn wait_for_path(cluster: &Cluster, why: Option<&str>) {
     );
 }
 
-fn count(node: &PodwireNode, program: Program, verdict: Verdict) -> u64 {
-    let rows = node.stats().verdicts.into_iter();
-    rows.filter(|row| (&*row.program, &*row.verdict) == (program.label(), verdict.label())).map(|row| row.packets).sum()
-}
-
 /// Packets of node `a` that took the fast path, of any program.
 fn fast(node: &PodwireNode) -> u64 {
     let ways = [(Program::Nic, Verdict::Claimed), (Program::Pod, Verdict::Claimed), (Program::Pod, Verdict::Local)];
-    ways.into_iter().map(|(program, verdict)| count(node, program, verdict)).sum()
+    ways.into_iter().map(|(program, verdict)| node.verdict(program, verdict)).sum()
 }
 
 /// Packets that have passed the qdisc at the root of a device.
@@ -107,9 +102,9 @@ fn rate(from: &Pod, to: &Pod) -> f64 {
 #[track_caller]
 fn assert_honest(node: &PodwireNode, pod: &Pod, to: &Pod) {
     pod.netns.run("ip address add 10.244.1.200/32 dev lo");
-    let before = count(node, Program::Pod, Verdict::SpoofIp);
+    let before = node.verdict(Program::Pod, Verdict::SpoofIp);
     assert!(!pings(pod, to.v4.into(), "-I 10.244.1.200 -W 1"));
-    assert_eq!(count(node, Program::Pod, Verdict::SpoofIp), before + 1);
+    assert_eq!(node.verdict(Program::Pod, Verdict::SpoofIp), before + 1);
     pod.netns.run("ip address del 10.244.1.200/32 dev lo");
 }
 

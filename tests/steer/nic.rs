@@ -95,6 +95,69 @@ fn claims_whole_vxlan_frames_for_our_pods_and_passes_every_other() {
     }
 }
 
+/// A tunnel's frame in every dress in which the kernel would find its UDP header.
+fn dresses(underlay: usize, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let frame = || whole.to_vec();
+    let (udp, vxlan) = (ETHERNET + ip_header(underlay), ETHERNET + ip_header(underlay) + 8);
+    let mut dresses = vec![
+        ("plain", frame()),
+        ("options", with_options(frame(), underlay)),
+        ("first fragment", fragment(frame(), underlay)),
+        ("UDP length", patched(frame(), udp + 4, &[0, 20])),
+        ("no VNI flag", patched(frame(), vxlan, &[0])),
+        ("another VNI", patched(frame(), vxlan + 6, &[2])),
+        ("inner MAC", patched(frame(), vxlan + 8, &POD_A_MAC.0)),
+    ];
+    if underlay == V6 {
+        let header = |next: u8| patched(with_options(frame(), V6), ETHERNET + 6, &[next]);
+        dresses.extend([("hop-by-hop options", header(0)), ("routing", header(43))]);
+        dresses.push(("authentication", header(51)));
+        let twice = patched(with_options(header(60), V6), ETHERNET + 6, &[0]);
+        dresses.push(("two extension headers", patched(twice, ETHERNET + ip_header(V6), &[60])));
+    }
+    dresses
+}
+
+#[test]
+fn drops_tunnel_packets_of_unknown_vteps_in_every_dress_and_nothing_else_of_them() {
+    if !is_root() {
+        return;
+    }
+    for underlay in FAMILIES {
+        let rig = Rig::new(underlay);
+        let whole = encapsulate(underlay, &inner(V4, 64));
+        let judged = |known_vteps_only: bool| -> Vec<_> {
+            rig.steer.set_config(&SteerConfig { known_vteps_only, ..config(underlay) }).unwrap();
+            dresses(underlay, &whole).into_iter().map(|(name, frame)| (name, rig.nic(&frame))).collect()
+        };
+        let anybody = judged(false);
+        assert_eq!(anybody[0], ("plain", Verdict::Claimed));
+        for (name, verdict) in judged(true) {
+            assert_eq!(verdict, Verdict::UnknownVtep, "underlay {underlay}: {name}");
+        }
+        rig.steer.add_vtep(PEER[underlay]).unwrap();
+        assert_eq!(judged(true), anybody, "a peer's are judged as ever");
+        rig.steer.remove_vtep(PEER[underlay]).unwrap();
+        assert_eq!(judged(true)[0].1, Verdict::UnknownVtep);
+
+        let udp = ETHERNET + ip_header(underlay);
+        let others = [
+            ("another port", patched(whole.clone(), udp + 2, &53_u16.to_be_bytes())),
+            ("outer TCP", patched(whole.clone(), ETHERNET + [9, 6][underlay], &[6])),
+            ("another address", patched(whole.clone(), ETHERNET + [16, 24][underlay] + 1, &[7])),
+        ];
+        for (name, frame) in others {
+            assert_eq!(rig.nic(&frame), Verdict::NotVxlan, "underlay {underlay}: {name}");
+        }
+        let later = if underlay == V4 {
+            patched(whole.clone(), ETHERNET + 6, &[0, 9])
+        } else {
+            patched(fragment(whole.clone(), V6), ETHERNET + ip_header(V6) + 2, &[0, 8])
+        };
+        assert_eq!(rig.nic(&later), Verdict::OuterFragment, "nothing without the first one");
+    }
+}
+
 #[test]
 fn judges_what_only_one_family_has() {
     if !is_root() {

@@ -51,6 +51,7 @@ pub fn config(family: usize) -> SteerConfig {
         quota: QUOTA,
         hub: IfIndex(1),
         nat: NatCheck::None,
+        known_vteps_only: false,
     }
 }
 
@@ -136,10 +137,16 @@ impl Rig {
     }
 
     pub fn nic(&self, frame: &[u8]) -> Verdict {
+        const XDP_DROP: i32 = 1;
         const XDP_PASS: i32 = 2;
         const XDP_REDIRECT: i32 = 4;
         let (verdict, ran) = self.judge(Program::Nic, frame, 0);
-        assert_eq!(ran.code, if verdict == Verdict::Claimed { XDP_REDIRECT } else { XDP_PASS });
+        let code = match verdict.outcome() {
+            Outcome::Fast => XDP_REDIRECT,
+            Outcome::Kernel => XDP_PASS,
+            Outcome::Dropped => XDP_DROP,
+        };
+        assert_eq!(ran.code, code, "{verdict:?}");
         assert_eq!(ran.frame, frame, "nic_steer changes nothing");
         verdict
     }

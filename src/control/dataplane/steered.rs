@@ -14,6 +14,7 @@ use crate::steer::{PodPath, Steer, SteerError};
 pub struct Steered {
     locals: BTreeMap<IpAddr, Local>,
     remotes: BTreeMap<IpNet, u16>,
+    vteps: BTreeSet<IpAddr>,
     devices: BTreeSet<IfIndex>,
 }
 
@@ -32,6 +33,7 @@ impl Steered {
         self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_pod(*device)));
         self.remotes
             .retain(|prefix, _| remotes.contains_key(prefix) || !note(&mut result, steer.remove_remote(*prefix)));
+        self.vteps.retain(|vtep| view.vteps.contains(vtep) || !note(&mut result, steer.remove_vtep(*vtep)));
         result
     }
 
@@ -39,6 +41,11 @@ impl Steered {
     /// after an error and returns the first.
     pub fn extend(&mut self, steer: &mut Steer, view: &View) -> Result<(), SteerError> {
         let mut result = Ok(());
+        for vtep in &view.vteps {
+            if !self.vteps.contains(vtep) && note(&mut result, steer.add_vtep(*vtep)) {
+                self.vteps.insert(*vtep);
+            }
+        }
         for PodView { pod, addresses, path } in &view.pods {
             for address in addresses {
                 let local = (*pod, *path);
