@@ -5,6 +5,7 @@ mod config;
 mod ended;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod killed;
 mod lab;
 mod node;
 mod pods;
