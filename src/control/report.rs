@@ -144,16 +144,14 @@ impl Node {
         }
     }
 
-    /// The path of a pod's packets, and why it is not the fast one.
+    /// The path of a pod's packets as the programs were last told, and why it is not the fast one.
     fn pod_path(&self, pod: &wiring::Pod) -> (Path, Option<String>) {
-        if let Some(what) = self.observed.shaped.get(&pod.host_ifindex) {
-            return (Path::Kernel, Some(what.clone()));
-        }
-        let view = self.lifecycle.view();
-        match view.map(|view| view.pods.iter().find(|known| known.pod.ifindex == pod.host_ifindex)) {
-            None => (Path::Kernel, Some(NO_DATA_PLANE.to_owned())),
-            Some(Some(known)) if known.path == PodPath::Fast => (Path::Fast, None),
-            Some(_) => (Path::Kernel, Some(NOT_TAKEN_OVER.to_owned())),
+        let slow = |why: &str| (Path::Kernel, Some(why.to_owned()));
+        let Some(view) = self.lifecycle.view() else { return slow(NO_DATA_PLANE) };
+        match view.pods.iter().find(|known| known.pod.ifindex == pod.host_ifindex) {
+            Some(known) if known.path == PodPath::Fast => (Path::Fast, None),
+            Some(_) => slow(self.observed.shaped.get(&pod.host_ifindex).map_or(NOT_TAKEN_OVER, String::as_str)),
+            None => slow(NOT_TAKEN_OVER),
         }
     }
 
