@@ -7,6 +7,9 @@
 // Argument parsing and printing.
 pub mod cli;
 
+// What container runtimes call; asks the daemon.
+pub mod cni;
+
 // May block, allocate and log.
 pub mod control;
 

@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
+use crate::cni::Version;
 use crate::control::runtime::DEFAULT_DIR;
 use crate::wire::Mac;
 
@@ -72,6 +73,12 @@ pub(super) enum Verb {
     /// Show the prefixes of remote nodes, their next hops, and which path their packets take.
     #[command(after_help = "Example:\n  podwire routes")]
     Routes,
+    /// Have container runtimes call this binary as their CNI plugin.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  podwire cni install --chain portmap,bandwidth\n  podwire cni remove"
+    )]
+    Cni(CniVerb),
     /// Remove podwire from this node; a daemon that runs is stopped first.
     ///
     /// Run it in the network namespace of the node. What starts the daemon again by itself, such as
@@ -169,6 +176,58 @@ pub(super) struct Attach {
     /// The MAC of the device in the pod; without it, one that follows from the address.
     #[arg(long)]
     pub mac: Option<Mac>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CniVerb {
+    /// Put this binary and its network configuration where runtimes look for them.
+    ///
+    /// The configuration is written last, when the daemon can serve: from then on runtimes use it. What is in place
+    /// already is left alone.
+    #[command(
+        after_help = "Example:\n  podwire cni install\n  podwire cni install --bin-dir /usr/lib/cni --chain portmap,bandwidth --wait 120"
+    )]
+    Install(CniInstall),
+    /// Remove the network configuration, then the binary.
+    #[command(after_help = "Example:\n  podwire cni remove --bin-dir /usr/lib/cni")]
+    Remove(CniPlace),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct CniInstall {
+    #[command(flatten)]
+    pub place: CniPlace,
+    /// What the network is called.
+    #[arg(long, default_value = "podwire")]
+    pub name: String,
+    /// Plugins that runtimes call after this one, `''` for none; they must be in the directory of plugins already. Host ports need
+    /// `portmap`, and limits of bandwidth `bandwidth`.
+    #[arg(long, value_name = "PLUGINS", value_delimiter = ',', default_value = "portmap,bandwidth")]
+    pub chain: Vec<String>,
+    /// The version of the CNI specification that runtimes are to speak.
+    #[arg(long, value_name = "VERSION", default_value = "1.0.0", value_parser = cni_version)]
+    pub cni_version: Version,
+    /// How many seconds to wait until the daemon can serve.
+    #[arg(long, value_name = "SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86400))]
+    pub wait: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct CniPlace {
+    /// Where runtimes look for plugins.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+    /// Where runtimes look for network configurations; they use the first by name.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+    /// The name of the configuration's file.
+    #[arg(long, value_name = "NAME", default_value = "10-podwire.conflist")]
+    pub file: String,
+}
+
+fn cni_version(name: &str) -> Result<Version, String> {
+    let spoken: Vec<_> = Version::ALL.iter().map(|version| version.as_str()).collect();
+    Version::named(name).ok_or_else(|| format!("it is not one of {}", spoken.join(", ")))
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,6 +1,7 @@
 //! The command line: arguments in, text or JSON out. Everything else is asked of the daemon.
 
 mod args;
+mod cni;
 mod output;
 mod stats;
 mod status;
@@ -29,6 +30,8 @@ enum CliError {
     Daemon(#[from] crate::control::daemon::DaemonError),
     #[error(transparent)]
     Uninstall(#[from] crate::control::uninstall::UninstallError),
+    #[error(transparent)]
+    Install(#[from] crate::cni::install::InstallError),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     #[error("{0}")]

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
-use super::{CliError, output, stats, status, uninstall};
+use super::{CliError, cni, output, stats, status, uninstall};
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
 use crate::control::client::{self, ClientError};
@@ -28,6 +28,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
             Reply::Routes(routes) => Ok(output::print(args.output, &routes, |routes| routes_text(routes))?),
             other => Err(unexpected(other)),
         },
+        Verb::Cni(verb) => cni::run(args, verb),
         Verb::Uninstall(verb) => uninstall::run(args, verb),
         Verb::Fault(fault) => provoke(args, fault),
     }
@@ -141,11 +142,13 @@ fn addresses(pod: &Pod) -> String {
 }
 
 fn pods_text(pods: &[Pod]) -> String {
-    let mut table = Table::new(["ID", "NAME", "ADDRESSES", "DEVICE", "NETNS", "PATH", "WHY"]);
+    let mut table = Table::new(["ID", "NAME", "WORKLOAD", "ADDRESSES", "DEVICE", "NETNS", "PATH", "WHY"]);
     for pod in pods {
         let netns = pod.netns.display().to_string();
         let (path, why) = (status::path(pod.path).to_owned(), pod.reason.clone().unwrap_or_default());
-        table.row([pod.id.to_string(), pod.name.clone(), addresses(pod), pod.host_ifname.clone(), netns, path, why]);
+        let workload = pod.owner.as_ref().and_then(|owner| owner.workload.clone()).unwrap_or_else(|| "-".to_owned());
+        let (id, name, device) = (pod.id.to_string(), pod.name.clone(), pod.host_ifname.clone());
+        table.row([id, name, workload, addresses(pod), device, netns, path, why]);
     }
     let wrong = pods.iter().filter_map(|pod| Some(format!("problem: pod {}: {}\n", pod.name, pod.problem.as_ref()?)));
     table.to_string() + &wrong.collect::<String>()

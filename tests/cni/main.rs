@@ -1,0 +1,12 @@
+//! The CNI plugin, as container runtimes meet it: the binary itself, called in the namespace of a node with a daemon.
+
+mod attachments;
+mod away;
+mod chain;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod hostile;
+mod install;
+mod plugin;
+mod refusals;
+mod verbs;
