@@ -19,7 +19,7 @@ const NETNS_DIR: &str = "/run/netns";
 const FILES_DIR: &str = "/run/podwire-lab";
 
 /// Removes what carries the prefix `$1`, and the directory `$2`. What a data plane has pinned outlives its namespace, and
-/// is found by the namespace's cookie.
+/// is found by the namespace's cookie. What else outlives the processes is for the scripts in `$2/at-end`.
 const REMOVE: &str = r#"
 for path in /run/netns/"$1"-*; do
     [ -e "$path" ] || continue
@@ -28,7 +28,10 @@ for path in /run/netns/"$1"-*; do
     ip netns del "$name"
 done
 while read -r cookie; do rm -rf "/sys/fs/bpf/podwire/$cookie"; done <"$2/cookies"
-rm -rf -- "$2"
+for script in "$2"/at-end/*; do
+    [ -e "$script" ] && sh "$script" "$1" "$2"
+done
+rm -rf --one-file-system -- "$2"
 "#;
 
 /// The name that all namespaces of one laboratory begin with, and their common fate.
@@ -85,6 +88,19 @@ impl Prefix {
         &self.dir
     }
 
+    /// The name that everything of this laboratory begins with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Has a shell script run, with the name and the directory as its arguments, when this laboratory has ended, however
+    /// it ends: after the processes in its namespaces, before its directory goes.
+    pub fn at_end(&self, what: &str, script: &str) {
+        let scripts = self.dir.join("at-end");
+        fs::create_dir_all(&scripts).expect("a directory for scripts");
+        fs::write(scripts.join(what), script).expect("a script is written");
+    }
+
     /// A new namespace with its loopback up.
     pub fn netns(&self, what: &str) -> Netns {
         let netns = Netns { name: format!("{}-{what}", self.name) };
@@ -128,13 +144,19 @@ fn remove_command(script: &str, prefix: &str) -> Command {
     command
 }
 
-/// A network namespace. Cheap to clone: the [`Prefix`] owns it.
+/// A network namespace. Cheap to clone: the [`Prefix`] owns it, or whoever made it.
 #[derive(Clone, Debug)]
 pub struct Netns {
     name: String,
 }
 
 impl Netns {
+    /// A namespace that somebody else owns, by where it is mounted.
+    pub fn mounted_at(path: &Path) -> Self {
+        Self { name: path.to_str().expect("a path in UTF-8").to_owned() }
+    }
+
+    /// What `ip` calls it: its name, or a path where it is not in the usual place.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -149,7 +171,7 @@ impl Netns {
         self.within(podwire::control::netns::cookie).expect("a cookie")
     }
 
-    /// Where the namespace is mounted.
+    /// Where the namespace is mounted: a name that is a path already stays what it is.
     pub fn path(&self) -> PathBuf {
         Path::new(NETNS_DIR).join(&self.name)
     }
