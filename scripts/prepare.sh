@@ -6,10 +6,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 # Debian packages: what compiling takes, and what nodes and pods in network namespaces are made of.
 needed=(
-    clang gcc make pkg-config libc6-dev linux-libc-dev libelf-dev zlib1g-dev
+    clang gcc make pkg-config libc6-dev linux-libc-dev libelf-dev zlib1g-dev protobuf-compiler
     iproute2 iputils-ping iperf3 tcpdump ethtool traceroute util-linux procps
     nftables conntrack iptables containernetworking-plugins
 )
+
+# Container runtimes that tests start by hand, with root, state and sockets of their own.
+# shellcheck disable=SC2034
+runtimes=(containerd busybox-static podman conmon runc)
 
 say() {
     printf '\n== %s\n' "$*"
@@ -23,16 +27,46 @@ as_root() {
     fi
 }
 
+# Prints those of the named Debian packages that are not installed, one a line.
+missing_packages() {
+    local package
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
+    done
+}
+
 # Installs those of the named Debian packages that are missing.
 install_packages() {
-    local package missing=()
-    for package in "$@"; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-    done
+    local missing
+    mapfile -t missing < <(missing_packages "$@")
     [ ${#missing[@]} -eq 0 ] && return 0
     say "installing ${missing[*]}"
     as_root apt-get update -q
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# The same for packages of which only the programs are wanted: what services they bring is neither started now (Debian
+# Policy 9.3.3.2, policy-rc.d) nor at the next boot.
+install_programs() {
+    local missing policy=/usr/sbin/policy-rc.d made= status package units
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} -eq 0 ] && return 0
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
+        made=yes
+    fi
+    install_packages "${missing[@]}"
+    status=$?
+    [ -z "$made" ] || as_root rm "$policy"
+    command -v systemctl >/dev/null || return "$status"
+    for package in "${missing[@]}"; do
+        mapfile -t units < <(dpkg -L "$package" 2>/dev/null | sed -n 's|^.*/systemd/system/\([^/@]*\)$|\1|p')
+        [ ${#units[@]} -eq 0 ] || as_root systemctl --quiet disable "${units[@]}"
+        mapfile -t units < <(dpkg -L "$package" 2>/dev/null | sed -n 's|^.*/systemd/user/\([^/@]*\)$|\1|p')
+        [ ${#units[@]} -eq 0 ] || as_root systemctl --quiet --global disable "${units[@]}"
+    done
+    return "$status"
 }
 
 # Ends the script with code 2 unless there is a Rust toolchain that can build this crate.
