@@ -73,7 +73,7 @@ table! {
         UplinkLost => "uplink_lost", "frames from the wire lost because the AF_XDP receive ring was full or the fill ring empty";
         KernelBogus => "kernel_bogus", "addresses returned by the kernel that were not lent to it; ignored";
         Polls => "polls", "passes of the worker's loop";
-        BusyPolls => "busy_polls", "passes that found work; busy_polls / polls is the true load";
+        BusyPolls => "busy_polls", "passes that found work";
         Sleeps => "sleeps", "times the worker went to sleep in epoll";
         Absences => "absences", "times the worker was away for longer than its heartbeat may age: it hung, was stopped, or waited for its core";
         Starvations => "starvations", "times the worker ran out of packet memory and none came back";

@@ -352,7 +352,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Mode, Xdp, ZeroCopy};
-    use crate::control::view::{PodView, WorkerStatus};
+    use crate::control::view::{PodView, TimesStatus, WorkerStatus};
     use crate::fib::LocalPod;
     use crate::ids::{IfIndex, PodId};
     use crate::steer::PodPath;
@@ -388,8 +388,10 @@ mod tests {
                 core: 1,
                 pinned: true,
                 load: 0.0,
+                times: TimesStatus::default(),
                 asleep: false,
                 fresh: true,
+                heartbeat_age_ns: Some(0),
                 probation: None,
                 frames: FrameLedger::default(),
                 counts: [("polls".to_owned(), self.updated)].into(),

@@ -150,17 +150,51 @@ pub struct WorkerStatus {
     pub core: usize,
     /// It runs on that core alone.
     pub pinned: bool,
-    /// Passes that found work / all passes since the last reading; 0 to 1.
+    /// The share of the last second that went into passes that found work; 0 to 1.
     pub load: f64,
+    pub times: TimesStatus,
     /// It sleeps in epoll until a ring wakes it.
     pub asleep: bool,
     /// Its heartbeat is fresh, so the steering programs hand frames to it.
     pub fresh: bool,
+    /// How long ago it last showed that it is alive, which a sleeping worker does every second or so; none while it
+    /// has no heartbeat.
+    pub heartbeat_age_ns: Option<u64>,
     /// It was not well, and has no heartbeat until it has been for a while; the kernel path carries meanwhile.
     pub probation: Option<ProbationStatus>,
     pub frames: FrameLedger,
     pub counts: Counters,
     pub drops: Counters,
+}
+
+/// What a worker has done with its time since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimesStatus {
+    /// Passes that found work.
+    pub busy: PassesStatus,
+    /// Passes that found none.
+    pub idle: PassesStatus,
+    pub asleep_ns: u64,
+}
+
+/// A worker's passes of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassesStatus {
+    /// By the classes of [`worker::bounds_ns`], and one more.
+    pub by_duration: Vec<u64>,
+    pub sum_ns: u64,
+}
+
+impl From<worker::Times> for TimesStatus {
+    fn from(worker::Times { busy, idle, asleep_ns }: worker::Times) -> Self {
+        Self { busy: busy.into(), idle: idle.into(), asleep_ns }
+    }
+}
+
+impl From<worker::Passes> for PassesStatus {
+    fn from(passes: worker::Passes) -> Self {
+        Self { by_duration: passes.by_duration.to_vec(), sum_ns: passes.sum_ns }
+    }
 }
 
 /// Why a worker may not carry packets now, and for how long at least.

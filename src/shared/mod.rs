@@ -125,6 +125,12 @@ impl Heartbeat {
         (asleep, beat != 0 && (in_time || (asleep && called == 0)))
     }
 
+    /// How long ago the worker last said that it polls; none when it has stopped.
+    pub fn age_ns(&self, now_ns: u64) -> Option<u64> {
+        let beat_ns = self.load(BEAT_NS);
+        (beat_ns != 0).then(|| now_ns.saturating_sub(beat_ns))
+    }
+
     fn store(&self, word: usize, value: u64, order: Ordering) {
         if let Some(word) = self.table.get(self.index).and_then(|entry| entry.get(word)) {
             word.store(value, order);
@@ -228,6 +234,7 @@ mod tests {
         assert_eq!(heartbeat.state(50, 20), (false, false), "never beaten");
         heartbeat.beat(100);
         assert_eq!((heartbeat.state(119, 20), heartbeat.state(120, 20)), ((false, true), (false, false)));
+        assert_eq!((heartbeat.age_ns(119), heartbeat.age_ns(99)), (Some(19), Some(0)));
         call(7);
         heartbeat.sleep();
         assert_eq!(heartbeat.called_ns(), None);
@@ -238,7 +245,7 @@ mod tests {
         heartbeat.wake(9_500);
         assert_eq!(heartbeat.state(9_501, 20), (false, true));
         heartbeat.stop();
-        assert_eq!(heartbeat.state(9_501, 20), (false, false));
+        assert_eq!((heartbeat.state(9_501, 20), heartbeat.age_ns(9_501)), ((false, false), None));
     }
 
     #[test]

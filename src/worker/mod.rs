@@ -15,6 +15,7 @@ mod fault;
 mod health;
 mod inbox;
 mod sleep;
+mod times;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,6 +34,7 @@ pub use fault::Fault;
 pub use health::{Ailment, Health, Memory, Probation, Toll};
 pub use inbox::{Inbox, Message};
 pub use sleep::Sleep;
+pub use times::{Passes, Times, TimesPage, Timesheet, bounds_ns};
 
 /// How a worker waits for packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ const BEAT_NS: u64 = 1_000_000;
 /// How often the worker asks the kernel for what only the kernel counts, and settles lost credits.
 const HOUSEKEEPING_NS: u64 = 50_000_000;
 
-/// Idle passes between two looks at the clock.
+/// The most idle passes between two looks at the clock.
 const PASSES_PER_LOOK: u32 = 16;
 
 /// What control and the worker both see.
@@ -60,6 +62,7 @@ const PASSES_PER_LOOK: u32 = 16;
 pub struct Board {
     pub tally: TallyPage,
     pub frames: FramePage,
+    pub times: TimesPage,
     /// The worker lost its device; the data plane must be built again.
     pub dead: AtomicBool,
     /// The worker runs on its own core alone.
@@ -95,17 +98,19 @@ pub struct Worker<W, P> {
     pipeline: Pipeline,
     fib: Reader<Fib>,
     withheld: Withheld,
+    times: Timesheet,
 }
 
 impl<W: WirePort, P: PodPort> Worker<W, P> {
     pub fn new(wire: W, pods: P, pool: Pool, pipeline: Pipeline, fib: Reader<Fib>) -> Self {
-        Self { wire, pods, pool, tally: Tally::default(), pipeline, fib, withheld: Withheld::default() }
+        let (tally, withheld, times) = (Tally::default(), Withheld::default(), Timesheet::default());
+        Self { wire, pods, pool, tally, pipeline, fib, withheld, times }
     }
 
     /// One pass: a burst from the wire to the pods, and one from the pods to the wire. Returns how many packets
     /// there were.
     pub fn poll_once(&mut self) -> usize {
-        let Self { wire, pods, pool, tally, pipeline, fib, withheld } = self;
+        let Self { wire, pods, pool, tally, pipeline, fib, withheld, .. } = self;
         let fib = fib.get();
         let from_wire = pipeline.wire_to_pods(wire, pods, fib, pool, tally);
         withheld.withhold(pool);
@@ -141,10 +146,12 @@ impl Worker<Uplink, Hub> {
         around.board.pinned.store(settle_on(around.core), Ordering::Relaxed);
         let mut pace = Pace::new(now_ns());
         let mut health = Health::new(around.stale_ns, pace.now_ns);
+        self.times.begin(pace.now_ns);
         around.heartbeat.wake(pace.now_ns);
         loop {
             let busy = self.poll_once() > 0;
-            if busy || pace.passes_until_look == 0 {
+            pace.passes_since_look += 1;
+            if busy || pace.passes_since_look >= PASSES_PER_LOOK {
                 self.look_at_clock(around, &mut pace, &mut health, busy);
                 match around.inbox.take() {
                     Some(Message::Stop) => break,
@@ -153,7 +160,6 @@ impl Worker<Uplink, Hub> {
                     None => {}
                 }
             }
-            pace.passes_until_look = pace.passes_until_look.checked_sub(1).unwrap_or(PASSES_PER_LOOK);
         }
         around.heartbeat.stop();
         self.withheld.give_back(&mut self.pool);
@@ -164,6 +170,7 @@ impl Worker<Uplink, Hub> {
 
     fn look_at_clock(&mut self, around: &Surroundings, pace: &mut Pace, health: &mut Health, busy: bool) {
         pace.now_ns = now_ns();
+        self.times.end_passes(pace.now_ns, std::mem::take(&mut pace.passes_since_look), busy);
         if pace.now_ns >= pace.beat_due_ns {
             pace.beat_due_ns = pace.now_ns + BEAT_NS;
             health.look(pace.now_ns, self.memory());
@@ -201,6 +208,7 @@ impl Worker<Uplink, Hub> {
         let must_wait = !self.has_work() && around.inbox.is_empty();
         let woken = !must_wait || around.sleep.until_woken(limit);
         *pace = Pace { housekeeping_due_ns: pace.housekeeping_due_ns, ..Pace::new(now_ns()) };
+        self.times.end_sleep(pace.now_ns);
         // Nobody can answer a call whose frame was lost.
         health.wake(pace.now_ns, around.heartbeat.called_ns().filter(|_| woken));
         if self.may_beat(around, health) {
@@ -253,6 +261,7 @@ impl Worker<Uplink, Hub> {
 
     fn publish(&self, board: &Board) {
         self.tally.publish(&board.tally);
+        self.times.publish(&board.times);
         let (fill, send) = self.wire.lent();
         let (pool, withheld) = (self.pool.len() as u64, self.withheld.len() as u64);
         let frames = &board.frames;
@@ -282,7 +291,7 @@ struct Pace {
     idle_since_ns: u64,
     beat_due_ns: u64,
     housekeeping_due_ns: u64,
-    passes_until_look: u32,
+    passes_since_look: u32,
 }
 
 impl Pace {
@@ -292,7 +301,7 @@ impl Pace {
             idle_since_ns: now_ns,
             beat_due_ns: now_ns + BEAT_NS,
             housekeeping_due_ns: now_ns,
-            passes_until_look: PASSES_PER_LOOK,
+            passes_since_look: 0,
         }
     }
 }

@@ -42,12 +42,11 @@ pub struct Seat {
     load: Load,
 }
 
-/// Busy passes of all passes over the last window.
+/// The share of the last window that went into passes that found work.
 #[derive(Debug)]
 struct Load {
     since: Instant,
-    polls: u64,
-    busy: u64,
+    busy_ns: u64,
     share: f64,
 }
 
@@ -110,7 +109,7 @@ impl Seat {
             .name(format!("podwire-w{}", worker.0))
             .spawn(move || running.run(&around))
             .map_err(|source| DataplaneError::Worker { worker: worker.0, source })?;
-        let load = Load { since: Instant::now(), polls: 0, busy: 0, share: 0.0 };
+        let load = Load { since: Instant::now(), busy_ns: 0, share: 0.0 };
         Ok(Self { worker, core, region, queues, pods, inbox, board, pulse, thread: Some(thread), load })
     }
 
@@ -149,21 +148,21 @@ impl Seat {
     }
 
     /// Brings the load up to date once a window is over.
-    #[expect(clippy::cast_precision_loss, reason = "a share of passes for people")]
     pub fn measure_load(&mut self) {
-        if self.load.since.elapsed() < LOAD_WINDOW {
+        let elapsed = self.load.since.elapsed();
+        if elapsed < LOAD_WINDOW {
             return;
         }
-        let tally = self.board.tally.read();
-        let (polls, busy) = (tally.count(Count::Polls), tally.count(Count::BusyPolls));
-        let passes = polls.saturating_sub(self.load.polls).max(1);
-        let share = busy.saturating_sub(self.load.busy) as f64 / passes as f64;
-        self.load = Load { since: Instant::now(), polls, busy, share };
+        let busy_ns = self.board.times.read().busy.sum_ns;
+        let busy = Duration::from_nanos(busy_ns.saturating_sub(self.load.busy_ns));
+        let share = busy.div_duration_f64(elapsed).min(1.0);
+        self.load = Load { since: Instant::now(), busy_ns, share };
     }
 
     pub fn status(&self, settings: &Settings) -> WorkerStatus {
         let tally = self.board.tally.read();
-        let (asleep, fresh) = self.pulse.state(now_ns(), settings.stale_ms * 1_000_000);
+        let now_ns = now_ns();
+        let (asleep, fresh) = self.pulse.state(now_ns, settings.stale_ms * 1_000_000);
         let counts = Count::ALL.iter().map(|&count| (count.label().to_owned(), tally.count(count)));
         let drops = DropReason::ALL.iter().map(|&reason| (reason.label().to_owned(), tally.drops(reason)));
         WorkerStatus {
@@ -171,8 +170,10 @@ impl Seat {
             core: self.core,
             pinned: self.board.pinned.load(Ordering::Relaxed),
             load: self.load.share,
+            times: self.board.times.read().into(),
             asleep,
             fresh,
+            heartbeat_age_ns: self.pulse.age_ns(now_ns),
             probation: self.probation(),
             frames: self.ledger(),
             counts: counts.collect::<Counters>(),
