@@ -12,6 +12,7 @@ pub mod cni;
 
 // May block, allocate and log.
 pub mod control;
+pub mod telemetry;
 
 // Start-up may allocate; the loop may not.
 pub mod config;

@@ -10,7 +10,7 @@ mod parse;
 mod reader;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -30,6 +30,7 @@ pub struct Config {
     pub cluster: Cluster,
     pub vxlan: Vxlan,
     pub dataplane: Dataplane,
+    pub metrics: Metrics,
     pub peers: Vec<Peer>,
     /// What works, but is hardly what was meant.
     pub warnings: Vec<Problem>,
@@ -93,6 +94,17 @@ pub struct Dataplane {
     /// Whether tunnel packets that do not come from a peer's `underlay` are dropped. Default true; false where the
     /// underlay translates source addresses.
     pub known_vteps_only: bool,
+}
+
+/// Where Prometheus finds the node's metrics: nowhere by default, as a node's ports are its operator's to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// The TCP address to serve them on. Whoever can reach it can read them.
+    pub listen: Option<SocketAddr>,
+    /// Whether to serve them on `metrics.sock` in the runtime directory too. Default false.
+    pub socket: bool,
+    /// Whether each pod has series of its own. Default true.
+    pub per_pod: bool,
 }
 
 /// Another node.

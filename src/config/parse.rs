@@ -1,12 +1,14 @@
 //! From a document to a [`Config`], key by key; what spans keys is in `check`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
 use super::check;
 use super::reader::{At, Document, Section};
-use super::{Cluster, Config, ConfigError, Dataplane, Mode, Node, Peer, Vxlan, Xdp, ZeroCopy, derive_vtep_mac};
+use super::{
+    Cluster, Config, ConfigError, Dataplane, Metrics, Mode, Node, Peer, Vxlan, Xdp, ZeroCopy, derive_vtep_mac,
+};
 use crate::wire::{Mac, Vni};
 
 /// A node as the file gives it, ours or a peer.
@@ -43,6 +45,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
     cluster.finish();
     let (vxlan, device) = vxlan(doc, root.section("vxlan"));
     let dataplane = dataplane(doc, root.section("dataplane"), online);
+    let metrics = metrics(doc, root.section("metrics"));
     let peers: Vec<NodeKeys> = root.sections("peers").into_iter().map(peer).collect();
     root.finish();
 
@@ -59,6 +62,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
         cluster: Cluster { pod_cidrs: values(cluster_cidrs), masquerade },
         vxlan: vxlan?,
         dataplane,
+        metrics,
         peers: peers.into_iter().map(NodeKeys::into_peer).collect::<Option<_>>()?,
         warnings: doc.take_warnings(),
     })
@@ -150,6 +154,20 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
     };
     section.finish();
     dataplane
+}
+
+fn metrics(doc: &Document<'_>, mut section: Section<'_, '_>) -> Metrics {
+    let listen = section.optional::<SocketAddr>("listen");
+    if let Some(listen) = listen.as_ref().filter(|listen| listen.value.port() == 0) {
+        doc.refuse(&listen.place, "has no port");
+    }
+    let metrics = Metrics {
+        listen: listen.map(|listen| listen.value),
+        socket: section.or("socket", false, |_| Ok(())),
+        per_pod: section.or("per_pod", true, |_| Ok(())),
+    };
+    section.finish();
+    metrics
 }
 
 fn values<T>(list: Vec<At<T>>) -> Vec<T> {

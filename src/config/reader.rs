@@ -1,7 +1,7 @@
 //! Typed access to a TOML document that goes on after a fault and remembers where values stand.
 
 use std::cell::RefCell;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::str::FromStr;
 
@@ -248,6 +248,7 @@ macro_rules! from_string {
 from_string! {
     String, |never| match never {};
     IpAddr, |_| "is not an IP address".to_owned();
+    SocketAddr, |_| "is not an address with a port such as 127.0.0.1:9477".to_owned();
     IpNet, |_| "is not an address range such as 10.244.1.0/24".to_owned();
     Mac, |_| "is not an Ethernet address such as 02:00:00:00:00:02".to_owned();
     Mode, |reason| reason;

@@ -72,6 +72,22 @@ fn sections_with_defaults_may_be_left_out() {
     assert_eq!((dataplane.frames, dataplane.hub_slots, dataplane.stale_ms), (8192, 256, 20));
     assert!(dataplane.known_vteps_only);
     assert!(dataplane.cores.is_empty() && config.peers.is_empty());
+    assert_eq!(config.metrics, Metrics { listen: None, socket: false, per_pod: true });
+}
+
+#[test]
+fn metrics_are_served_where_the_file_says() {
+    let metrics = |text: &str| parse(&format!("{GOOD}[metrics]\n{text}")).map(|config| config.metrics);
+    let read = metrics("listen = '[::]:9477'\nsocket = true\nper_pod = false").unwrap();
+    assert_eq!(read, Metrics { listen: Some("[::]:9477".parse().unwrap()), socket: true, per_pod: false });
+    for (line, reason) in [
+        ("listen = '127.0.0.1'", "metrics.listen = '127.0.0.1': is not an address with a port"),
+        ("listen = '127.0.0.1:0'", "has no port"),
+        ("path = '/m'", "metrics.path: is not a known key"),
+    ] {
+        let error = metrics(line).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
 }
 
 #[test]

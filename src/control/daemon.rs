@@ -15,11 +15,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 
 use super::api::{Reply, Request};
+use super::config_file::{ConfigFile, ReloadError};
 use super::kernel::{Kernel, KernelError};
 use super::lifecycle::Starter;
 use super::netlink::{Monitor, News, RulesetMonitor, RulesetNews};
 use super::nft;
-use super::node::{ConfigFile, Node, ReloadError};
+use super::node::Node;
 use super::notes::{self, Notes};
 use super::originals::{Originals, OriginalsError};
 use super::pace::Pace;
@@ -28,6 +29,7 @@ use super::runtime::{Namespace, RuntimeDir, RuntimeError};
 use super::server::{Call, Server, ServerError};
 use super::store::{Store, StoreError};
 use super::watch::DirWatch;
+use crate::telemetry::Exporter;
 
 /// Notifications come in swarms: one look at the kernel serves all that arrive within this time.
 const NEWS_DEBOUNCE: Duration = Duration::from_millis(50);
@@ -94,9 +96,11 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Server::bind(&dir.socket())?;
-        let events = Events::new(&path, dir.path(), server)?;
+        let (send, calls) = mpsc::channel(1);
+        let exporter = Exporter::new(dir.metrics(), send.clone());
+        let events = Events::new(&path, dir.path(), tokio::spawn(server.serve(send)), calls)?;
         tracing::info!(config = %path.display(), runtime_dir = %runtime_dir.display(), "podwire starts");
-        Daemon::new(node).run(events).await;
+        Daemon::new(node, exporter).run(events).await;
         Ok(())
     })
 }
@@ -139,9 +143,12 @@ enum Event {
 }
 
 impl Events {
-    fn new(config: &Path, runtime_dir: &Path, server: Server) -> Result<Self, DaemonError> {
-        let (send, calls) = mpsc::channel(1);
-        let server = tokio::spawn(server.serve(send));
+    fn new(
+        config: &Path,
+        runtime_dir: &Path,
+        server: JoinHandle<()>,
+        calls: mpsc::Receiver<Call>,
+    ) -> Result<Self, DaemonError> {
         let config = DirWatch::around(config).map_err(|error| {
             tracing::warn!("{error}; send SIGHUP after a change of the configuration");
         });
@@ -262,6 +269,7 @@ async fn ruleset_news(monitor: Option<&mut AsyncFd<RulesetMonitor>>) -> RulesetN
 /// What is to be done when.
 struct Daemon {
     node: Node,
+    exporter: Exporter,
     reload_at: Option<Instant>,
     maintain_at: Instant,
     reconcile: Pace,
@@ -280,10 +288,11 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new(node: Node) -> Self {
+    fn new(node: Node, exporter: Exporter) -> Self {
         let now = Instant::now();
         Self {
             node,
+            exporter,
             reload_at: None,
             maintain_at: now,
             reconcile: Pace::new(Some(now), now),
@@ -325,6 +334,7 @@ impl Daemon {
             }
         }
         self.node.shut_down();
+        drop(self.exporter);
         events.finish().await;
     }
 
@@ -418,6 +428,7 @@ impl Daemon {
         let _ = events.news.get_mut().drain();
         self.is_called = false;
         self.node.reconcile(begin);
+        self.export();
         if events.pod_news.as_mut().is_some_and(|news| news.get_mut().follow(self.node.store.pods())) {
             self.mend_by(Duration::ZERO);
         }
@@ -428,6 +439,15 @@ impl Daemon {
         };
         self.was_settled = self.node.is_settled();
         self.reconcile.looked(begin, Instant::now(), Some(self.resync));
+    }
+
+    /// Serves the metrics as the configuration says, and keeps why that fails.
+    fn export(&mut self) {
+        let problem = self.exporter.ensure(self.node.config.metrics).err().map(|error| error.to_string());
+        if let Some(text) = problem.as_ref().filter(|_| problem != self.node.unexported) {
+            tracing::error!("{text}");
+        }
+        self.node.unexported = problem;
     }
 
     /// Looks at the kernel soon when something has changed that it told nobody of, and detaches pods that have ended.

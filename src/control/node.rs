@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::config_file::{ConfigFile, ReloadError, log_warnings};
 use super::journal::Journal;
 use super::kernel::{Kernel, Reconciled, Vtep};
 use super::lifecycle::{Lifecycle, Starter};
@@ -46,17 +45,8 @@ pub struct Node {
     told: BTreeSet<String>,
     /// What went wrong at start and stays so.
     notices: Vec<String>,
-}
-
-/// The configuration file as it was last read.
-#[derive(Debug)]
-pub struct ConfigFile {
-    pub path: PathBuf,
-    /// Counts the configurations that were in force.
-    pub generation: u64,
-    /// Why the last contents were refused.
-    pub last_error: Option<String>,
-    text: String,
+    /// Why metrics are not served.
+    pub(super) unexported: Option<String>,
 }
 
 /// What the last [`Node::reconcile`] found.
@@ -77,27 +67,6 @@ pub struct Observed {
     /// What could not be put right. It may be a change that came between the look and the repair, which the next look
     /// finds: only what that fails at too is told of.
     pub failures: BTreeSet<String>,
-}
-
-/// Why a configuration cannot be taken.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    #[error("cannot read {path}: {source}", path = .0.display(), source = .1)]
-    Read(PathBuf, #[source] std::io::Error),
-    #[error(transparent)]
-    Invalid(#[from] crate::config::ConfigError),
-    #[error("pod {0} has the address {1}, which node.pod_cidrs would not hold any more; detach it first")]
-    PodOutside(String, IpAddr),
-}
-
-impl ConfigFile {
-    /// Reads and validates a file: the first generation.
-    pub fn open(path: &Path) -> Result<(Self, Config), ReloadError> {
-        let text = read(path)?;
-        let config = Config::parse(&text)?;
-        log_warnings(&config);
-        Ok((Self { path: path.to_owned(), generation: 1, last_error: None, text }, config))
-    }
 }
 
 impl Node {
@@ -125,6 +94,7 @@ impl Node {
             ended: Ended::new(),
             told: BTreeSet::new(),
             notices: Vec::new(),
+            unexported: None,
         };
         node.strays().for_each(|stray| tracing::error!("{stray}"));
         node
@@ -146,12 +116,7 @@ impl Node {
     }
 
     fn take_config(&mut self, now: Instant) -> Result<(), ReloadError> {
-        let text = read(&self.file.path)?;
-        if text == self.file.text && self.file.last_error.is_none() {
-            return Ok(());
-        }
-        self.file.text.clone_from(&text);
-        let config = Config::parse(&text)?;
+        let Some(config) = self.file.read()? else { return Ok(()) };
         self.check_pods(&config)?;
         self.file.last_error = None;
         if config == self.config {
@@ -317,7 +282,7 @@ impl Node {
         let Observed { problems, failures, .. } = &self.observed;
         let seen = self.notices.iter().chain(problems).chain(failures).chain(self.faults.values());
         let masquerade = self.masquerade.problem().map(ToString::to_string);
-        seen.cloned().chain(self.strays()).chain(masquerade).collect()
+        seen.cloned().chain(self.strays()).chain(masquerade).chain(self.unexported.clone()).collect()
     }
 
     /// Hands over to the kernel path. Programs, hub and kernel path stay as they are, for the next daemon.
@@ -359,14 +324,4 @@ fn taken_addresses(config: &Config, own: &BTreeSet<IpAddr>) -> Vec<String> {
             format!("{address} is an address of this node, and in the addresses of peer {}", peer.name)
         })
         .collect()
-}
-
-fn log_warnings(config: &Config) {
-    for warning in &config.warnings {
-        tracing::warn!("configuration: {warning}");
-    }
-}
-
-fn read(path: &Path) -> Result<String, ReloadError> {
-    fs::read_to_string(path).map_err(|error| ReloadError::Read(path.to_owned(), error))
 }

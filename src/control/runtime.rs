@@ -80,6 +80,7 @@ pub struct RuntimeDir {
 /// What a daemon keeps in its runtime directory.
 const LOCK: &str = "daemon.lock";
 const SOCKET: &str = "control.sock";
+const METRICS: &str = "metrics.sock";
 const PODS: &str = "pods.json";
 const PODS_TORN: &str = "pods.json.torn";
 const SYSCTLS: &str = "sysctls.json";
@@ -133,7 +134,7 @@ impl RuntimeDir {
     /// Removes what daemons keep here, and the directory when nothing else is in it; says whether it is gone.
     pub fn remove(self) -> io::Result<bool> {
         notes::clear(&self.path)?;
-        for name in [SOCKET, PODS, PODS_TORN, SYSCTLS, LOCK] {
+        for name in [SOCKET, METRICS, PODS, PODS_TORN, SYSCTLS, LOCK] {
             match fs::remove_file(self.path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -153,6 +154,11 @@ impl RuntimeDir {
     /// Where the control socket is.
     pub fn socket(&self) -> PathBuf {
         socket_path(&self.path)
+    }
+
+    /// Where metrics are served, if they are to be served here.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join(METRICS)
     }
 
     /// Where the attached pods are remembered.
