@@ -15,6 +15,10 @@ needed=(
 # shellcheck disable=SC2034
 runtimes=(containerd busybox-static podman conmon runc)
 
+# What scrapes and judges metrics, started by hand too.
+# shellcheck disable=SC2034
+monitoring=(prometheus)
+
 say() {
     printf '\n== %s\n' "$*"
 }

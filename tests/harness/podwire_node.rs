@@ -32,12 +32,14 @@ pub struct Options {
     /// Whether pods leave the cluster with the node's address.
     pub masquerade: bool,
     pub known_vteps_only: bool,
+    /// Whether it serves metrics, at [`PodwireNode::METRICS`] and on a Unix socket.
+    pub metrics: bool,
 }
 
 impl Options {
     /// The data plane as it comes, with one worker.
     pub const ADAPTIVE: Self =
-        Self { mode: "adaptive", xdp: "auto", workers: 1, masquerade: false, known_vteps_only: true };
+        Self { mode: "adaptive", xdp: "auto", workers: 1, masquerade: false, known_vteps_only: true, metrics: false };
     /// The data plane with a worker that never sleeps.
     pub const BUSY: Self = Self { mode: "busy", ..Self::ADAPTIVE };
     /// The kernel path alone.
@@ -59,6 +61,9 @@ pub struct PodwireNode {
 }
 
 impl PodwireNode {
+    /// Where it serves metrics, in its namespace.
+    pub const METRICS: &str = "127.0.0.1:9477";
+
     /// Starts the daemon and waits until it carries packets for all `peers` as its mode says.
     pub fn start(prefix: &Prefix, host: Host, options: Options, peers: Vec<Peer>) -> Self {
         let dir = prefix.dir().join(host.name());
@@ -217,7 +222,7 @@ impl PodwireNode {
 
     fn config_text(&self) -> String {
         let Host { index, uplink, underlay, .. } = &self.host;
-        let Options { mode, xdp, workers, masquerade, known_vteps_only } = self.options;
+        let Options { mode, xdp, workers, masquerade, known_vteps_only, metrics } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
         let mut text = format!(
@@ -246,6 +251,9 @@ known_vteps_only = {known_vteps_only}
             self.host.name(),
             pod_cidrs(*index),
         );
+        if metrics {
+            writeln!(text, "\n[metrics]\nlisten = \"{}\"\nsocket = true", Self::METRICS).expect("a string");
+        }
         for Peer { name, index, underlay, vtep_mac, addresses } in &self.peers {
             let cidrs = pod_cidrs(*index);
             write!(text, "\n[[peers]]\nname = \"{name}\"\nunderlay = \"{underlay}\"\npod_cidrs = {cidrs:?}\n")

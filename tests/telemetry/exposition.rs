@@ -1,0 +1,79 @@
+//! A scrape: HTTP by hand, and the text format as far as it is used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::harness::{Netns, PodwireNode};
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+/// Sends `request` on a new connection and reads all that comes.
+pub fn talk(stream: &mut (impl Read + Write), request: &str) -> Answer {
+    stream.write_all(request.as_bytes()).expect("the request is taken");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer in UTF-8");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP: {answer}"));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Answer { status: status.expect("a status"), head: head.to_owned(), body: body.to_owned() }
+}
+
+/// Asks a server in a namespace.
+pub fn get(netns: &Netns, at: SocketAddr, path: &str) -> Answer {
+    let mut stream = netns.within(|| TcpStream::connect(at)).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    talk(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n"))
+}
+
+pub fn metrics_address() -> SocketAddr {
+    PodwireNode::METRICS.parse().expect("an address")
+}
+
+/// The samples of one scrape.
+#[derive(Debug)]
+pub struct Exposition {
+    pub at: Instant,
+    pub text: String,
+    samples: BTreeMap<String, f64>,
+}
+
+impl Exposition {
+    /// Scrapes a node, which must answer.
+    #[track_caller]
+    pub fn of(node: &PodwireNode) -> Self {
+        let answer = get(&node.host.netns, metrics_address(), "/metrics");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        Self::parse(answer.body)
+    }
+
+    fn parse(text: String) -> Self {
+        let samples = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+            let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {line}"));
+            (series.to_owned(), value.parse().unwrap_or_else(|_| panic!("no number: {line}")))
+        });
+        Self { at: Instant::now(), samples: samples.collect(), text }
+    }
+
+    /// The names of all metrics that have a type.
+    pub fn names(&self) -> BTreeSet<&str> {
+        let types = self.text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        types.filter_map(|line| line.split(' ').next()).collect()
+    }
+
+    /// The sum over the series of a metric that have all of the labels; none when there is no such series.
+    pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let wanted: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let has = |series: &str| {
+            let (found, rest) = series.split_once('{').unwrap_or((series, ""));
+            found == name && wanted.iter().all(|pair| rest.contains(pair))
+        };
+        self.samples.iter().filter(|(series, _)| has(series)).map(|(_, value)| *value).reduce(|sum, value| sum + value)
+    }
+}
