@@ -123,7 +123,7 @@ impl Dataplane {
                 if let Err(error) = remove(&devices) {
                     tracing::error!(%error, "what an earlier data plane has attached stays, and is out of date");
                 }
-                Err(error.into())
+                Err(explained(&error))
             }
         }
     }
@@ -167,11 +167,11 @@ impl Dataplane {
 
 impl Engine for Dataplane {
     fn update(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
-        Ok(self.try_update(settings, view)?)
+        self.try_update(settings, view).map_err(|error| explained(&error))
     }
 
     fn start(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
-        Ok(self.try_start(settings, view)?)
+        self.try_start(settings, view).map_err(|error| explained(&error))
     }
 
     fn maintain(&mut self) -> Result<(), Box<dyn Error>> {
@@ -181,7 +181,7 @@ impl Engine for Dataplane {
             self.repairs.tell(self.steer.repair(), now);
         }
         match &mut self.workers {
-            Some(workers) => Ok(workers.maintain()?),
+            Some(workers) => workers.maintain().map_err(|error| explained(&error)),
             None => Ok(()),
         }
     }
@@ -224,6 +224,11 @@ impl Engine for Dataplane {
         self.workers = None;
         last
     }
+}
+
+/// For the report of the daemon.
+fn explained(error: &DataplaneError) -> Box<dyn Error> {
+    error.explained().into()
 }
 
 /// One worker a core, as far as there are queues: each needs one to receive on and one to send on.

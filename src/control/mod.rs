@@ -4,6 +4,7 @@ pub mod api;
 pub mod client;
 pub mod daemon;
 pub mod dataplane;
+pub mod explain;
 pub mod lifecycle;
 pub mod notes;
 pub mod runtime;

@@ -31,7 +31,7 @@ pub const VIRTIO_HEADER: usize = VirtioNetHdr::LEN;
 /// Why a packet socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot open a packet socket: {0}; it needs CAP_NET_RAW")]
+    #[error("cannot open a packet socket: {0}")]
     Open(io::Error),
     #[error("cannot set {option} on a packet socket: {source}")]
     Option { option: &'static str, source: io::Error },

@@ -6,10 +6,7 @@ use crate::ids::{IfIndex, QueueId, WorkerId};
 /// Why the steering programs could not be loaded, attached or told something.
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
-    #[error(
-        "the kernel refused the steering programs: {0}; they need Linux 6.1 or later, CAP_BPF and CAP_NET_ADMIN \
-         (the verifier's words are in the log, target `libbpf`)"
-    )]
+    #[error("the kernel refused the steering programs: {0} (the verifier's words are in the log, target `libbpf`)")]
     Load(io::Error),
     #[error("cannot {act} {key} in the steering map `{map}`: {source}")]
     Map { act: &'static str, map: &'static str, key: String, source: io::Error },

@@ -7,9 +7,15 @@ use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle, MapImpl};
 
 use super::SteerError;
 
-/// An error of libbpf with all its causes in its text.
+/// An error of libbpf with all its causes in its text, and of the kind that the kernel's refusal is.
 pub(super) fn os_error(error: &libbpf_rs::Error) -> io::Error {
-    io::Error::other(format!("{error:#}"))
+    let kind = match error.kind() {
+        ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+        ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+        ErrorKind::OutOfMemory => io::ErrorKind::OutOfMemory,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, format!("{error:#}"))
 }
 
 /// One map of the programs, kept alive by its own descriptor.

@@ -41,19 +41,15 @@ pub struct Options {
 /// Why a socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot open an AF_XDP socket: {0}; it needs CAP_NET_RAW and a kernel with CONFIG_XDP_SOCKETS")]
+    #[error("cannot open an AF_XDP socket: {0}")]
     Open(io::Error),
-    #[error("cannot register packet memory with AF_XDP: {0}; without CAP_IPC_LOCK the locked-memory limit counts")]
+    #[error("cannot register packet memory with AF_XDP: {0}")]
     Register(io::Error),
     #[error("cannot set up the AF_XDP rings: {0}")]
     Rings(io::Error),
-    #[error(
-        "queue {queue} of device {ifindex} stays taken by another AF_XDP socket; is another podwire running, or does a worker that was left behind hang?"
-    )]
+    #[error("queue {queue} of device {ifindex} stays taken by another AF_XDP socket")]
     Taken { ifindex: IfIndex, queue: u32 },
-    #[error(
-        "the driver of device {ifindex} has no zero-copy AF_XDP on queue {queue}: {source}; set `dataplane.zero_copy` to \"auto\" or \"off\""
-    )]
+    #[error("the driver of device {ifindex} has no zero-copy AF_XDP on queue {queue}: {source}")]
     NoZeroCopy { ifindex: IfIndex, queue: u32, source: io::Error },
     #[error("cannot bind to queue {queue} of device {ifindex}: {source}")]
     Bind { ifindex: IfIndex, queue: u32, source: io::Error },
