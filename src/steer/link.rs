@@ -147,6 +147,18 @@ pub(super) fn xdp_program(ifindex: IfIndex, mode: XdpMode) -> io::Result<u32> {
     }
 }
 
+/// What runs at a device's XDP hook and what its driver can do.
+pub(super) fn xdp_query(ifindex: IfIndex) -> io::Result<libbpf_sys::bpf_xdp_query_opts> {
+    let ifindex = libc::c_int::try_from(ifindex.0).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
+    let sz = size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t;
+    let mut options = libbpf_sys::bpf_xdp_query_opts { sz, ..Default::default() };
+    // SAFETY: invariant 1; the options are written during the call, as many bytes as they say.
+    match unsafe { libbpf_sys::bpf_xdp_query(ifindex, 0, &raw mut options) } {
+        0 => Ok(options),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
 /// The ids of the programs that are attached to a device by tcx, those before it and those after, by links or without;
 /// none where the kernel has no tcx, or the device has gone.
 pub(super) fn tcx_programs(ifindex: IfIndex) -> io::Result<Vec<u32>> {
@@ -188,7 +200,7 @@ pub(super) fn remove_pin(pin: &Path) -> io::Result<()> {
 }
 
 /// Attaches `program` until the returned descriptor, and each pin of it, is gone.
-fn create(program: BorrowedFd<'_>, ifindex: IfIndex, hook: Hook) -> io::Result<OwnedFd> {
+pub(super) fn create(program: BorrowedFd<'_>, ifindex: IfIndex, hook: Hook) -> io::Result<OwnedFd> {
     let (kind, flags) = match hook {
         Hook::XdpNative => (libbpf_sys::BPF_XDP, libbpf_sys::XDP_FLAGS_DRV_MODE),
         Hook::XdpGeneric => (libbpf_sys::BPF_XDP, libbpf_sys::XDP_FLAGS_SKB_MODE),

@@ -26,10 +26,12 @@ mod maps;
 mod nat;
 mod pins;
 mod tc;
+mod trial;
 mod verdict;
 mod xdp;
 
 use std::collections::HashMap;
+use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,6 +46,7 @@ pub use error::SteerError;
 pub use nat::{NatCheck, knows_conntrack};
 pub use pins::Pins;
 pub use tc::TcChoice;
+pub use trial::{AttachedProgram, Trial, XdpDevice, XdpDriver};
 pub use verdict::{Outcome, Program, Verdict};
 pub use xdp::{XdpChoice, XdpMode};
 
@@ -108,6 +111,19 @@ struct Programs {
     hub_fanout: OwnedFd,
 }
 
+impl Programs {
+    /// Keeps the loaded programs, whatever becomes of the skeleton.
+    fn of(skel: &skeleton::SteerSkel<'_>) -> io::Result<Self> {
+        let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
+        Ok(Self {
+            nic_steer: own(skel.progs.nic_steer.as_fd())?,
+            pod_steer: own(skel.progs.pod_steer.as_fd())?,
+            hub_drop: own(skel.progs.hub_drop.as_fd())?,
+            hub_fanout: own(skel.progs.hub_fanout.as_fd())?,
+        })
+    }
+}
+
 #[derive(Debug)]
 struct Maps {
     config: Map,
@@ -146,13 +162,7 @@ impl Steer {
         let mut open = skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(refused)?;
         pins.reuse_map("verdicts", &mut open.maps.verdicts);
         let skel = open.load().map_err(refused)?;
-        let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(SteerError::Load);
-        let programs = Programs {
-            nic_steer: own(skel.progs.nic_steer.as_fd())?,
-            pod_steer: own(skel.progs.pod_steer.as_fd())?,
-            hub_drop: own(skel.progs.hub_drop.as_fd())?,
-            hub_fanout: own(skel.progs.hub_fanout.as_fd())?,
-        };
+        let programs = Programs::of(&skel).map_err(SteerError::Load)?;
         let maps = Maps {
             config: Map::of("config", &skel.maps.config)?,
             xsks: Map::of("xsks", &skel.maps.xsks)?,

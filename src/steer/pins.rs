@@ -56,6 +56,11 @@ impl Pins {
         pins.dir.is_dir().then_some(pins)
     }
 
+    /// Whether there is a BPF file system to pin in.
+    pub fn have_file_system() -> io::Result<bool> {
+        is_bpffs(Path::new(BPFFS))
+    }
+
     fn of(cookie: u64) -> Self {
         Self { dir: Path::new(BPFFS).join("podwire").join(cookie.to_string()) }
     }
@@ -154,16 +159,19 @@ fn failed(act: &'static str, path: &Path, source: io::Error) -> SteerError {
     SteerError::Pins { act, path: path.to_owned(), source }
 }
 
+fn is_bpffs(path: &Path) -> io::Result<bool> {
+    Ok(u32::try_from(rustix::fs::statfs(path)?.f_type) == Ok(BPF_FS_MAGIC))
+}
+
 /// Mounts a BPF file system, unless there is one.
 fn mount_bpffs(path: &Path) -> io::Result<()> {
-    let is_there = || Ok::<_, io::Error>(u32::try_from(rustix::fs::statfs(path)?.f_type) == Ok(BPF_FS_MAGIC));
-    if is_there()? {
+    if is_bpffs(path)? {
         return Ok(());
     }
     // Two daemons that start would mount two, and the pins of the first would be out of sight.
     let below = File::open(path)?;
     below.lock()?;
-    if is_there()? {
+    if is_bpffs(path)? {
         return Ok(());
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;

@@ -1,4 +1,5 @@
-//! AF_XDP sockets: one [`Socket`] per queue of a device, over packet memory registered with it.
+//! AF_XDP sockets: one [`Socket`] per queue of a device, over packet memory registered with it; and what the device
+//! says of its queues.
 //!
 //! Owned by the uplink port of one worker; opened by control. What moves where:
 //!
@@ -19,6 +20,7 @@
 #![allow(unsafe_code, reason = "rings shared with the kernel")]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod ethtool;
 mod ledger;
 mod mapping;
 mod queues;
@@ -26,6 +28,7 @@ mod ring;
 mod socket;
 pub(crate) mod sys;
 
+pub use ethtool::{Driver, Rings, hashes_udp_ports};
 pub use ledger::Ledger;
 pub use mapping::Mapping;
 pub use queues::Queues;
