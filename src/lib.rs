@@ -7,6 +7,9 @@
 // Argument parsing and printing.
 pub mod cli;
 
+// Looks at the machine and asks the daemon.
+pub mod doctor;
+
 // What container runtimes call; asks the daemon.
 pub mod cni;
 

@@ -79,6 +79,14 @@ pub(super) enum Verb {
         after_help = "Example:\n  podwire cni install --chain portmap,bandwidth\n  podwire cni remove"
     )]
     Cni(CniVerb),
+    /// Say what is wrong with this node, what it means and what to do; fails when something is an error.
+    ///
+    /// Run it in the network namespace of the node, with or without a daemon. Nothing is changed. The code is 0 when
+    /// there is no error, and 1 when there is one; notes and warnings do not count.
+    #[command(
+        after_help = "Example:\n  podwire doctor --config /etc/podwire.toml\n  podwire doctor --fix >fix.sh   # to review, then to run"
+    )]
+    Doctor(Doctor),
     /// Remove podwire from this node; a daemon that runs is stopped first.
     ///
     /// Run it in the network namespace of the node. What starts the daemon again by itself, such as
@@ -90,6 +98,22 @@ pub(super) enum Verb {
     /// Have a worker suffer, to test what comes of it; the daemon must have been started with PODWIRE_FAULTS=1.
     #[command(hide = true, after_help = "Example:\n  podwire fault hang --worker 0 --ms 500")]
     Fault(Provoke),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Doctor {
+    /// The configuration file; that of the daemon, else /etc/podwire.toml, if none is named.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where container runtimes look for network configurations.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub cni_dir: PathBuf,
+    /// Show what is well, too.
+    #[arg(long)]
+    pub all: bool,
+    /// Print a script that puts right what a command can, to be reviewed; nothing is run.
+    #[arg(long, conflicts_with = "all")]
+    pub fix: bool,
 }
 
 #[derive(Debug, ClapArgs)]

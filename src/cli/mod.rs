@@ -2,6 +2,7 @@
 
 mod args;
 mod cni;
+mod doctor;
 mod output;
 mod stats;
 mod status;

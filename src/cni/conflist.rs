@@ -39,14 +39,14 @@ fn chained(kind: &str) -> Value {
 }
 
 /// Whether a configuration, of a list or of a single plugin, calls podwire.
-pub(super) fn calls_podwire(text: &[u8]) -> bool {
+pub fn calls_podwire(text: &[u8]) -> bool {
     let Ok(config) = serde_json::from_slice::<Value>(text) else { return false };
     let listed = config["plugins"].as_array().into_iter().flatten();
     listed.chain([&config]).any(|plugin| plugin["type"] == PLUGIN)
 }
 
 /// Whether runtimes read a file of this name.
-pub(super) fn is_read(file: &Path) -> bool {
+pub fn is_read(file: &Path) -> bool {
     file.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
 }
 

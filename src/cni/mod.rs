@@ -29,6 +29,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use call::Call;
+pub use conflist::{calls_podwire, is_read};
 pub use environment::Variables;
 pub use failure::Failure;
 pub use version::Version;

@@ -229,7 +229,7 @@ fn online_cpus() -> Vec<usize> {
 }
 
 /// Reads the kernel's list format, such as `0-3,6`.
-fn parse_cpu_list(text: &str) -> Vec<usize> {
+pub fn parse_cpu_list(text: &str) -> Vec<usize> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)

@@ -33,8 +33,8 @@ use crate::xsk::Queues;
 pub(super) const ETH_MAX_MTU: u32 = 65_535;
 
 /// Outer Ethernet is not counted: inner Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40.
-const OVERHEAD_V4: u32 = 50;
-const OVERHEAD_V6: u32 = 70;
+pub const OVERHEAD_V4: u32 = 50;
+pub const OVERHEAD_V6: u32 = 70;
 
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5), asked of IPv4 too: below it
 /// something is wrong.

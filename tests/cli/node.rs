@@ -97,8 +97,16 @@ impl Node {
 
     /// Starts the daemon and waits until it answers.
     pub fn run(&mut self) {
+        self.run_as(&[]);
+    }
+
+    /// The same by a wrapper, which becomes the daemon.
+    pub fn run_as(&mut self, wrapper: &[&str]) {
         let log = OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        self.daemon = Some(self.daemon_command().stderr(log).spawn().unwrap());
+        let mut words = wrapper.iter().copied().chain([BINARY]);
+        let mut command = self.netns.command(words.next().unwrap());
+        command.args(words).arg("run").arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir());
+        self.daemon = Some(command.stderr(log).spawn().unwrap());
         let end = Instant::now() + PATIENCE;
         while !self.ask(&["status"]).status.success() {
             let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
@@ -163,6 +171,16 @@ impl Node {
     pub fn attach(&mut self, name: &str) -> Value {
         let path = self.pod_netns(name);
         self.json(&["pods", "attach", "--netns", &path, "--ifname", "eth0", "--name", name])
+    }
+
+    /// A program, to be started in the node's namespace.
+    pub fn command(&self, program: &str) -> Command {
+        self.netns.command(program)
+    }
+
+    /// A directory for files of this node.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The standard output of a command in the node's namespace.
