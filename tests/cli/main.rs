@@ -2,11 +2,13 @@
 //! network namespaces of its own, on the kernel path.
 
 mod dataplane;
+mod doctor;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod node;
 mod notes;
 mod requests;
+mod tuning;
 mod uninstall;
 
 use std::fs;
@@ -79,6 +81,7 @@ fn every_verb_has_help_with_an_example() {
         "status",
         "stats",
         "routes",
+        "doctor",
         "uninstall",
     ];
     for verb in verbs {
