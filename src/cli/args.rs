@@ -62,6 +62,9 @@ pub(super) enum Verb {
         after_help = "Example:\n  podwire pods attach --netns /run/netns/web --ifname eth0 --name web\n  podwire pods list"
     )]
     Pods(PodsVerb),
+    /// Show and repair who has which address.
+    #[command(subcommand, after_help = "Example:\n  podwire ipam list\n  podwire ipam check --output json")]
+    Ipam(IpamVerb),
     /// Show what the daemon does and what is wrong; fails when no daemon runs.
     #[command(
         after_help = "Example:\n  podwire status --output json | jq .dataplane.state\n  podwire status --watch 5"
@@ -181,6 +184,28 @@ pub(super) enum PodsVerb {
     /// List the attached pods.
     #[command(after_help = "Example:\n  podwire pods list --output json")]
     List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum IpamVerb {
+    /// List the addresses that are not free, and how full each range is.
+    #[command(after_help = "Example:\n  podwire ipam list\n  podwire ipam list --output json | jq .ranges")]
+    List,
+    /// Free an address that is held for another plugin's container, or in quarantine; that of a pod is freed by detaching
+    /// the pod.
+    #[command(after_help = "Example:\n  podwire ipam release 10.244.1.7")]
+    Release { address: IpAddr },
+    /// Compare what is remembered with the kernel and the pods' namespaces; fails when they do not agree.
+    #[command(after_help = "Example:\n  podwire ipam check\n  podwire ipam check --output json | jq .findings")]
+    Check,
+    /// Hold the addresses that containers have from the CNI plugin host-local, until each container is removed; can be
+    /// repeated.
+    #[command(after_help = "Example:\n  podwire ipam import cbr0\n  podwire ipam import /var/lib/cni/networks/cbr0")]
+    Import {
+        /// The network's name, or host-local's directory of it.
+        #[arg(value_name = "NETWORK|DIR")]
+        network: PathBuf,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

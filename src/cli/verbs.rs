@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
-use super::{CliError, cni, doctor, output, stats, status, uninstall};
+use super::{CliError, cni, doctor, ipam, output, stats, status, uninstall};
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
 use crate::control::client::{self, ClientError};
@@ -22,6 +22,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
             Reply::Pods(pods) => Ok(output::print(args.output, &pods, |pods| pods_text(pods))?),
             other => Err(unexpected(other)),
         },
+        Verb::Ipam(verb) => ipam::run(args, verb),
         Verb::Status(verb) => status::run(args, verb.watch),
         Verb::Stats(verb) => stats::run(args, verb.watch),
         Verb::Routes => match ask(args, Request::Routes)? {

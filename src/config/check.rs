@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::MAX_WORKERS;
 use super::parse::NodeKeys;
+use super::range::AddressRange;
 use super::reader::{At, Document};
 
 /// The longest prefixes of a node's range: the first address is the VXLAN device's, and a pod
@@ -212,6 +213,17 @@ fn range(doc: &Document<'_>, cidr: &At<IpNet>) {
         doc.refuse(&cidr.place, "is every address of its family");
     } else if let Some((reserved, what)) = RESERVED.iter().find(|(reserved, _)| overlaps(reserved)) {
         doc.refuse(&cidr.place, format!("overlaps {reserved}, which is {what}; no pod can be there"));
+    }
+}
+
+/// Addresses that pods are not to have lie where pods could have them.
+pub(super) fn excluded(doc: &Document<'_>, excluded: &[At<AddressRange>], pod_cidrs: &[At<IpNet>]) {
+    for range in excluded {
+        let holds =
+            |cidr: &At<IpNet>| cidr.value.contains(&range.value.first()) && cidr.value.contains(&range.value.last());
+        if !pod_cidrs.iter().any(holds) {
+            doc.refuse(&range.place, "is not inside one of node.pod_cidrs; only there addresses are given out");
+        }
     }
 }
 

@@ -7,16 +7,19 @@
 mod check;
 mod error;
 mod parse;
+mod range;
 mod reader;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 pub use error::{ConfigError, Problem};
+pub use range::{AddressRange, from_bits, to_bits};
 
 use crate::wire::{Mac, Vni};
 
@@ -31,6 +34,7 @@ pub struct Config {
     pub vxlan: Vxlan,
     pub dataplane: Dataplane,
     pub metrics: Metrics,
+    pub ipam: Ipam,
     pub peers: Vec<Peer>,
     /// What works, but is hardly what was meant.
     pub warnings: Vec<Problem>,
@@ -105,6 +109,15 @@ pub struct Metrics {
     pub socket: bool,
     /// Whether each pod has series of its own. Default true.
     pub per_pod: bool,
+}
+
+/// Which addresses pods get.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ipam {
+    /// Never given to a pod; apart from each other, in order. Default none.
+    pub exclude: Vec<AddressRange>,
+    /// For how long a released address is not given out again. Default 30 s.
+    pub quarantine: Duration,
 }
 
 /// Another node.

@@ -1,13 +1,15 @@
 //! From a document to a [`Config`], key by key; what spans keys is in `check`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::check;
+use super::range::{self, AddressRange};
 use super::reader::{At, Document, Section};
 use super::{
-    Cluster, Config, ConfigError, Dataplane, Metrics, Mode, Node, Peer, Vxlan, Xdp, ZeroCopy, derive_vtep_mac,
+    Cluster, Config, ConfigError, Dataplane, Ipam, Metrics, Mode, Node, Peer, Vxlan, Xdp, ZeroCopy, derive_vtep_mac,
 };
 use crate::wire::{Mac, Vni};
 
@@ -46,6 +48,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
     let (vxlan, device) = vxlan(doc, root.section("vxlan"));
     let dataplane = dataplane(doc, root.section("dataplane"), online);
     let metrics = metrics(doc, root.section("metrics"));
+    let ipam = ipam(doc, root.section("ipam"), &own.pod_cidrs);
     let peers: Vec<NodeKeys> = root.sections("peers").into_iter().map(peer).collect();
     root.finish();
 
@@ -63,6 +66,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
         vxlan: vxlan?,
         dataplane,
         metrics,
+        ipam,
         peers: peers.into_iter().map(NodeKeys::into_peer).collect::<Option<_>>()?,
         warnings: doc.take_warnings(),
     })
@@ -137,11 +141,6 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
     if let (Some(cores), Mode::Busy | Mode::Adaptive) = (&cores, mode) {
         check::cores(doc, cores, online);
     }
-    let within = |low: u64, high: u64| {
-        move |value: u64| {
-            if (low..=high).contains(&value) { Ok(()) } else { Err(format!("is not between {low} and {high}")) }
-        }
-    };
     let dataplane = Dataplane {
         mode,
         cores: cores.map_or_else(Vec::new, |cores| values(cores.value)),
@@ -168,6 +167,19 @@ fn metrics(doc: &Document<'_>, mut section: Section<'_, '_>) -> Metrics {
     };
     section.finish();
     metrics
+}
+
+fn ipam(doc: &Document<'_>, mut section: Section<'_, '_>, pod_cidrs: &[At<IpNet>]) -> Ipam {
+    let exclude = section.list::<AddressRange>("exclude").map_or_else(Vec::new, |list| list.value);
+    let seconds = section.or("quarantine_s", 30, |seconds: &u64| within(0, 86_400)(*seconds));
+    section.finish();
+    check::excluded(doc, &exclude, pod_cidrs);
+    Ipam { exclude: range::merge(values(exclude)), quarantine: Duration::from_secs(seconds) }
+}
+
+/// The check that a number is between two others.
+fn within(low: u64, high: u64) -> impl Fn(u64) -> Result<(), String> {
+    move |value| if (low..=high).contains(&value) { Ok(()) } else { Err(format!("is not between {low} and {high}")) }
 }
 
 fn values<T>(list: Vec<At<T>>) -> Vec<T> {

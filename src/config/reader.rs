@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Mode, Problem, Xdp, ZeroCopy};
+use super::{AddressRange, Mode, Problem, Xdp, ZeroCopy};
 use crate::wire::Mac;
 
 /// How much of a faulty value an error shows, in characters.
@@ -251,6 +251,7 @@ from_string! {
     SocketAddr, |_| "is not an address with a port such as 127.0.0.1:9477".to_owned();
     IpNet, |_| "is not an address range such as 10.244.1.0/24".to_owned();
     Mac, |_| "is not an Ethernet address such as 02:00:00:00:00:02".to_owned();
+    AddressRange, |reason| reason;
     Mode, |reason| reason;
     Xdp, |reason| reason;
     ZeroCopy, |reason| reason;

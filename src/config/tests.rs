@@ -28,6 +28,9 @@ underlay = "192.168.1.4"
 pod_cidrs = ["10.244.3.0/24"]
 "#;
 
+/// The beginning of the first peer, before which `[ipam]` may stand.
+const IPAM: &str = "[[peers]]";
+
 /// The ranges of the last peer.
 const LAST: &str = "pod_cidrs = [\"10.244.3.0/24\"]";
 
@@ -91,6 +94,18 @@ fn metrics_are_served_where_the_file_says() {
 }
 
 #[test]
+fn excluded_addresses_are_merged_and_quarantine_may_be_none() {
+    let keys =
+        "[ipam]\nexclude = ['10.244.1.100-10.244.1.120', '10.244.1.121', 'fd00:244:1::/120']\nquarantine_s = 0\n";
+    let ipam = parse(&GOOD.replacen(IPAM, &format!("{keys}{IPAM}"), 1)).unwrap().ipam;
+    let exclude: Vec<_> = ipam.exclude.iter().map(ToString::to_string).collect();
+    assert_eq!(exclude, ["10.244.1.100-10.244.1.121", "fd00:244:1::-fd00:244:1::ff"]);
+    assert_eq!(ipam.quarantine, Duration::ZERO);
+    let default = parse(GOOD).unwrap().ipam;
+    assert_eq!(default, Ipam { exclude: Vec::new(), quarantine: Duration::from_secs(30) });
+}
+
+#[test]
 fn each_fault_is_named_with_line_key_value_and_reason() {
     let rows = [
         ("\"node-b\"", "\"Node_B\"", "line 18: peers[0].name = \"Node_B\": is not a node name"),
@@ -146,6 +161,27 @@ fn each_fault_is_named_with_line_key_value_and_reason() {
         ("uplink", "underlay = \"192.168.1.3\"\nuplink", "peers[0].underlay = \"192.168.1.3\": is also node.underlay"),
         ("02:00:00:00:00:02", "03:00:00:00:00:02", "peers[0].vtep_mac = \"03:00:00:00:00:02\": is not a unicast"),
         ("02:00:00:00:00:02", "02:70:c0:a8:01:04", "gives the VTEP MAC 02:70:c0:a8:01:04, which peers[0].vtep_mac has"),
+        (
+            IPAM,
+            "[ipam]\nexclude = [\"10.244.1.9-10.244.1.5\"]\n[[peers]]",
+            "ipam.exclude[0] = \"10.244.1.9-10.244.1.5\": is no range",
+        ),
+        (
+            IPAM,
+            "[ipam]\nexclude = [\"10.244.1.9/24\"]\n[[peers]]",
+            "line 18: ipam.exclude[0] = \"10.244.1.9/24\": has host bits",
+        ),
+        (
+            IPAM,
+            "[ipam]\nexclude = [\"10.244.2.9\"]\n[[peers]]",
+            "ipam.exclude[0] = \"10.244.2.9\": is not inside one of node",
+        ),
+        (IPAM, "[ipam]\nexclude = [\"10.244.1.0/23\"]\n[[peers]]", "has host bits set; the range is 10.244.0.0/23"),
+        (IPAM, "[ipam]\nexclude = [\"10.244.0.0-10.244.1.9\"]\n[[peers]]", "is not inside one of node.pod_cidrs"),
+        (IPAM, "[ipam]\nexclude = \"10.244.1.9\"\n[[peers]]", "ipam.exclude = \"10.244.1.9\": is not an array"),
+        (IPAM, "[ipam]\nquarantine_s = 86401\n[[peers]]", "ipam.quarantine_s = 86401: is not between 0 and 86400"),
+        (IPAM, "[ipam]\nquarantine_s = -1\n[[peers]]", "ipam.quarantine_s = -1: is not between 0"),
+        (IPAM, "[ipam]\nexcluded = []\n[[peers]]", "ipam.excluded: is not a known key"),
         ("[cluster]", "[[cluster]]", "cluster = [[cluster]]: is not a table"),
         ("[[peers]]\nname = \"node-b\"", "[peers]\nname = \"node-b\"", "duplicate key"),
         ("name = \"node-a\"", "name = ", "line 3: "),

@@ -21,6 +21,7 @@ impl Node {
                 reply(self.collect(&network, &keep, now), |removed| Reply::Collected { removed })
             }
             Request::Ready => Reply::Ready(self.ready()),
+            Request::Ipam(ask) => reply(self.answer_ipam(ask), Reply::Ipam),
             Request::Leave { netns } => may_leave(netns),
             Request::Fault(provocation) => match self.provoke(provocation) {
                 Ok(()) => Reply::Provoked,

@@ -1,6 +1,8 @@
 //! The control protocol: one JSON line asks, one JSON line answers, on a Unix socket that only the
 //! daemon's user can open. What these types serialise to is also what `--output json` prints.
 
+pub mod ipam;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -48,6 +50,7 @@ pub enum Request {
     },
     /// Whether a pod can be attached now.
     Ready,
+    Ipam(ipam::Ask),
     /// Hand over to the kernel path and end. Only for a client in the daemon's own network namespace, which goes on to
     /// remove what the daemon has made there.
     Leave {
@@ -140,6 +143,7 @@ pub enum Reply {
         removed: Vec<String>,
     },
     Ready(Ready),
+    Ipam(ipam::Answer),
     /// The daemon ends. Its locks are free when it has.
     Leaving,
     /// The worker has its fault.

@@ -1,9 +1,10 @@
 //! Small files that must survive a crash: replaced as a whole (write aside, fsync, rename, fsync of the directory), so
 //! that the old or the new one is there.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -24,13 +25,30 @@ pub(super) fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Puts `contents`, as JSON, in the place of the file.
+/// Where the next contents of a file are written first. A process that is killed meanwhile leaves it, and the next write
+/// takes its place.
+pub(super) fn aside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+/// Puts `contents`, as JSON, in the place of the file. No two may do so at once.
 pub(super) fn write(path: &Path, contents: &impl Serialize) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    serde_json::to_writer_pretty(&mut file, contents)?;
-    file.write_all(b"\n")?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(dir)?.sync_all()
+    let mut text = serde_json::to_vec(contents)?;
+    text.push(b'\n');
+    let aside = aside(path);
+    let replace = || {
+        let mut options = OpenOptions::new();
+        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)
+    };
+    if let Err(error) = replace() {
+        // It would take what is left of a full disk.
+        let _ = fs::remove_file(&aside);
+        return Err(error);
+    }
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }

@@ -23,7 +23,7 @@ use super::plan::{self, Action, Change, NODES_TABLE, Object, ObjectChange, PROTO
 use super::shaping::Shaped;
 use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
-use super::wiring::Pod;
+use super::wiring::{Pod, is_of_stranger};
 use crate::config::{Config, derive_vtep_mac};
 use crate::ids::{IfIndex, PodId};
 use crate::wire::Mac;
@@ -252,7 +252,11 @@ impl Kernel {
                 return Err(error);
             }
         };
-        let observed = self.observe(device, &present).map_err(request("list routes and neighbours"))?;
+        let mut observed = self.observe(device, &present).map_err(request("list routes and neighbours"))?;
+        // What a forgotten pod has keeps it going until its device is removed.
+        let strangers: HashSet<IfIndex> =
+            links.iter().filter(|link| is_of_stranger(link, pods)).map(|link| link.index).collect();
+        observed.retain(|object| object.device().is_none_or(|device| !strangers.contains(&device)));
         self.apply_plan(
             plan::plan(plan::desired(config, vtep, device, &present), observed, |index| {
                 // It may have been made after the devices were listed.

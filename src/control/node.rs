@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::config_file::{ConfigFile, ReloadError, log_warnings};
+use super::host_side::Stranger;
 use super::journal::Journal;
 use super::kernel::{Kernel, Reconciled, Vtep};
 use super::lifecycle::{Lifecycle, Starter};
@@ -39,6 +40,8 @@ pub struct Node {
     pub(super) masquerade: Masquerade,
     /// What [`Node::mend_pods`] last found wrong with a pod and could not mend.
     pub(super) faults: BTreeMap<PodId, String>,
+    /// Pods that were forgotten, as last seen.
+    pub(super) strangers: Vec<Stranger>,
     pub(super) journal: Journal,
     pub(super) ended: Ended,
     /// The failures that the log knows of and that still are.
@@ -90,6 +93,7 @@ impl Node {
             nat: Nat::new(),
             masquerade: Masquerade::default(),
             faults: BTreeMap::new(),
+            strangers: Vec::new(),
             journal: Journal::default(),
             ended: Ended::new(),
             told: BTreeSet::new(),
@@ -154,7 +158,7 @@ impl Node {
 
     /// What is wrong with pods outside of the ranges in force. A reload leaves none; the file may have changed while
     /// no daemon ran.
-    fn strays(&self) -> impl Iterator<Item = String> {
+    pub(super) fn strays(&self) -> impl Iterator<Item = String> {
         let outside = self.outside(&self.config);
         outside.map(|(pod, address)| {
             format!("pod {} has the address {address}, which is outside of node.pod_cidrs; detach it", pod.name)
@@ -164,6 +168,7 @@ impl Node {
     /// Brings kernel and data plane to the desired state. What fails is kept as a problem, and the
     /// rest is done.
     pub fn reconcile(&mut self, now: Instant) {
+        self.meet_strangers();
         let mut observed = Observed::default();
         let mut changes = Vec::new();
         let pods = self.store.pods();
@@ -282,7 +287,9 @@ impl Node {
         let Observed { problems, failures, .. } = &self.observed;
         let seen = self.notices.iter().chain(problems).chain(failures).chain(self.faults.values());
         let masquerade = self.masquerade.problem().map(ToString::to_string);
-        seen.cloned().chain(self.strays()).chain(masquerade).chain(self.unexported.clone()).collect()
+        let strangers = self.strangers.iter().map(Stranger::advice);
+        let told = seen.cloned().chain(self.strays()).chain(strangers).chain(masquerade);
+        told.chain(self.unexported.clone()).collect()
     }
 
     /// Hands over to the kernel path. Programs, hub and kernel path stay as they are, for the next daemon.

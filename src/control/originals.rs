@@ -145,7 +145,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let boot_id = originals.contents.boot_id.as_str();
         for spoilt in
-            [&text[..text.len() / 2], &text.replace(boot_id, "x"), &text.replace("\"version\": 1", "\"version\": 2")]
+            [&text[..text.len() / 2], &text.replace(boot_id, "x"), &text.replace("\"version\":1", "\"version\":2")]
         {
             assert_eq!(befores(&path).len(), 1);
             std::fs::write(&path, spoilt).unwrap();

@@ -236,7 +236,7 @@ impl Object {
         }
     }
 
-    fn device(&self) -> Option<IfIndex> {
+    pub(super) fn device(&self) -> Option<IfIndex> {
         match self {
             Self::Address(Address { index, .. })
             | Self::Neighbour(Neighbour { index, .. })

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::api::{self, Owner, Refusal, RefusalKind};
-use super::ipam::{self, AddressError};
+use super::ipam::AddressError;
 use super::kernel::delete_link;
 use super::netlink::Link;
 use super::node::Node;
@@ -65,9 +65,12 @@ impl From<PodError> for Refusal {
             PodError::NotReady(_) => RefusalKind::NotReady,
             PodError::Leftover(_) | PodError::Store(_) => RefusalKind::Internal,
             PodError::Address(error) => match error {
-                AddressError::Foreign(..) | AddressError::Reserved(_) | AddressError::Second(_) => RefusalKind::Invalid,
+                AddressError::Foreign(..)
+                | AddressError::Reserved(_)
+                | AddressError::Excluded(..)
+                | AddressError::Second(_) => RefusalKind::Invalid,
                 AddressError::Taken(_) => RefusalKind::Taken,
-                AddressError::Exhausted(_) => RefusalKind::Exhausted,
+                AddressError::Exhausted { .. } => RefusalKind::Exhausted,
             },
             PodError::Wiring(error) => match error {
                 WiringError::Netns { .. } | WiringError::HostNetns { .. } => RefusalKind::Namespace,
@@ -89,12 +92,15 @@ impl Node {
     pub fn attach(&mut self, request: api::Attach, now: Instant) -> Result<api::Pod, PodError> {
         // A note about an earlier pod of this name must not be taken for one about this pod.
         self.heed_notes(now);
+        self.meet_strangers();
+        let is_chosen = request.addresses.is_empty();
         let request = self.admit(request)?;
         let Some(vtep) = &self.observed.vtep else {
             return Err(PodError::NotReady(self.obstacles()));
         };
         let pod = self.kernel.attach(vtep, &request)?;
-        if let Err(error) = self.store.insert(pod.clone()) {
+        let given = if is_chosen { pod.addresses.as_slice() } else { &[] };
+        if let Err(error) = self.store.insert(pod.clone(), given, self.rest()) {
             if let Err(leftover) = self.kernel.detach(&pod) {
                 tracing::error!(pod = pod.name, error = %leftover, "cannot undo the wiring");
             }
@@ -105,16 +111,16 @@ impl Node {
         Ok(self.describe(&pod))
     }
 
-    /// Takes the pod away from the data plane, then its wiring, then its place in the store.
-    /// False when there is no such pod.
+    /// Takes the pod away from the data plane, then its wiring, then its place in the store, which its addresses leave
+    /// for quarantine. Of a pod of another plugin only the addresses are known. False when there is no such pod.
     pub fn detach(&mut self, name: &str, now: Instant) -> Result<bool, PodError> {
         let Some(pod) = self.store.pods().iter().find(|pod| pod.name == name).cloned() else {
-            return Ok(false);
+            return Ok(!self.let_go(|held| held.is_of(name))?.is_empty());
         };
         self.observed.gone.insert(pod.id);
         self.drive(now);
         self.kernel.detach(&pod)?;
-        self.store.remove(name)?;
+        self.store.remove(name, self.rest())?;
         self.observed.gone.remove(&pod.id);
         self.faults.remove(&pod.id);
         tracing::info!(pod = pod.name, addresses = ?pod.addresses, "detached");
@@ -148,12 +154,13 @@ impl Node {
         Ok(self.describe(pod))
     }
 
-    /// Detaches the pods of a CNI network that are not in `keep`; what cannot be detached does not stop the rest.
+    /// Detaches the pods of a CNI network that are not in `keep`, and lets go what other plugins' containers have in it;
+    /// what cannot be detached does not stop the rest.
     pub fn collect(&mut self, network: &str, keep: &[String], now: Instant) -> Result<Vec<String>, PodError> {
-        let keep: BTreeSet<&str> = keep.iter().map(String::as_str).collect();
+        let kept: BTreeSet<&str> = keep.iter().map(String::as_str).collect();
         let of_network = |pod: &&wiring::Pod| pod.owner.as_ref().is_some_and(|owner| owner.network == network);
         let pods = self.store.pods().iter().filter(of_network).map(|pod| pod.name.clone());
-        let mut removed: Vec<String> = pods.filter(|name| !keep.contains(name.as_str())).collect();
+        let mut removed: Vec<String> = pods.filter(|name| !kept.contains(name.as_str())).collect();
         let mut failures = Vec::new();
         removed.retain(|name| match self.detach(name, now) {
             Ok(found) => found,
@@ -162,30 +169,47 @@ impl Node {
                 false
             }
         });
+        match self.let_go(|held| held.network == network && !keep.iter().any(|name| held.is_of(name))) {
+            Ok(names) => removed.extend(names),
+            Err(error) => failures.push(error.to_string()),
+        }
         if failures.is_empty() { Ok(removed) } else { Err(PodError::Leftover(failures)) }
     }
 
     /// Looks for host ends of no pod that is remembered. An attach that was cut short has left them, and they are
     /// removed, unless pods may have been forgotten: then they are only told of.
     pub fn remove_orphans(&mut self) {
+        if !self.store.is_complete() {
+            self.meet_strangers();
+            return self.strangers.iter().for_each(|stranger| tracing::error!("{}", stranger.advice()));
+        }
         let ends = match self.kernel.host_ends() {
             Ok(ends) => ends,
             Err(error) => return tracing::warn!(%error, "cannot look for devices that pods have left"),
         };
-        let is_orphan = |end: &Link| !self.store.pods().iter().any(|pod| pod.host_ifname == end.name);
-        for Link { index, name, .. } in ends.into_iter().filter(is_orphan).collect::<Vec<_>>() {
-            if !self.store.is_complete() {
-                let text = format!(
-                    "{name} is of a pod that is not remembered; attach the pod anew, or remove the device: ip link del {name}"
-                );
-                tracing::error!("{text}");
-                self.notice(text);
-                continue;
-            }
+        let orphans: Vec<Link> =
+            ends.into_iter().filter(|link| wiring::is_of_stranger(link, self.store.pods())).collect();
+        for Link { index, name, .. } in orphans {
             match delete_link(&mut self.kernel.netlink, index) {
                 Ok(()) => tracing::warn!(device = name, "removed what an attach that was cut short has left"),
                 Err(error) => tracing::warn!(device = name, %error, "cannot remove what an attach has left"),
             }
+        }
+    }
+
+    /// Looks for pods that were forgotten, unless none can have been. When the last one is gone, that is remembered.
+    pub(super) fn meet_strangers(&mut self) {
+        if self.store.is_complete() {
+            return;
+        }
+        match self.kernel.host_side() {
+            Ok(seen) => self.strangers = seen.strangers(self.store.pods()),
+            Err(error) => return tracing::warn!(%error, "cannot look for pods that were forgotten"),
+        }
+        if self.strangers.is_empty()
+            && let Err(error) = self.store.complete()
+        {
+            tracing::warn!("{error}");
         }
     }
 
@@ -209,15 +233,15 @@ impl Node {
         if pods.iter().any(|pod| pod.name == name) {
             return Err(PodError::NameTaken(name));
         }
-        let taken: BTreeSet<_> = pods.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
-        let addresses = ipam::choose(&self.config.node.pod_cidrs, &taken, &addresses)?;
-        let ids: BTreeSet<_> = pods.iter().map(|pod| pod.id).collect();
+        let addresses = self.pool().choose(&addresses)?;
+        let strangers = self.strangers.iter().map(|stranger| stranger.id);
+        let ids: BTreeSet<_> = pods.iter().map(|pod| pod.id).chain(strangers).collect();
         let id = lowest_free_id(&ids).ok_or(PodError::Full(pods.len()))?;
         Ok(wiring::Attach { id, name, netns, ifname, addresses, mac, owner })
     }
 }
 
-fn check_owner(Owner { network, container, workload }: &Owner) -> Result<(), PodError> {
+pub(super) fn check_owner(Owner { network, container, workload }: &Owner) -> Result<(), PodError> {
     let words = [("network", Some(network)), ("container", Some(container)), ("workload", workload.as_ref())];
     let unusable =
         |word: &String| !(1..=MAX_WORD).contains(&word.len()) || !word.bytes().all(|byte| byte.is_ascii_graphic());

@@ -5,11 +5,10 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::api::{
-    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Range, Ready, Route, SlowPod, Stats,
-    Status, Tallies, Uplink, Vxlan, WorkerStats,
+    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Ready, Route, SlowPod, Stats, Status,
+    Tallies, Uplink, Vxlan, WorkerStats,
 };
 use super::devices;
-use super::ipam;
 use super::kernel;
 use super::node::Node;
 use super::wiring;
@@ -69,17 +68,7 @@ impl Node {
     pub fn ready(&self) -> Ready {
         let vtep = self.observed.vtep.as_ref();
         let is_there = vtep.is_some_and(|vtep| vtep.addresses.iter().all(|own| self.observed.addresses.contains(own)));
-        let ranges = self.config.node.pod_cidrs.iter().map(|cidr| {
-            let taken =
-                self.store.pods().iter().flat_map(|pod| &pod.addresses).filter(|address| cidr.contains(*address));
-            let (capacity, used) = (ipam::capacity(cidr), taken.count() as u64);
-            Range { cidr: *cidr, capacity, used, quarantined: 0, free: capacity - used }
-        });
-        Ready {
-            problem: (!is_there).then(|| self.obstacles()),
-            mtu: vtep.map(|vtep| vtep.mtu),
-            ranges: ranges.collect(),
-        }
+        Ready { problem: (!is_there).then(|| self.obstacles()), mtu: vtep.map(|vtep| vtep.mtu), ranges: self.ranges() }
     }
 
     /// Why no pod can be attached, when none can.

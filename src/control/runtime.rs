@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, Per
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 
+use super::durable;
 use super::netns::{Netns, NetnsId};
 use super::notes;
 
@@ -134,8 +135,11 @@ impl RuntimeDir {
     /// Removes what daemons keep here, and the directory when nothing else is in it; says whether it is gone.
     pub fn remove(self) -> io::Result<bool> {
         notes::clear(&self.path)?;
-        for name in [SOCKET, METRICS, PODS, PODS_TORN, SYSCTLS, LOCK] {
-            match fs::remove_file(self.path.join(name)) {
+        let files = [SOCKET, METRICS, PODS, PODS_TORN, SYSCTLS, LOCK].map(|name| self.path.join(name));
+        let cut_short = [PODS, SYSCTLS].map(|name| durable::aside(&self.path.join(name)));
+        // The lock goes last.
+        for file in cut_short.iter().chain(&files) {
+            match fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }

@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::api::Owner;
-use super::inside::check_link;
+use super::boottime;
 use super::kernel::{Kernel, Vtep, apply, delete_link};
-use super::netlink::{Link, LinkConf, LinkKind, LinkSettings, MAIN_TABLE, NetlinkError, Veth, VethEnd};
+use super::netlink::{Link, LinkConf, LinkKind, LinkSettings, NetlinkError, Veth, VethEnd};
 use super::netns::{self, Netns};
-use super::plan::{self, Action, Object, PROTOCOL};
+use super::plan::{self, Action};
 use super::sysctl::{self, SysctlError};
 use crate::config::derive_vtep_mac;
 use crate::ids::{IfIndex, PodId};
@@ -78,6 +78,9 @@ pub struct Pod {
     /// where the kernel has one.
     #[serde(default)]
     pub netns_cookie: Option<u64>,
+    /// When it was attached ([`super::boottime`]), where that is remembered.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
 }
 
 /// Why a pod is not wired as it should be.
@@ -145,23 +148,13 @@ impl Kernel {
     /// The host ends of all pods, whether anything remembers them or not.
     pub(super) fn host_ends(&mut self) -> Result<Vec<Link>, NetlinkError> {
         let mut links = self.netlink.links()?;
-        links.retain(|link| is_ours(link) && is_host_end(&link.name));
+        links.retain(|link| is_of_stranger(link, &[]));
         Ok(links)
     }
 
     /// Whether the wiring is as attach left it, on both sides. Changes nothing.
     pub fn verify(&mut self, vtep: &Vtep, pod: &Pod) -> Result<(), WiringError> {
-        let link = self.host_end(pod)?.filter(|link| link.index == pod.host_ifindex);
-        let link = link.ok_or_else(|| pod.broken(format!("its device {} is gone", pod.host_ifname)))?;
-        check_link(pod, &link, pod.host_mac, u32::from(vtep.mtu))?;
-        let read = |source| pod.request("list routes and neighbours".to_owned())(source);
-        let mut observed: Vec<Object> =
-            self.netlink.permanent_neighbours().map_err(read)?.into_iter().map(Object::Neighbour).collect();
-        observed.extend(self.netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
-        if let Some(missing) = plan::pod_objects(&vtep.addresses, pod).iter().find(|object| !observed.contains(object))
-        {
-            return Err(pod.broken(format!("the node lacks {missing} dev {}", pod.host_ifname)));
-        }
+        self.host_side().map_err(pod.request("list devices, routes and neighbours".to_owned()))?.check(vtep, pod)?;
         pod.verify_inside(vtep)
     }
 
@@ -230,6 +223,7 @@ impl Pod {
             addresses: request.addresses.clone(),
             owner: request.owner.clone(),
             netns_cookie: None,
+            since_ms: Some(boottime::now_ms()),
         }
     }
 
@@ -289,10 +283,16 @@ pub(super) fn enterable(pod: &str, path: &Path) -> Result<Netns, WiringError> {
     Ok(netns)
 }
 
-/// Whether a device of this name can be a pod's host end.
-fn is_host_end(name: &str) -> bool {
+/// The pod whose host end a device of this name can be.
+pub(super) fn host_end_id(name: &str) -> Option<PodId> {
     let id = name.strip_prefix(HOST_END).and_then(|id| id.parse().ok()).and_then(PodId::new);
-    id.is_some_and(|id| name == host_end(id))
+    id.filter(|id| name == host_end(*id))
+}
+
+/// Whether a device is the host end of a pod that is not among `pods`.
+pub(super) fn is_of_stranger(link: &Link, pods: &[Pod]) -> bool {
+    let is_known = || pods.iter().any(|pod| pod.host_ifindex == link.index || pod.host_ifname == link.name);
+    is_ours(link) && host_end_id(&link.name).is_some() && !is_known()
 }
 
 /// Whether `link` is a host end that attach made.

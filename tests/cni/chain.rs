@@ -28,7 +28,7 @@ fn reference_plugins_read_a_result_as_it_was_written() {
 #[test]
 fn results_of_earlier_plugins_are_kept() {
     let (Some(loopback), Some(lab)) = (reference("loopback"), Lab::start(Options::KERNEL)) else { return };
-    for version in THEIRS {
+    for (turn, version) in (1..).zip(THEIRS) {
         let pod = lab.prefix.netns(&version.replace('.', ""));
         let first = json!({ "cniVersion": version, "name": "net", "type": "loopback" });
         let call = Call::new("ADD", "c1", &pod.path(), &first).set("CNI_IFNAME", "lo");
@@ -36,7 +36,8 @@ fn results_of_earlier_plugins_are_kept() {
         let config = with(&lab.config(version), &json!({ "prevResult": previous }));
         let result = lab.call("ADD", "c1", &pod, &config).result();
         assert_eq!(result["interfaces"][0], previous["interfaces"][0], "{version}");
-        let ips = [&addresses(&previous)[..], &["10.244.1.1".into(), "fd00:244:1::1".into()]].concat();
+        let own = [format!("10.244.1.{turn}"), format!("fd00:244:1::{turn}")];
+        let ips = [&addresses(&previous)[..], &own].concat();
         assert_eq!(addresses(&result), ips, "{version}");
         assert_eq!(result["ips"].as_array().unwrap().last().unwrap()["interface"], 2);
         if *version >= "0.4.0" {

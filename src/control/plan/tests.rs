@@ -51,6 +51,7 @@ fn pod() -> Pod {
         addresses: vec!["10.244.1.9".parse().unwrap(), "fd00:244:1::9".parse().unwrap()],
         owner: None,
         netns_cookie: None,
+        since_ms: None,
     }
 }
 
