@@ -6,13 +6,14 @@
 //! the MAC, the MTU, the gateways' neighbours, a default route where there is none, and that the device is up.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::kernel::{Vtep, apply};
-use super::netlink::{Address, Link, LinkSettings, MAIN_TABLE, Neighbour, Netlink, Route, RouteKind};
+use super::netlink::{Address, Link, LinkSettings, MAIN_TABLE, Neighbour, Netlink, Route, RouteKind, Rule};
 use super::netns::{self, Netns};
 use super::plan::{self, Action, Change, Object, ObjectChange, PROTOCOL};
 use super::sysctl;
@@ -24,6 +25,11 @@ use crate::wire::Mac;
 const LOCAL_WAIT: Duration = Duration::from_secs(2);
 /// and how often to look.
 const LOCAL_POLL: Duration = Duration::from_micros(200);
+
+/// The routing tables, in the pod, of all but one of its interfaces,
+const FURTHER_TABLES: RangeInclusive<u8> = 100..=199;
+/// and the rules that lead there, before the main table's.
+const FURTHER_PRIORITY: u32 = 240;
 
 /// What [`Pod::mend`] did in a pod.
 #[derive(Debug, Default)]
@@ -179,17 +185,50 @@ fn missing(netlink: &mut Netlink, pod: &Pod, index: IfIndex) -> Result<Vec<Objec
     let read = |source| pod.request(format!("list what {} has", pod.ifname))(source);
     let mut observed: Vec<Object> =
         netlink.addresses(Some(index)).map_err(read)?.into_iter().map(Object::Address).collect();
-    let desired = objects(pod, index);
+    let mut routes = netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?;
+    let mut desired = objects(pod, index);
+    if routes.iter().any(|route| is_default_elsewhere(route, index)) {
+        let rules = netlink.rules(PROTOCOL).map_err(read)?;
+        let table = own_table(pod, &rules).ok_or_else(|| pod.broken("it has no routing table to spare".to_owned()))?;
+        route_apart(&mut desired, pod, table);
+        routes = netlink.routes(table, PROTOCOL).map_err(read)?;
+        observed.extend(rules.into_iter().map(Object::Rule));
+    }
     // Not by a list, which the pod can make as long as it likes.
     for object in &desired {
         if let Object::Neighbour(Neighbour { index, address, .. }) = object {
             observed.extend(netlink.permanent_neighbour(*index, *address).map_err(read)?.map(Object::Neighbour));
         }
     }
-    observed.extend(netlink.routes(MAIN_TABLE, PROTOCOL).map_err(read)?.into_iter().map(Object::Route));
+    observed.extend(routes.into_iter().map(Object::Route));
     let mut changes = plan::plan(desired, observed, |_| pod.ifname.clone());
     changes.retain(|change| change.action != Action::Delete);
     Ok(changes)
+}
+
+/// Whether a route of ours is a default route by another device than `index`: the container has several interfaces.
+fn is_default_elsewhere(route: &Route, index: IfIndex) -> bool {
+    let elsewhere = matches!(route.kind, RouteKind::Via { device, .. } if device != index);
+    elsewhere && route.destination.prefix_len() == 0
+}
+
+/// The table for the default routes of a further interface: the one that its rules name, or one that no rule does.
+fn own_table(pod: &Pod, rules: &[Rule]) -> Option<u8> {
+    let own = rules.iter().find(|rule| pod.addresses.contains(&rule.source.addr()));
+    let is_free = |table: &u8| rules.iter().all(|rule| rule.table != *table);
+    own.map(|rule| rule.table).or_else(|| FURTHER_TABLES.clone().find(is_free))
+}
+
+/// Has a further interface take what is sent from its addresses, and nothing else: answers must leave by the interface
+/// that the question came by, because the node takes of each only packets from its own addresses.
+fn route_apart(desired: &mut Vec<Object>, pod: &Pod, table: u8) {
+    for object in desired.iter_mut() {
+        if let Object::Route(route) = object {
+            route.table = table;
+        }
+    }
+    let rule = |address: &IpAddr| Rule { priority: FURTHER_PRIORITY, source: IpNet::from(*address), table };
+    desired.extend(pod.addresses.iter().map(|address| Object::Rule(rule(address))));
 }
 
 /// What the pod's end has: addresses, then gateways, then default routes through them.
