@@ -115,7 +115,7 @@ fn attach(args: &Args, pod: &Attach) -> Result<(), CliError> {
 }
 
 fn detach(args: &Args, name: &str) -> Result<(), CliError> {
-    match ask(args, Request::PodsDetach { name: name.to_owned() })? {
+    match ask(args, Request::PodsDetach { name: name.to_owned(), network: None })? {
         Reply::Detached { found: true } => {
             let text = |_: &_| format!("detached {name}\n");
             Ok(output::print(args.output, &serde_json::json!({ "detached": name }), text)?)

@@ -106,7 +106,8 @@ impl Check {
 /// Detaches now, or has the daemon do it when it is there again. That there is nothing to detach is success.
 fn detach(network: &Network, attachment: &Attachment) -> Result<String, Failure> {
     let name = attachment.name();
-    let away = match ask(&network.runtime_dir, Request::PodsDetach { name: name.clone() }) {
+    let request = Request::PodsDetach { name: name.clone(), network: Some(network.name.clone()) };
+    let away = match ask(&network.runtime_dir, request) {
         Ok(Reply::Detached { .. }) | Err(NotDone::Refused(Refusal { kind: RefusalKind::NotFound, .. })) => {
             return Ok(String::new());
         }

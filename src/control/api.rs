@@ -38,6 +38,9 @@ pub enum Request {
     PodsAttach(Attach),
     PodsDetach {
         name: String,
+        /// Only a pod of this CNI network.
+        #[serde(default)]
+        network: Option<String>,
     },
     /// Look at what is really there of a pod.
     PodsCheck {

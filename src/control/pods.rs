@@ -145,6 +145,12 @@ impl Node {
         has_detached
     }
 
+    /// Whether a pod of this name was attached for a CNI network.
+    pub fn is_of_network(&self, name: &str, network: &str) -> bool {
+        let owner = self.store.pods().iter().find(|pod| pod.name == name).and_then(|pod| pod.owner.as_ref());
+        owner.is_some_and(|owner| owner.network == network)
+    }
+
     /// Looks at what is really there of a pod, on the node and inside, and changes nothing.
     pub fn check(&mut self, name: &str) -> Result<api::Pod, PodError> {
         let pod = self.store.pods().iter().find(|pod| pod.name == name);

@@ -21,6 +21,41 @@ fn is_refused(lab: &Lab, pod: &Netns, call: &Call, code: u64, words: &str) {
 }
 
 #[test]
+fn a_container_has_several_interfaces_each_with_addresses_that_answer() {
+    let Some(lab) = Lab::start(Options::KERNEL) else { return };
+    let (pod, config) = (lab.prefix.netns("pod"), lab.config("1.0.0"));
+    let add = |ifname: &str| lab.run(&Call::new("ADD", "c1", &pod.path(), &config).set("CNI_IFNAME", ifname)).result();
+    let (first, second) = (add("eth0"), add("net1"));
+    for address in addresses(&first).iter().chain(&addresses(&second)) {
+        assert!(lab.answers(address), "{address}\n{}", Lab::state(&pod));
+    }
+    assert_eq!(second["interfaces"][1]["name"], "net1");
+    for (ifname, result) in [("eth0", &first), ("net1", &second)] {
+        let config = with(&config, &json!({ "prevResult": result }));
+        lab.run(&Call::new("CHECK", "c1", &pod.path(), &config).set("CNI_IFNAME", ifname)).is_silent_success();
+    }
+    lab.call("DEL", "c1", &pod, &config).is_silent_success();
+    assert!(addresses(&second).iter().all(|address| lab.answers(address)), "{}", Lab::state(&pod));
+    assert!(!lab.answers(&addresses(&first)[0]));
+}
+
+#[test]
+fn a_del_of_another_network_or_of_a_pod_made_by_hand_removes_nothing() {
+    let Some(lab) = Lab::start(Options::KERNEL) else { return };
+    let (pod, config) = (lab.prefix.netns("pod"), lab.config("1.0.0"));
+    let other = with(&config, &json!({ "name": "other" }));
+    let result = lab.call("ADD", "c1", &pod, &config).result();
+    // What runtimes do when an ADD has failed.
+    lab.call("ADD", "c1", &pod, &other).fails(101, "c1:eth0");
+    lab.call("DEL", "c1", &pod, &other).is_silent_success();
+    assert!(lab.answers(&addresses(&result)[0]));
+    let by_hand = lab.prefix.netns("by-hand");
+    lab.node.cli(&format!("pods attach --netns {} --name c2:eth0", by_hand.path().display()));
+    lab.call("DEL", "c2", &by_hand, &config).is_silent_success();
+    assert_eq!(lab.pods().len(), 2);
+}
+
+#[test]
 fn what_is_taken_is_refused_with_nothing_changed() {
     let Some(lab) = Lab::start(Options::KERNEL) else { return };
     let (pod, config) = (lab.prefix.netns("pod"), lab.config("1.0.0"));

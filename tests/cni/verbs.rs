@@ -1,5 +1,6 @@
 //! What each verb answers in each version.
 
+use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -91,6 +92,24 @@ fn status_tells_whether_pods_can_be_added() {
     status(&lab, "1.1.0").fails(50, "no pod can be added");
     lab.node.stop();
     status(&lab, "1.1.0").fails(50, "no daemon answers");
+}
+
+#[test]
+fn addresses_that_run_out_are_told_of_before_and_then_refused() {
+    let Some(mut lab) = Lab::start(Options::KERNEL) else { return };
+    let config = lab.config("1.1.0");
+    lab.node.stop();
+    let text = fs::read_to_string(lab.node.config()).unwrap();
+    fs::write(lab.node.config(), text.replace("10.244.1.0/24", "10.244.1.0/30")).unwrap();
+    lab.node.launch();
+    let status = |lab: &Lab| lab.run(&Call::bare("STATUS", config.to_string()));
+    status(&lab).is_silent_success();
+    let [first, second, third] = ["first", "second", "third"].map(|name| lab.prefix.netns(name));
+    lab.call("ADD", "c1", &first, &config).result();
+    status(&lab).fails(51, "only 1 of 2 addresses of 10.244.1.0/30 are free");
+    lab.call("ADD", "c2", &second, &config).result();
+    status(&lab).fails(51, "only 0 of 2");
+    lab.call("ADD", "c3", &third, &config).fails(11, "10.244.1.0/30");
 }
 
 #[test]

@@ -138,7 +138,7 @@ impl Scene {
 }
 
 fn detach() -> Request {
-    Request::PodsDetach { name: "p1".to_owned() }
+    Request::PodsDetach { name: "p1".to_owned(), network: None }
 }
 
 #[test]
