@@ -104,3 +104,71 @@ impl Check {
         Ok(Self { network, attachment, netns, expected: previous_result(config)? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::fs;
+    use std::os::unix::ffi::OsStringExt as _;
+    use std::path::Path;
+
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The variables and the configuration of an input of the fuzz target (`tests/fuzz`).
+    fn parse(input: &[u8]) -> Result<Call, Failure> {
+        let mut parts = input.splitn(6, |byte| *byte == 0);
+        let mut variable =
+            || parts.next().filter(|part| !part.is_empty()).map(|part| OsString::from_vec(part.to_vec()));
+        let variables = Variables {
+            command: variable(),
+            container_id: variable(),
+            netns: variable(),
+            ifname: variable(),
+            args: variable(),
+        };
+        Call::parse(&variables, parts.next().unwrap_or_default())
+    }
+
+    fn seeds() -> Vec<Vec<u8>> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds/cni");
+        fs::read_dir(dir).unwrap().map(|seed| fs::read(seed.unwrap().path()).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_seeds_of_the_fuzz_target_are_calls() {
+        let seeds = seeds();
+        assert!(seeds.len() > 5);
+        for seed in seeds {
+            assert!(parse(&seed).is_ok(), "{}: {:?}", String::from_utf8_lossy(&seed), parse(&seed));
+        }
+    }
+
+    fn damaged_seed() -> impl Strategy<Value = Vec<u8>> {
+        let damage = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
+        (prop::sample::select(seeds()), damage).prop_map(|(mut input, damage)| {
+            for (at, byte) in damage {
+                let at = at.index(input.len());
+                input[at] = byte;
+            }
+            input
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
+
+        #[test]
+        fn noise_is_a_call_or_an_error_object(
+            input in prop_oneof![4 => damaged_seed(), 1 => prop::collection::vec(any::<u8>(), 0..300)],
+        ) {
+            if let Err(failure) = parse(&input) {
+                let object: Value = serde_json::from_str(&failure.to_json(Version::LATEST).unwrap()).unwrap();
+                prop_assert!(object["code"].as_u64().is_some_and(|code| (1..100).contains(&code)), "{}", object);
+                prop_assert!(object["msg"].as_str().is_some_and(|message| !message.is_empty()), "{}", object);
+            }
+        }
+    }
+}
