@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use podwire::control::api::Pod;
+use podwire::control::api::ipam::{Addresses, State};
 
 use super::containerd::Containerd;
 use super::harness::{PodwireNode, wait_until};
@@ -22,8 +24,8 @@ impl Inventory {
     /// the daemon knows; and the namespaces of its runtime, if it has one.
     pub fn of(node: &PodwireNode, containerd: Option<&Containerd>) -> Self {
         let netns = &node.host.netns;
-        let mut all: BTreeSet<_> =
-            pods(node).into_iter().map(|pod| format!("pod {} {:?}", pod.name, pod.addresses)).collect();
+        let mut all: BTreeSet<_> = pods(node).into_iter().map(|pod| format!("pod {}", pod.name)).collect();
+        all.extend(addresses_in_use(node).into_iter().map(|address| format!("address {address}")));
         for (what, line) in [
             ("link", "ip -oneline -brief link show"),
             ("qdisc", "tc qdisc show"),
@@ -46,7 +48,8 @@ impl Inventory {
         Self(all)
     }
 
-    /// Waits until the node is as it was when this was taken, or panics with the difference.
+    /// Waits until the node is as it was when this was taken, or panics with the difference. What the daemon remembers
+    /// must be what is there, too.
     #[track_caller]
     pub fn assert_restored(&self, node: &PodwireNode, containerd: Option<&Containerd>) {
         let mut now = Self::of(node, containerd);
@@ -57,6 +60,7 @@ impl Inventory {
         let more: Vec<_> = now.0.difference(&self.0).collect();
         let less: Vec<_> = self.0.difference(&now.0).collect();
         assert!(now == *self, "{} has more: {more:#?}\nand less: {less:#?}", node.host.name());
+        node.cli("ipam check");
     }
 }
 
@@ -64,4 +68,12 @@ impl Inventory {
 #[track_caller]
 pub fn pods(node: &PodwireNode) -> Vec<Pod> {
     serde_json::from_str(&node.cli("pods list --output json")).expect("podwire prints JSON")
+}
+
+/// The addresses that the daemon cannot give to others, but for those that rest after their release.
+#[track_caller]
+fn addresses_in_use(node: &PodwireNode) -> Vec<IpAddr> {
+    let all: Addresses = serde_json::from_str(&node.cli("ipam list --output json")).expect("podwire prints JSON");
+    let in_use = all.addresses.into_iter().filter(|address| address.state != State::Quarantined);
+    in_use.map(|address| address.address).collect()
 }
