@@ -102,16 +102,18 @@ impl Steer {
 }
 
 /// The programs that others have attached to a pod's device by tcx, by their ids. Ours is the one that `pins`, those of
-/// the network namespace of the calling thread, hold there.
+/// the network namespace of the calling thread, hold there; while it is not pinned, because somebody has removed the
+/// pin, it is known by its name.
 pub fn foreign_programs(pins: Option<&Pins>, ifindex: IfIndex) -> Result<Vec<u32>, SteerError> {
     let failed = |source| SteerError::Query { ifindex, source };
     let mut programs = link::tcx_programs(ifindex).map_err(failed)?;
-    if let Some(pins) = pins.filter(|_| !programs.is_empty())
-        && let Some(link) = PinnedLink::open(&pins.link(&pins::pod(ifindex))).map_err(failed)?
-        && let Some((_, ours)) = link.place().map_err(failed)?
-    {
-        programs.retain(|program| *program != ours);
-    }
+    let pin = pins.filter(|_| !programs.is_empty()).map(|pins| pins.link(&pins::pod(ifindex)));
+    let link = pin.map_or(Ok(None), |pin| PinnedLink::open(&pin)).map_err(failed)?;
+    let place = link.map_or(Ok(None), |link| link.place()).map_err(failed)?;
+    programs.retain(|program| match place {
+        Some((_, ours)) => *program != ours,
+        None => !clsact::is_named(*program, &[POD]),
+    });
     Ok(programs)
 }
 

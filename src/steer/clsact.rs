@@ -81,7 +81,7 @@ fn detach_named(hook: &mut TcHook, names: &[&str]) -> io::Result<bool> {
 }
 
 /// Whether the loaded program `id` bears one of `names`.
-fn is_named(id: u32, names: &[&str]) -> bool {
+pub(super) fn is_named(id: u32, names: &[&str]) -> bool {
     ProgInfoIter::default().any(|program| program.id == id && names.iter().any(|name| program.name == *name))
 }
 
