@@ -96,7 +96,7 @@ impl Check {
             let message = format!("{} is not in network {}", self.attachment, self.network.name);
             return Err(Failure::new(Code::UnknownContainer, message));
         }
-        match self.difference(&pod) {
+        match self.difference(&pod).or(pod.problem) {
             Some(difference) => Err(Failure::new(Code::Broken, message).with_details(difference)),
             None => Ok(String::new()),
         }
@@ -131,17 +131,21 @@ fn status(network: &Network) -> Result<String, Failure> {
         Ok(other) => return Err(unexpected(&other)),
         Err(why) => return Err(unavailable(why.to_string())),
     };
-    match (&ready.problem, shortage(&ready)) {
-        (Some(problem), _) => Err(unavailable(problem.clone())),
-        (None, Some(shortage)) => Err(Failure::new(Code::Limited, shortage)),
-        (None, None) => Ok(String::new()),
+    if let Some(problem) = &ready.problem {
+        return Err(unavailable(problem.clone()));
+    }
+    match shortage(&ready) {
+        Some((0, shortage)) => Err(unavailable(shortage)),
+        Some((_, shortage)) => Err(Failure::new(Code::Limited, shortage)),
+        None => Ok(String::new()),
     }
 }
 
-/// The first range that is nearly used up.
-fn shortage(ready: &Ready) -> Option<String> {
-    let short = ready.ranges.iter().find(|range| range.free < FEWEST_FREE.max(range.capacity / FREE_SHARE))?;
-    Some(format!("only {} of {} addresses of {} are free", short.free, short.capacity, short.cidr))
+/// How many addresses are left of the fullest range that is nearly used up, and what to say of it.
+fn shortage(ready: &Ready) -> Option<(u64, String)> {
+    let short = ready.ranges.iter().filter(|range| range.free < FEWEST_FREE.max(range.capacity / FREE_SHARE));
+    let short = short.min_by_key(|range| range.free)?;
+    Some((short.free, format!("only {} of {} addresses of {} are free", short.free, short.capacity, short.cidr)))
 }
 
 fn collect(network: Network, valid: &[Attachment]) -> Result<String, Failure> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::environment::{Arguments, Attachment};
@@ -199,11 +199,11 @@ pub(super) fn previous_result(config: &[u8]) -> Result<CniResult, Failure> {
     prev_result.ok_or_else(|| Failure::config("`prevResult` is missing"))
 }
 
-/// The attachments that a GC is to keep. A list that is not there is no list of none.
+/// The attachments that a GC is to keep. A list that is not there is no list of none; `null` is, as Go writes one.
 pub(super) fn valid_attachments(config: &[u8]) -> Result<Vec<Attachment>, Failure> {
     #[derive(Deserialize)]
     struct GcConfig {
-        #[serde(rename = "cni.dev/valid-attachments")]
+        #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "present")]
         valid: Option<Vec<Valid>>,
     }
     #[derive(Deserialize)]
@@ -211,6 +211,10 @@ pub(super) fn valid_attachments(config: &[u8]) -> Result<Vec<Attachment>, Failur
         #[serde(rename = "containerID")]
         container: String,
         ifname: String,
+    }
+    /// A member that is there, be it `null`.
+    fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Valid>>, D::Error> {
+        Ok(Some(Option::deserialize(deserializer)?.unwrap_or_default()))
     }
     let GcConfig { valid } = read(config)?;
     let valid = valid.ok_or_else(|| Failure::config("`cni.dev/valid-attachments` is missing"))?;
@@ -320,12 +324,13 @@ mod tests {
     #[test]
     fn a_list_to_keep_that_is_missing_is_no_empty_list() {
         let valid = |config: &str| valid_attachments(config.as_bytes());
-        assert_eq!(valid(r#"{"cni.dev/valid-attachments":[]}"#).unwrap(), []);
+        for none in ["[]", "null"] {
+            assert_eq!(valid(&format!(r#"{{"cni.dev/valid-attachments":{none}}}"#)).unwrap(), []);
+        }
         let listed = valid(r#"{"cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0","x":1}]}"#).unwrap();
         assert_eq!(listed[0].name(), "a:eth0");
         for config in [
             "{}",
-            r#"{"cni.dev/valid-attachments":null}"#,
             r#"{"cni.dev/attachments":[]}"#,
             r#"{"cni.dev/valid-attachments":{}}"#,
             r#"{"cni.dev/valid-attachments":[{"containerID":"a"}]}"#,

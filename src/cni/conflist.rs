@@ -38,11 +38,18 @@ fn chained(kind: &str) -> Value {
     plugin.into()
 }
 
-/// Whether a configuration, of a list or of a single plugin, calls podwire.
+/// Whether a configuration, of a list or of a single plugin, calls podwire, be it through a plugin that delegates.
 pub fn calls_podwire(text: &[u8]) -> bool {
-    let Ok(config) = serde_json::from_slice::<Value>(text) else { return false };
-    let listed = config["plugins"].as_array().into_iter().flatten();
-    listed.chain([&config]).any(|plugin| plugin["type"] == PLUGIN)
+    fn is_called(value: &Value) -> bool {
+        match value {
+            Value::Object(members) => {
+                members.get("type").is_some_and(|kind| kind == PLUGIN) || members.values().any(is_called)
+            }
+            Value::Array(items) => items.iter().any(is_called),
+            _ => false,
+        }
+    }
+    serde_json::from_slice(text).is_ok_and(|config| is_called(&config))
 }
 
 /// Whether runtimes read a file of this name.
@@ -73,6 +80,7 @@ mod tests {
     #[test]
     fn configurations_of_others_are_told_apart() {
         assert!(calls_podwire(br#"{"type":"podwire"}"#));
+        assert!(calls_podwire(br#"{"type":"multus","delegates":[{"plugins":[{"type":"podwire"}]}]}"#));
         for other in ["", "podwire", r#"{"type":"bridge","name":"podwire"}"#, r#"{"plugins":[{"type":"flannel"}]}"#] {
             assert!(!calls_podwire(other.as_bytes()), "{other}");
         }

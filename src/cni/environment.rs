@@ -143,21 +143,20 @@ impl fmt::Display for Attachment {
 }
 
 impl Arguments {
-    /// Reads `KEY=VALUE;KEY=VALUE`, or says what is wrong with it.
+    /// Reads `KEY=VALUE;KEY=VALUE`, or says what is wrong with it. Of a key that comes twice the last counts.
     fn parse(text: &str) -> Result<Self, String> {
         let mut known = Self::default();
-        let (mut seen, mut foreign, mut ignore_unknown) = (Vec::new(), None, false);
+        let (mut foreign, mut ignore_unknown) = (None, false);
         for pair in text.split(';').filter(|_| !text.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| format!("has `{pair}`, which is not KEY=VALUE"))?;
-            if key.is_empty() || seen.contains(&key) {
-                return Err(format!("has `{pair}`, whose key is empty or twice there"));
+            if key.is_empty() {
+                return Err(format!("has `{pair}`, whose key is empty"));
             }
-            seen.push(key);
             let unusable = || format!("has `{pair}`, whose value is not usable");
             match key {
                 "IgnoreUnknown" => ignore_unknown = parse_switch(value).ok_or_else(unusable)?,
-                "K8S_POD_NAMESPACE" => known.pod_namespace = parse_label(value).ok_or_else(unusable)?,
-                "K8S_POD_NAME" => known.pod_name = parse_label(value).ok_or_else(unusable)?,
+                "K8S_POD_NAMESPACE" => known.pod_namespace = parse_label(value),
+                "K8S_POD_NAME" => known.pod_name = parse_label(value),
                 "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
                 "IP" => known.address = Some(parse_address(value).ok_or_else(unusable)?),
                 "MAC" => known.mac = Some(value.parse().map_err(|_| unusable())?),
@@ -181,20 +180,16 @@ impl Arguments {
 
 /// A switch as `libcni` writes and reads it.
 fn parse_switch(value: &str) -> Option<bool> {
-    match value {
+    match value.to_ascii_lowercase().as_str() {
         "1" | "true" => Some(true),
         "0" | "false" => Some(false),
         _ => None,
     }
 }
 
-/// A name of Kubernetes or of podman, or none at all.
-#[allow(clippy::option_option, reason = "whether it is usable, and whether it is there")]
-fn parse_label(value: &str) -> Option<Option<String>> {
-    match value {
-        "" => Some(None),
-        label => (label.len() <= 253 && values::is_identifier(label)).then(|| Some(label.to_owned())),
-    }
+/// A name of Kubernetes or of podman, if it is one: it only tells people what the container is.
+fn parse_label(value: &str) -> Option<String> {
+    (value.len() <= 253 && values::is_identifier(value)).then(|| value.to_owned())
 }
 
 #[cfg(test)]
@@ -212,6 +207,9 @@ mod tests {
         let containerd = "K8S_POD_INFRA_CONTAINER_ID=0af;K8S_POD_UID=8-1;IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;FOO=";
         assert_eq!(arguments(containerd).unwrap().workload().as_deref(), Some("default/web-0"));
         assert_eq!(arguments("IgnoreUnknown=1;K8S_POD_NAME=my_web").unwrap().workload().as_deref(), Some("my_web"));
+        assert_eq!(arguments("K8S_POD_NAME=a/b;IgnoreUnknown=True;FOO=1").unwrap().workload(), None);
+        let last = arguments("IP=10.0.0.1;IP=10.0.0.2").unwrap();
+        assert_eq!(last.address, Some("10.0.0.2".parse().unwrap()));
         let asked = arguments("IP=10.244.1.7/24;MAC=02:00:00:00:00:07").unwrap();
         assert_eq!(asked.address, Some("10.244.1.7".parse().unwrap()));
         assert_eq!(asked.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
@@ -224,15 +222,12 @@ mod tests {
             (";", "not KEY=VALUE"),
             ("IgnoreUnknown=1;", "not KEY=VALUE"),
             ("=1", "key is empty"),
-            ("IP=10.0.0.1;IP=10.0.0.2", "twice"),
             ("FOO=1", "`FOO`"),
             ("FOO=1;IgnoreUnknown=0", "`FOO`"),
             ("IgnoreUnknown=yes", "not usable"),
             ("IP=10.0.0.300", "not usable"),
             ("IP=10.0.0.1/33", "not usable"),
             ("MAC=02:00", "not usable"),
-            ("K8S_POD_NAME=a/b", "not usable"),
-            ("K8S_POD_NAMESPACE=a b", "not usable"),
         ];
         for (text, reason) in cases {
             let failure = arguments(text).unwrap_err();

@@ -4,14 +4,17 @@
 //! serve; and removed first. Each file is replaced in one step.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use rustix::process::geteuid;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tempfile::NamedTempFile;
 
 use super::conflist::{self, PLUGIN};
@@ -76,8 +79,10 @@ pub enum InstallError {
         "{path} is missing or cannot be executed; Debian has it in the package containernetworking-plugins, in /usr/lib/cni: copy it from there, or leave it out of --chain (--chain '' for none)", path = .0.display()
     )]
     Chained(PathBuf),
-    #[error("the daemon cannot serve after {} s: {why}; the configuration {path} is not written", .patience.as_secs(), path = .path.display())]
-    NotReady { patience: Duration, why: String, path: PathBuf },
+    #[error("{path} does not speak CNI {1}; choose an earlier --cni-version, or leave it out of --chain", path = .0.display())]
+    Dumb(PathBuf, &'static str),
+    #[error("the daemon cannot serve after {} s: {why}; nothing is changed", .patience.as_secs())]
+    NotReady { patience: Duration, why: String },
     #[error("{path} is not of podwire's making; remove it, or choose another name with --file", path = .0.display())]
     Foreign(PathBuf),
     #[error("{path}: {source}", path = .0.display(), source = .1)]
@@ -135,12 +140,16 @@ pub fn install(place: &Place, plan: &Plan) -> Result<Installed, InstallError> {
         if mode.is_none_or(|mode| mode & 0o111 == 0) {
             return Err(InstallError::Chained(plugin));
         }
+        if !speaks(&plugin, plan.version).map_err(at(&plugin))? {
+            return Err(InstallError::Dumb(plugin, plan.version.as_str()));
+        }
     }
+    // A plugin that is in use is replaced only by one that the daemon speaks with.
+    wait_for_daemon(plan)?;
     let mut changed = Vec::new();
     if put_binary(&place.binary()).map_err(at(&place.binary()))? {
         changed.push(place.binary());
     }
-    wait_for_daemon(plan, &place.conflist())?;
     let list = conflist::conflist(plan.version, &plan.name, &plan.runtime_dir, &plan.chain);
     if put_conflist(&place.conflist(), &format!("{list:#}\n"))? {
         changed.push(place.conflist());
@@ -167,22 +176,39 @@ pub fn remove(place: &Place) -> Result<Removed, InstallError> {
         Err(error) => Err(InstallError::Io(path, error)),
     };
     take(place.conflist())?;
-    let mut users = Vec::new();
-    for path in place.others()? {
-        if contents(&path)?.is_some_and(|text| conflist::calls_podwire(&text)) {
-            users.push(path.display().to_string());
-        }
-    }
+    // What cannot be read may call it.
+    let calls = |path: &PathBuf| fs::read(path).map_or(true, |text| conflist::calls_podwire(&text));
+    let users: Vec<_> = place.others()?.iter().filter(|path| calls(path)).map(|p| p.display().to_string()).collect();
     if users.is_empty() {
         take(place.binary())?;
     } else {
         let (binary, users) = (place.binary(), users.join(", "));
-        removed.warnings.push(format!("{} stays, because {users} calls it", binary.display()));
+        removed.warnings.push(format!("{} stays, because {users} may call it", binary.display()));
     }
     Ok(removed)
 }
 
-fn wait_for_daemon(plan: &Plan, path: &Path) -> Result<(), InstallError> {
+/// Asks a plugin whether it speaks a version.
+fn speaks(plugin: &Path, version: Version) -> io::Result<bool> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Versions {
+        supported_versions: Vec<String>,
+    }
+    let mut asked = Command::new(plugin)
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut stdin) = asked.stdin.take() {
+        stdin.write_all(json!({ "cniVersion": version.as_str() }).to_string().as_bytes())?;
+    }
+    let Versions { supported_versions } = serde_json::from_slice(&asked.wait_with_output()?.stdout)?;
+    Ok(supported_versions.iter().any(|spoken| spoken == version.as_str()))
+}
+
+fn wait_for_daemon(plan: &Plan) -> Result<(), InstallError> {
     let end = Instant::now() + plan.patience;
     loop {
         let why = match client::call(&plan.runtime_dir, Request::Ready) {
@@ -194,7 +220,7 @@ fn wait_for_daemon(plan: &Plan, path: &Path) -> Result<(), InstallError> {
             Err(error) => error.to_string(),
         };
         if Instant::now() >= end {
-            return Err(InstallError::NotReady { patience: plan.patience, why, path: path.into() });
+            return Err(InstallError::NotReady { patience: plan.patience, why });
         }
         thread::sleep(POLL);
     }
@@ -204,7 +230,7 @@ fn wait_for_daemon(plan: &Plan, path: &Path) -> Result<(), InstallError> {
 fn put_binary(path: &Path) -> io::Result<bool> {
     let own = || File::open(OWN_BINARY);
     let is_there = match File::open(path) {
-        Ok(there) => is_executable(&there)? && is_same(own()?, there)?,
+        Ok(there) => has_mode(&there, 0o755)? && is_same(own()?, there)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(error),
     };
@@ -216,7 +242,8 @@ fn put_binary(path: &Path) -> io::Result<bool> {
 
 /// Writes the configuration; false when it is there already.
 fn put_conflist(path: &Path, text: &str) -> Result<bool, InstallError> {
-    if contents(path)?.is_some_and(|there| there == text.as_bytes()) {
+    let is_ours = || File::open(path).and_then(|there| has_mode(&there, 0o644)).map_err(at(path));
+    if contents(path)?.is_some_and(|there| there == text.as_bytes()) && is_ours()? {
         return Ok(false);
     }
     replace(path, 0o644, &mut text.as_bytes()).map_err(at(path))?;
@@ -226,7 +253,7 @@ fn put_conflist(path: &Path, text: &str) -> Result<bool, InstallError> {
 /// Puts a file with the bytes of `source` in the place of `path`, durably and in one step.
 fn replace(path: &Path, mode: u32, source: &mut impl Read) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(dir)?;
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     let mut file = NamedTempFile::new_in(dir)?;
     io::copy(source, &mut file)?;
     file.flush()?;
@@ -236,8 +263,10 @@ fn replace(path: &Path, mode: u32, source: &mut impl Read) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn is_executable(file: &File) -> io::Result<bool> {
-    Ok(file.metadata()?.permissions().mode() & 0o111 == 0o111)
+/// Whether a file is of our own user and has just this mode.
+fn has_mode(file: &File, mode: u32) -> io::Result<bool> {
+    let meta = file.metadata()?;
+    Ok(meta.uid() == geteuid().as_raw() && meta.mode() & 0o7777 == mode)
 }
 
 fn is_same(mut one: File, mut other: File) -> io::Result<bool> {

@@ -54,17 +54,21 @@ pub fn main() -> ExitCode {
         }
         Err(failure) => (None, Err(failure)),
     };
-    let (text, code) = match outcome {
-        Ok(text) => (text, ExitCode::SUCCESS),
-        Err(failure) => {
-            eprintln!("podwire: {failure}");
-            (failure.to_json(version.unwrap_or(Version::LATEST)).unwrap_or_default(), ExitCode::FAILURE)
-        }
+    let text = match &outcome {
+        Ok(text) => text.clone(),
+        Err(failure) => failure.to_json(version.unwrap_or(Version::LATEST)).unwrap_or_default(),
     };
     if !text.is_empty() && writeln!(io::stdout(), "{text}").is_err() {
         return ExitCode::FAILURE;
     }
-    code
+    match outcome {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // For people; nobody may be there to read it.
+            let _ = writeln!(io::stderr(), "podwire: {failure}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// All of standard input, or one byte more than may be there.
@@ -90,6 +94,6 @@ fn read_config() -> Result<Vec<u8>, Failure> {
 /// What `work` gives, unless it takes longer than `limit`; then it goes on, and nobody hears of it.
 fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (tell, told) = mpsc::channel();
-    thread::spawn(move || tell.send(work()));
+    thread::Builder::new().spawn(move || tell.send(work())).ok()?;
     told.recv_timeout(limit).ok()
 }

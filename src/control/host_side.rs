@@ -8,7 +8,7 @@ use super::inside::check_link;
 use super::kernel::{Kernel, Vtep};
 use super::netlink::{Link, MAIN_TABLE, NetlinkError};
 use super::plan::{self, Object, PROTOCOL};
-use super::wiring::{Pod, WiringError, host_end_id, is_of_stranger};
+use super::wiring::{Pod, WiringError, has_host_sysctls, host_end_id, is_of_stranger};
 use crate::ids::PodId;
 
 /// Devices, and the objects that pods have on them.
@@ -55,6 +55,12 @@ impl HostSide {
         let link = self.links.iter().find(is_end);
         let link = link.ok_or_else(|| pod.broken(format!("its device {} is gone", pod.host_ifname)))?;
         check_link(pod, link, pod.host_mac, u32::from(vtep.mtu))?;
+        if !link.running {
+            return Err(pod.broken(format!("{} has no carrier", pod.host_ifname)));
+        }
+        if !has_host_sysctls(&link.conf, &pod.addresses) {
+            return Err(pod.broken(format!("the settings of {} do not let its packets through", pod.host_ifname)));
+        }
         let objects = plan::pod_objects(&vtep.addresses, pod);
         match objects.iter().find(|object| !self.objects.contains(object)) {
             Some(missing) => Err(pod.broken(format!("the node lacks {missing} dev {}", pod.host_ifname))),

@@ -56,6 +56,14 @@ impl Notes {
         found.pods
     }
 
+    /// Whether there may be a note about the pod called `name`.
+    pub fn may_tell_of(&self, name: &str) -> bool {
+        let file = encode(name).map(|file| dir(&self.runtime_dir).join(file));
+        file.is_some_and(
+            |file| !matches!(file.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound),
+        )
+    }
+
     /// Removes the note about the pod called `name`.
     pub fn remove(&self, name: &str) {
         if let Err(error) = remove(&self.runtime_dir, name) {

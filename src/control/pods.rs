@@ -95,6 +95,10 @@ impl Node {
         self.meet_strangers();
         let is_chosen = request.addresses.is_empty();
         let request = self.admit(request)?;
+        if self.notes.may_tell_of(&request.name) {
+            let why = format!("a note to detach {} cannot be read or removed; see the log", request.name);
+            return Err(PodError::NotReady(why));
+        }
         let Some(vtep) = &self.observed.vtep else {
             return Err(PodError::NotReady(self.obstacles()));
         };
@@ -127,6 +131,14 @@ impl Node {
         Ok(true)
     }
 
+    /// Detaches a pod of which nobody will hear that it was attached.
+    pub fn give_up(&mut self, name: &str) {
+        tracing::warn!(pod = name, "who asked for it has gone; it is detached again");
+        if let Err(error) = self.detach(name, Instant::now()) {
+            tracing::warn!(pod = name, %error, "cannot detach it");
+        }
+    }
+
     /// Detaches the pods of which notes say that they were to be. A note goes when its pod has; what cannot be detached
     /// is tried again at the next call. Says whether a pod was detached.
     pub fn heed_notes(&mut self, now: Instant) -> bool {
@@ -157,6 +169,10 @@ impl Node {
         let pod = pod.ok_or_else(|| PodError::Unknown(name.to_owned()))?;
         let vtep = self.observed.vtep.as_ref().ok_or_else(|| PodError::NotReady(self.obstacles()))?;
         self.kernel.verify(vtep, pod)?;
+        let ready = self.ready();
+        if let Some(problem) = ready.problem {
+            return Err(PodError::NotReady(problem));
+        }
         Ok(self.describe(pod))
     }
 

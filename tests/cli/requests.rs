@@ -1,9 +1,10 @@
 //! What only programs ask of the daemon: checks, collections, readiness, and the kind of a refusal.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-use podwire::control::api::{Attach, Owner, RefusalKind, Reply, Request};
+use podwire::control::api::{self, Attach, Owner, RefusalKind, Reply, Request, RequestLine};
 use podwire::control::client::{self, ClientError};
 
 use crate::harness::is_root;
@@ -91,6 +92,37 @@ fn a_check_finds_what_others_have_changed_on_either_side() {
     node.remove_pod_netns("web");
     refusal(&node, check);
     assert_eq!(refusal(&node, Request::PodsCheck { name: "nobody".into() }).0, RefusalKind::NotFound);
+}
+
+#[test]
+fn nothing_is_done_for_who_has_gone_before_the_answer() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    let request = Request::PodsAttach(owned(&mut node, "web", "net-a"));
+    node.signal("STOP");
+    let line = serde_json::to_string(&RequestLine { version: api::VERSION, request: request.clone() }).unwrap();
+    writeln!(UnixStream::connect(node.socket()).unwrap(), "{line}").unwrap();
+    node.signal("CONT");
+    for _ in 0..3 {
+        assert_eq!(ask(&node, Request::PodsList), Reply::Pods(Vec::new()));
+    }
+    assert!(matches!(ask(&node, request), Reply::Attached(_)), "it may be asked for again");
+}
+
+#[test]
+fn no_pod_is_attached_while_a_note_to_detach_it_stays() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    let request = Request::PodsAttach(owned(&mut node, "web", "net-a"));
+    let blocker = node.runtime_dir().join("detach/web");
+    fs::create_dir(&blocker).unwrap();
+    assert_eq!(refusal(&node, request.clone()).0, RefusalKind::NotReady);
+    fs::remove_dir(&blocker).unwrap();
+    assert!(matches!(ask(&node, request), Reply::Attached(_)));
 }
 
 #[test]

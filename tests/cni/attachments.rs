@@ -157,6 +157,7 @@ fn check_finds_what_is_not_as_add_left_it() {
         (&pod, "ip neigh del 169.254.1.1 dev eth0".to_owned()),
         (&lab.node.host.netns, format!("ip route del {v4}")),
         (&lab.node.host.netns, format!("ip neigh del {v4} dev {host_end}")),
+        (&lab.node.host.netns, format!("sysctl -qw net.ipv4.conf.{host_end}.forwarding=0")),
     ] {
         finds(&lab, place, &damage, || check(&result));
     }

@@ -72,6 +72,7 @@ fn an_installed_plugin_is_used_by_a_runtime_and_removed_again() {
     for plugin in ["portmap", "bandwidth"] {
         symlink(portmap.with_file_name(plugin), target.bin(plugin)).unwrap();
     }
+    target.refuses("install", &["--cni-version", "1.1.0"], "portmap does not speak CNI 1.1.0");
     let installed = target.does("install", &[]);
     let paths = json!([target.bin("podwire"), target.conf("10-podwire.conflist")]);
     assert_eq!((&installed["changed"], &installed["warnings"]), (&paths, &json!([])));
@@ -92,11 +93,13 @@ fn an_installed_plugin_is_used_by_a_runtime_and_removed_again() {
     assert_eq!(again["changed"], json!([]));
     let changed = target.does("install", &["--chain", "", "--name", "net", "--cni-version", "1.1.0"]);
     assert_eq!(changed["changed"], json!([target.conf("10-podwire.conflist")]));
-    fs::set_permissions(target.bin("podwire"), fs::Permissions::from_mode(0o644)).unwrap();
-    assert_eq!(
-        target.does("install", &["--chain", "", "--name", "net", "--cni-version", "1.1.0"])["changed"],
-        json!([target.bin("podwire")])
-    );
+    for mode in [0o644, 0o777] {
+        fs::set_permissions(target.bin("podwire"), fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(
+            target.does("install", &["--chain", "", "--name", "net", "--cni-version", "1.1.0"])["changed"],
+            json!([target.bin("podwire")])
+        );
+    }
 
     assert_eq!(
         target.does("remove", &[])["removed"],
@@ -107,11 +110,11 @@ fn an_installed_plugin_is_used_by_a_runtime_and_removed_again() {
 }
 
 #[test]
-fn the_configuration_is_not_written_before_the_daemon_can_serve() {
+fn nothing_is_put_in_place_before_the_daemon_can_serve() {
     let dir = tempfile::tempdir().unwrap();
     let target = Target::new(&dir.path().join("run"));
-    target.refuses("install", &["--chain", "", "--wait", "1"], "is not written");
-    assert_eq!(target.files(), ["podwire"]);
+    target.refuses("install", &["--chain", "", "--wait", "1"], "nothing is changed");
+    assert!(target.files().is_empty());
     let Some(lab) = Lab::start(Options::KERNEL) else { return };
     let target = Target { runtime_dir: lab.node.runtime_dir(), ..target };
     target.does("install", &["--chain", "", "--wait", "1"]);
@@ -145,7 +148,12 @@ fn files_of_others_are_left_alone_and_told_of() {
     target.does("install", &["--chain", "", "--file", "20-second.conflist"]);
     let removed = target.does("remove", &["--file", "20-second.conflist"]);
     assert_eq!(removed["removed"], json!([target.conf("20-second.conflist")]));
-    assert!(removed["warnings"][0].as_str().unwrap().contains("10-podwire.conflist calls it"), "{removed}");
+    assert!(removed["warnings"][0].as_str().unwrap().contains("10-podwire.conflist may call it"), "{removed}");
+    fs::create_dir(target.conf("unreadable.conf")).unwrap();
+    let removed = target.does("remove", &[]);
+    assert_eq!(removed["removed"], json!([target.conf("10-podwire.conflist")]));
+    assert!(removed["warnings"][0].as_str().unwrap().contains("unreadable.conf may call it"), "{removed}");
+    fs::remove_dir(target.conf("unreadable.conf")).unwrap();
     target.does("remove", &[]);
     assert_eq!(target.files(), ["00-backup.txt", "05-flannel.conflist", "99-last.conf"]);
     assert_eq!(fs::read_to_string(target.conf("05-flannel.conflist")).unwrap(), foreign);

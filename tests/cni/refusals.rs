@@ -94,7 +94,7 @@ fn what_a_verb_needs_of_the_configuration_is_checked() {
         ("ADD", json!({ "prevResult": { "ips": [{ "address": "x" }] } }), 7, "invalid"),
         ("CHECK", json!({ "prevResult": null }), 7, "`prevResult` is missing"),
         ("CHECK", json!({ "prevResult": "x" }), 7, "not valid"),
-        ("GC", json!({ "cni.dev/valid-attachments": null }), 7, "missing"),
+        ("GC", json!({ "cni.dev/valid-attachments": 7 }), 7, "not valid"),
         ("GC", json!({ "cni.dev/valid-attachments": [{ "containerID": "a/b", "ifname": "eth0" }] }), 7, "a/b"),
     ];
     for (command, members, code, words) in cases {
