@@ -39,7 +39,7 @@ fn others_programs_are_found_at_both_hooks_and_ours_is_not_among_them() {
     drop(steer);
     assert_eq!(foreign(), [0; 0], "ours outlives its owner");
     let pin = format!("/sys/fs/bpf/podwire/{}/links/pod_{device}", lab.cookie());
-    let held = libbpf_rs::Link::open(&pin).unwrap();
+    let _held = libbpf_rs::Link::open(&pin).unwrap();
     std::fs::remove_file(&pin).unwrap();
     assert_eq!(foreign(), [0; 0], "ours without its pin");
     let others = ObjectBuilder::default().open_file(concat!(env!("OUT_DIR"), "/steer.bpf.o")).unwrap().load().unwrap();

@@ -1,7 +1,7 @@
 //! A scrape: HTTP by hand, and the text format as far as it is used.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -16,20 +16,26 @@ pub struct Answer {
 }
 
 /// Sends `request` on a new connection and reads all that comes.
-pub fn talk(stream: &mut (impl Read + Write), request: &str) -> Answer {
-    stream.write_all(request.as_bytes()).expect("the request is taken");
+pub fn talk(stream: &mut (impl Read + Write), request: &str) -> io::Result<Answer> {
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer in UTF-8");
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP: {answer}"));
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-    Answer { status: status.expect("a status"), head: head.to_owned(), body: body.to_owned() }
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
 
 /// Asks a server in a namespace.
-pub fn get(netns: &Netns, at: SocketAddr, path: &str) -> Answer {
-    let mut stream = netns.within(|| TcpStream::connect(at)).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+pub fn try_get(netns: &Netns, at: SocketAddr, path: &str) -> io::Result<Answer> {
+    let mut stream = netns.within(|| TcpStream::connect(at))?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     talk(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n"))
+}
+
+/// As [`try_get`], of a server that must answer.
+#[track_caller]
+pub fn get(netns: &Netns, at: SocketAddr, path: &str) -> Answer {
+    try_get(netns, at, path).unwrap_or_else(|error| panic!("{path} of {at}: {error}"))
 }
 
 pub fn metrics_address() -> SocketAddr {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cluster;
-use crate::exposition::get;
+use crate::exposition::try_get;
 use crate::harness::{Cluster, Netns, PodwireNode, tcp_transfer, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,8 +49,7 @@ impl Prometheus {
     /// What its API answers.
     fn api(&self, path: &str) -> Option<Value> {
         let at: SocketAddr = Self::ADDRESS.parse().expect("an address");
-        self.netns.within(|| std::net::TcpStream::connect(at)).ok()?;
-        let answer = serde_json::from_str::<Value>(&get(&self.netns, at, path).body).ok()?;
+        let answer = serde_json::from_str::<Value>(&try_get(&self.netns, at, path).ok()?.body).ok()?;
         (answer["status"] == "success").then(|| answer["data"].clone())
     }
 

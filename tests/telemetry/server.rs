@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::cluster;
-use crate::exposition::{Exposition, get, metrics_address, talk};
+use crate::exposition::{Exposition, get, metrics_address, talk, try_get};
 use crate::harness::{Options, PodwireNode, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ fn each_path_and_method_has_its_answer_by_tcp_and_by_unix_socket() {
     let Some(cluster) = cluster() else { return };
     let node = &cluster.a;
     let mut unix = UnixStream::connect(node.runtime_dir().join("metrics.sock")).expect("it listens");
-    let by_unix = talk(&mut unix, "GET /metrics HTTP/1.1\r\nHost: podwire\r\n\r\n");
+    let by_unix = talk(&mut unix, "GET /metrics HTTP/1.1\r\nHost: podwire\r\n\r\n").expect("an answer");
     assert!(by_unix.status == 200 && by_unix.body.contains("podwire_build_info{"), "{by_unix:?}");
     assert!(by_unix.head.contains("content-type: text/plain; version=0.0.4"), "{}", by_unix.head);
     let rows = [
@@ -38,7 +38,8 @@ fn each_path_and_method_has_its_answer_by_tcp_and_by_unix_socket() {
         ("nonsense", 400, ""),
     ];
     for (line, status, said) in rows {
-        let answer = talk(&mut connect(node), &format!("{line} HTTP/1.1\r\nHost: podwire\r\n\r\n"));
+        let request = format!("{line} HTTP/1.1\r\nHost: podwire\r\n\r\n");
+        let answer = talk(&mut connect(node), &request).expect("an answer");
         assert!(answer.status == status && answer.body.contains(said), "{line}: {answer:?}");
     }
     node.host.netns.run("ip link del eth0");
@@ -128,8 +129,12 @@ fn metrics_follow_the_configuration_and_an_address_that_is_taken_is_a_problem() 
     let text = fs::read_to_string(&file).expect("the configuration");
     assert!(Exposition::of(&cluster.a).get("podwire_pod_packets_total", &[]).is_some());
     fs::write(&file, text.replace("[metrics]", "[metrics]\nper_pod = false")).expect("write the file");
-    let has_pods = || listens() && Exposition::of(&cluster.a).get("podwire_pod_packets_total", &[]).is_some();
-    assert!(wait_until(PATIENCE, || !has_pods()), "pods still have series");
+    // While it is opened anew nobody answers.
+    let has_no_pods = || {
+        try_get(&netns, metrics_address(), "/metrics")
+            .is_ok_and(|answer| answer.status == 200 && !answer.body.contains("podwire_pod_packets_total"))
+    };
+    assert!(wait_until(PATIENCE, has_no_pods), "pods still have series");
     assert_eq!(Exposition::of(&cluster.a).get("podwire_pods", &[]), Some(2.0));
     cluster.a.stop();
     assert!(!socket.exists(), "the socket outlives the daemon");
