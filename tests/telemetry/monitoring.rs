@@ -1,6 +1,7 @@
 //! The dashboard and the alerts, as Prometheus itself understands them, on what a live node tells.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -55,8 +56,9 @@ impl Prometheus {
 
     /// The series that a query gives; none when it is refused.
     fn query(&self, query: &str) -> Option<Vec<Value>> {
-        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        self.api(&format!("/api/v1/query?query={encoded}"))?["result"].as_array().cloned()
+        let mut path = "/api/v1/query?query=".to_owned();
+        query.bytes().for_each(|byte| write!(path, "%{byte:02X}").expect("a string"));
+        self.api(&path)?["result"].as_array().cloned()
     }
 }
 
@@ -85,7 +87,7 @@ fn dashboard_and_alerts_speak_of_what_a_live_node_tells() {
 
     let board: Value =
         serde_json::from_slice(&fs::read(in_tree("deploy/grafana.json")).expect("it is there")).expect("JSON");
-    let targets = board["panels"].as_array().into_iter().flatten().flat_map(|panel| panel["targets"].as_array());
+    let targets = board["panels"].as_array().into_iter().flatten().filter_map(|panel| panel["targets"].as_array());
     let expressions: Vec<_> = targets.flatten().filter_map(|target| target["expr"].as_str()).collect();
     assert!(expressions.len() >= 20, "{expressions:?}");
     for expression in expressions {
