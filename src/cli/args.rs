@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
@@ -98,6 +99,12 @@ pub(super) enum Verb {
         after_help = "Example:\n  podwire uninstall --keep-kernel   # the pods go on by the kernel path\n  podwire uninstall --yes           # also when pods are attached, which lose their network"
     )]
     Uninstall(Uninstall),
+    /// Write man pages or a shell's completions.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  podwire generate man /usr/local/share/man/man1\n  podwire generate completions bash > /etc/bash_completion.d/podwire"
+    )]
+    Generate(GenerateVerb),
     /// Have a worker suffer, to test what comes of it; the daemon must have been started with PODWIRE_FAULTS=1.
     #[command(hide = true, after_help = "Example:\n  podwire fault hang --worker 0 --ms 500")]
     Fault(Provoke),
@@ -117,6 +124,22 @@ pub(super) struct Doctor {
     /// Print a script that puts right what a command can, to be reviewed; nothing is run.
     #[arg(long, conflicts_with = "all")]
     pub fix: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GenerateVerb {
+    /// Write a man page for podwire and for each verb.
+    #[command(after_help = "Example:\n  podwire generate man /usr/local/share/man/man1")]
+    Man {
+        /// Where to; made if it is missing.
+        dir: PathBuf,
+    },
+    /// Print the completions of a shell.
+    #[command(after_help = "Example:\n  podwire generate completions bash > /etc/bash_completion.d/podwire")]
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

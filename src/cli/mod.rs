@@ -3,6 +3,7 @@
 mod args;
 mod cni;
 mod doctor;
+mod generate;
 mod ipam;
 mod output;
 mod stats;

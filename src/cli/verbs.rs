@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
-use super::{CliError, cni, doctor, ipam, output, stats, status, uninstall};
+use super::{CliError, cni, doctor, generate, ipam, output, stats, status, uninstall};
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
 use crate::control::client::{self, ClientError};
@@ -32,6 +32,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
         Verb::Cni(verb) => cni::run(args, verb),
         Verb::Doctor(verb) => doctor::run(args, verb),
         Verb::Uninstall(verb) => uninstall::run(args, verb),
+        Verb::Generate(verb) => generate::run(verb),
         Verb::Fault(fault) => provoke(args, fault),
     }
 }

@@ -15,9 +15,12 @@ use super::model::{Answered, Call, Model, Promise, name};
 const SLOTS: usize = 12;
 
 /// The last address of the IPv4 range that pods can have.
-const LAST: u8 = 254;
+const LAST: u8 = 32;
 
-const PROMISE: Promise = Promise { capacity: LAST as usize, quarantine: Duration::ZERO };
+/// What is in every configuration here. The quarantine is short, so that addresses come round again.
+const IPAM: &str = "[ipam]\nexclude = [\"10.244.1.33-10.244.1.254\"]\nquarantine_s = 1\n";
+
+const PROMISE: Promise = Promise { capacity: LAST as usize, quarantine: Duration::from_secs(1) };
 
 /// How long all may take to agree once nothing happens any more.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -323,6 +326,7 @@ impl Site {
         assert!(self.model.sure().is_empty(), "{:?}", self.model.sure());
         let Look { remembered, .. } = self.look();
         assert!(remembered.is_empty(), "{remembered:?}");
+        self.node.cli("ipam check");
     }
 
     pub fn report(&self) {
@@ -368,7 +372,8 @@ impl Site {
 
 /// The configurations that the daemon is given.
 fn ways() -> [Options; 3] {
-    [Options::ADAPTIVE, Options { masquerade: true, ..Options::ADAPTIVE }, Options::KERNEL]
+    let adaptive = Options { sections: IPAM, ..Options::ADAPTIVE };
+    [adaptive, Options { masquerade: true, ..adaptive }, Options { sections: IPAM, ..Options::KERNEL }]
 }
 
 /// A call, and after how long its plugin is killed, if it is.

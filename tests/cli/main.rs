@@ -88,6 +88,12 @@ fn every_verb_has_help_with_an_example() {
         "stats",
         "routes",
         "doctor",
+        "cni",
+        "cni install",
+        "cni remove",
+        "generate",
+        "generate man",
+        "generate completions",
         "uninstall",
     ];
     for verb in verbs {
@@ -96,6 +102,26 @@ fn every_verb_has_help_with_an_example() {
         assert!(help.status.success(), "{verb}");
         assert!(stdout(&help).contains("Example:\n  "), "{verb}: {}", stdout(&help));
     }
+}
+
+#[test]
+fn man_pages_and_completions_are_what_their_readers_take() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(podwire(&["generate", "man", dir.path().to_str().unwrap()]).status.success());
+    for page in ["podwire.1", "podwire-cni-install.1"] {
+        let Ok(read) = Command::new("man").args(["--local-file", "--warnings"]).arg(dir.path().join(page)).output()
+        else {
+            return println!("skipped: needs man");
+        };
+        assert!(read.status.success() && read.stderr.is_empty(), "{page}: {}", stderr(&read));
+        assert!(stdout(&read).contains("SYNOPSIS"), "{page}");
+    }
+    let script = dir.path().join("completions");
+    fs::write(&script, podwire(&["generate", "completions", "bash"]).stdout).unwrap();
+    let ask =
+        r#". "$0" && COMP_WORDS=(podwire doc) COMP_CWORD=1 && _podwire podwire doc podwire && echo "${COMPREPLY[@]}""#;
+    let asked = Command::new("bash").args(["-c", ask]).arg(&script).output().unwrap();
+    assert_eq!(stdout(&asked), "doctor\n", "{}", stderr(&asked));
 }
 
 #[test]

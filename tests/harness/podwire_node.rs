@@ -34,12 +34,21 @@ pub struct Options {
     pub known_vteps_only: bool,
     /// Whether it serves metrics, at [`PodwireNode::METRICS`] and on a Unix socket.
     pub metrics: bool,
+    /// More sections of the file.
+    pub sections: &'static str,
 }
 
 impl Options {
     /// The data plane as it comes, with one worker.
-    pub const ADAPTIVE: Self =
-        Self { mode: "adaptive", xdp: "auto", workers: 1, masquerade: false, known_vteps_only: true, metrics: false };
+    pub const ADAPTIVE: Self = Self {
+        mode: "adaptive",
+        xdp: "auto",
+        workers: 1,
+        masquerade: false,
+        known_vteps_only: true,
+        metrics: false,
+        sections: "",
+    };
     /// The data plane with a worker that never sleeps.
     pub const BUSY: Self = Self { mode: "busy", ..Self::ADAPTIVE };
     /// The kernel path alone.
@@ -222,7 +231,7 @@ impl PodwireNode {
 
     fn config_text(&self) -> String {
         let Host { index, uplink, underlay, .. } = &self.host;
-        let Options { mode, xdp, workers, masquerade, known_vteps_only, metrics } = self.options;
+        let Options { mode, xdp, workers, masquerade, known_vteps_only, metrics, sections } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
         let mut text = format!(
@@ -247,7 +256,8 @@ cores = {cores:?}
 xdp = "{xdp}"
 zero_copy = "auto"
 known_vteps_only = {known_vteps_only}
-"#,
+
+{sections}"#,
             self.host.name(),
             pod_cidrs(*index),
         );

@@ -25,11 +25,11 @@ pub fn talk(stream: &mut (impl Read + Write), request: &str) -> io::Result<Answe
     Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
 
-/// Asks a server in a namespace.
+/// Asks a server in a namespace, by HTTP/1.0: an answer is not chunked.
 pub fn try_get(netns: &Netns, at: SocketAddr, path: &str) -> io::Result<Answer> {
     let mut stream = netns.within(|| TcpStream::connect(at))?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    talk(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n"))
+    talk(&mut stream, &format!("GET {path} HTTP/1.0\r\nHost: {at}\r\n\r\n"))
 }
 
 /// As [`try_get`], of a server that must answer.
