@@ -402,19 +402,14 @@ impl Daemon {
         self.reconcile_by(NEWS_DEBOUNCE);
     }
 
-    /// Answers a call, unless the client has gone; true when the daemon is to end.
+    /// Answers a call; true when the daemon is to end.
     fn answer(&mut self, (request, tell): Call) -> bool {
-        if tell.is_closed() {
-            return false;
-        }
         let changes =
             matches!(request, Request::PodsAttach(_) | Request::PodsDetach { .. } | Request::PodsCollect { .. });
         let reply = self.node.handle(request, Instant::now());
         let leaves = reply == Reply::Leaving;
-        // Who asked does not know that it has the pod, and may ask again.
-        if let Err(Reply::Attached(pod)) = tell.send(reply) {
-            self.node.give_up(&pod.name);
-        }
+        // A client that has gone away needs no answer.
+        let _ = tell.send(reply);
         if changes {
             self.reconcile_by(NEWS_DEBOUNCE);
         }

@@ -131,14 +131,6 @@ impl Node {
         Ok(true)
     }
 
-    /// Detaches a pod of which nobody will hear that it was attached.
-    pub fn give_up(&mut self, name: &str) {
-        tracing::warn!(pod = name, "who asked for it has gone; it is detached again");
-        if let Err(error) = self.detach(name, Instant::now()) {
-            tracing::warn!(pod = name, %error, "cannot detach it");
-        }
-    }
-
     /// Detaches the pods of which notes say that they were to be. A note goes when its pod has; what cannot be detached
     /// is tried again at the next call. Says whether a pod was detached.
     pub fn heed_notes(&mut self, now: Instant) -> bool {

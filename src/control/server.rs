@@ -4,7 +4,6 @@
 //! the number of clients at once. A client of another user is turned away.
 
 use std::fs;
-use std::future::pending;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -89,25 +88,13 @@ impl Drop for Server {
 /// One client: one request, one reply.
 async fn converse(mut stream: UnixStream, owner: u32, calls: &mpsc::Sender<Call>) {
     let reply = match request(&mut stream, owner).await {
-        Ok(request) => tokio::select! {
-            reply = ask(request, calls) => reply,
-            // It does not wait any more, and nobody is to work for it.
-            () = hang_up(&mut stream) => return,
-        },
+        Ok(request) => ask(request, calls).await,
         Err(text) => Reply::Error(Refusal::new(RefusalKind::NotReady, text)),
     };
     let line = ReplyLine { version: api::VERSION, reply };
     let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
     bytes.push(b'\n');
     let _ = timeout(DEADLINE, stream.write_all(&bytes)).await;
-}
-
-/// Waits until the client has closed its end.
-async fn hang_up(stream: &mut UnixStream) {
-    match stream.read(&mut [0]).await {
-        Ok(0) | Err(_) => {}
-        Ok(_) => pending().await,
-    }
 }
 
 /// Reads and checks one request line, or says why not.
