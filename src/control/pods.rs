@@ -9,6 +9,7 @@ use super::ipam::AddressError;
 use super::kernel::delete_link;
 use super::netlink::Link;
 use super::node::Node;
+use super::pod_news::Pods;
 use super::store::StoreError;
 use super::wiring::{self, GATEWAY_MAC, WiringError};
 use crate::ids::PodId;
@@ -128,6 +129,12 @@ impl Node {
         self.observed.gone.remove(&pod.id);
         self.faults.remove(&pod.id);
         tracing::info!(pod = pod.name, addresses = ?pod.addresses, "detached");
+        // Of several interfaces of a container another one has to take the default route over.
+        let others = self.store.pods().iter().filter(|other| other.netns == pod.netns).map(|other| other.id);
+        let others: BTreeSet<PodId> = others.collect();
+        if !others.is_empty() {
+            self.mend_pods(&Pods::These(others), now);
+        }
         Ok(true)
     }
 

@@ -35,6 +35,7 @@ fn a_container_has_several_interfaces_each_with_addresses_that_answer() {
         lab.run(&Call::new("CHECK", "c1", &pod.path(), &config).set("CNI_IFNAME", ifname)).is_silent_success();
     }
     lab.call("DEL", "c1", &pod, &config).is_silent_success();
+    assert!(pod.run("ip route show default").contains("dev net1"), "it has the default route now");
     assert!(addresses(&second).iter().all(|address| lab.answers(address)), "{}", Lab::state(&pod));
     assert!(!lab.answers(&addresses(&first)[0]));
 }
