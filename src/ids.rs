@@ -13,6 +13,13 @@ impl IfIndex {
     pub const NONE: Self = Self(0);
 }
 
+/// Whether a text can be a device's name to the kernel (`dev_valid_name` in `net/core/dev.c`), is no pattern (`%d`), and
+/// needs no quoting.
+pub fn is_device_name(text: &str) -> bool {
+    let usable = |byte: u8| byte.is_ascii_graphic() && !b"/:%".contains(&byte);
+    (1..16).contains(&text.len()) && text != "." && text != ".." && text.bytes().all(usable)
+}
+
 /// A receive/transmit queue of a device, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueId(pub u32);
@@ -65,5 +72,20 @@ impl fmt::Display for IfIndex {
 impl fmt::Display for PodId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_are_what_the_kernel_takes() {
+        for good in ["eth0", "a", "abcdefghijklmno"] {
+            assert!(is_device_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "a:1", "eth%d", "abcdefghijklmnop"] {
+            assert!(!is_device_name(bad), "{bad}");
+        }
     }
 }

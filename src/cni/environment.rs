@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::failure::Failure;
-use super::values::{self, parse_address};
+use super::values::{is_identifier, parse_address};
+use crate::ids::is_device_name;
 use crate::wire::Mac;
 
 /// Leaves room for a device name in the name of a file; runtimes use 64 hexadecimal digits.
@@ -124,11 +125,11 @@ impl Attachment {
 
     /// What is not usable about it.
     pub(super) fn fault(&self) -> Option<(Part, String)> {
-        if self.container.len() > MAX_CONTAINER_ID || !values::is_identifier(&self.container) {
+        if self.container.len() > MAX_CONTAINER_ID || !is_identifier(&self.container) {
             let rule = "is not 1 to {} letters, digits, or any of `_.-`, the first a letter or a digit";
             return Some((Part::Container, rule.replace("{}", &MAX_CONTAINER_ID.to_string())));
         }
-        if !values::is_ifname(&self.ifname) {
+        if !is_device_name(&self.ifname) {
             let rule = "is not 1 to 15 visible characters without `/`, `:` and `%`, nor may it be `.` or `..`";
             return Some((Part::Ifname, rule.to_owned()));
         }
@@ -189,7 +190,7 @@ fn parse_switch(value: &str) -> Option<bool> {
 
 /// A name of Kubernetes or of podman, if it is one: it only tells people what the container is.
 fn parse_label(value: &str) -> Option<String> {
-    (value.len() <= 253 && values::is_identifier(value)).then(|| value.to_owned())
+    (value.len() <= 253 && is_identifier(value)).then(|| value.to_owned())
 }
 
 #[cfg(test)]

@@ -9,13 +9,6 @@ pub(super) fn is_identifier(text: &str) -> bool {
     first && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
-/// Whether a text is a device name to the specification and to the kernel (`dev_valid_name` in `net/core/dev.c`),
-/// and no pattern (`%d`).
-pub(super) fn is_ifname(text: &str) -> bool {
-    let usable = |byte: u8| byte.is_ascii_graphic() && !b"/:%".contains(&byte);
-    (1..16).contains(&text.len()) && text != "." && text != ".." && text.bytes().all(usable)
-}
-
 /// An address, with or without the length of a prefix, which is not used: pods have addresses of their own and share no
 /// subnet.
 pub(super) fn parse_address(text: &str) -> Option<IpAddr> {

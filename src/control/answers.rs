@@ -15,7 +15,7 @@ impl Node {
             Request::Routes => Reply::Routes(self.routes()),
             Request::PodsList => Reply::Pods(self.pods()),
             Request::PodsAttach(pod) => reply(self.attach(pod, now), Reply::Attached),
-            Request::PodsDetach { name, network: Some(network) } if !self.is_of_network(&name, &network) => {
+            Request::PodsDetach { name, network: Some(network) } if self.is_of_others(&name, &network) => {
                 Reply::Detached { found: false }
             }
             Request::PodsDetach { name, .. } => reply(self.detach(&name, now), |found| Reply::Detached { found }),

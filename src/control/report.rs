@@ -63,12 +63,18 @@ impl Node {
         }
     }
 
-    /// Whether a pod can be attached now: that takes our end of the tunnel, whose addresses are the source of the
-    /// pods' routes.
+    /// Whether a pod can be attached now, and how many more.
     pub fn ready(&self) -> Ready {
+        let mtu = self.observed.vtep.as_ref().map(|vtep| vtep.mtu);
+        Ready { problem: self.not_ready(), mtu, ranges: self.ranges() }
+    }
+
+    /// Why no pod can be attached now, if none can: that takes our end of the tunnel, whose addresses are the source of
+    /// the pods' routes.
+    pub(super) fn not_ready(&self) -> Option<String> {
         let vtep = self.observed.vtep.as_ref();
         let is_there = vtep.is_some_and(|vtep| vtep.addresses.iter().all(|own| self.observed.addresses.contains(own)));
-        Ready { problem: (!is_there).then(|| self.obstacles()), mtu: vtep.map(|vtep| vtep.mtu), ranges: self.ranges() }
+        (!is_there).then(|| self.obstacles())
     }
 
     /// Why no pod can be attached, when none can.

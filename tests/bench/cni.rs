@@ -26,6 +26,9 @@ use serde_json::{Value, json};
 /// Where Debian's containernetworking-plugins are.
 const REFERENCE_DIR: &str = "/usr/lib/cni";
 
+/// Each round asks for all addresses again at once.
+const IPAM: &str = "[ipam]\nquarantine_s = 0\n";
+
 /// How long the data plane may take to be told of all pods.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -80,7 +83,8 @@ fn main() -> io::Result<()> {
     let switch = Switch::new(&prefix, Wire::default());
     let host = switch.host(&prefix, 'a', 1);
     host.netns.skip_dad();
-    let mut node = PodwireNode::start(&prefix, host, Options::ADAPTIVE, Vec::new());
+    let options = Options { sections: IPAM, ..Options::ADAPTIVE };
+    let mut node = PodwireNode::start(&prefix, host, options, Vec::new());
     let (podwire, reference) = (podwire(&prefix, &node), reference(prefix.dir()));
     let pods: Vec<Netns> = (0..arguments.pods).map(|n| prefix.netns(&format!("pod{n}"))).collect();
     pods.iter().for_each(Netns::skip_dad);

@@ -8,6 +8,15 @@ fn adaptive(more: &str) -> String {
     CONFIG.replace("mode = \"kernel\"", &format!("mode = \"adaptive\"\ncores = [0]\n{more}"))
 }
 
+/// A node with a pod, whose data plane runs.
+fn running() -> Node {
+    let mut node = Node::start();
+    node.attach("web");
+    node.configure(&adaptive(""));
+    node.wait_for("the data plane", |node| state(node) == "running");
+    node
+}
+
 fn state(node: &Node) -> String {
     node.json(&["status"])["dataplane"]["state"].as_str().unwrap().to_owned()
 }
@@ -38,10 +47,7 @@ fn the_data_plane_follows_its_uplink_down_up_and_away() {
     if !is_root() {
         return;
     }
-    let mut node = Node::start();
-    node.attach("web");
-    node.configure(&adaptive(""));
-    node.wait_for("the data plane", |node| state(node) == "running");
+    let node = running();
     for (take, give, why) in [
         ("ip link set eth0 down", "ip link set eth0 up", "eth0 is down"),
         ("ip addr flush dev eth0", "ip addr add 192.168.1.2/24 dev eth0", "address"),
@@ -61,10 +67,7 @@ fn the_workers_go_on_when_the_kernel_path_has_no_tunnel() {
     if !is_root() {
         return;
     }
-    let mut node = Node::start();
-    node.attach("web");
-    node.configure(&adaptive(""));
-    node.wait_for("the data plane", |node| state(node) == "running");
+    let node = running();
     let started = node.log().matches("the data plane runs").count();
     // The kernel has one VXLAN device of a VNI and a port; by podwire's own name, and by another.
     for (name, said) in [("podwire.1", "not podwire's VXLAN device"), ("flannel.1", "cannot create the VXLAN device")] {

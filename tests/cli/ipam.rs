@@ -379,3 +379,17 @@ fn a_daemon_killed_while_pods_come_and_go_gives_no_address_twice_and_leaves_noth
     }
     assert_eq!(node.inside("ip -o link show type veth | grep -c pw"), "0\n");
 }
+
+#[test]
+fn a_del_by_cni_frees_what_a_container_has_from_another_plugin() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start();
+    let dir = host_local(&[("10.244.1.9", "c9\r\neth0")]);
+    node.json(&["ipam", "import", dir.path().to_str().unwrap()]);
+    assert_eq!(state(&node, "10.244.1.9"), "held");
+    let del = r#"{"version":2,"request":{"pods-detach":{"name":"c9:eth0","network":"podwire"}}}"#.to_owned() + "\n";
+    assert!(node.throw(del.as_bytes()).contains(r#""found":true"#));
+    assert_eq!(state(&node, "10.244.1.9"), "quarantined");
+}
