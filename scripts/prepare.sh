@@ -15,6 +15,10 @@ needed=(
 # shellcheck disable=SC2034
 runtimes=(containerd busybox-static podman conmon runc)
 
+# The store behind the API server that tests start by hand.
+# shellcheck disable=SC2034
+api_server=(etcd-server)
+
 # What scrapes and judges metrics, started by hand too.
 # shellcheck disable=SC2034
 monitoring=(prometheus)
@@ -71,6 +75,67 @@ install_programs() {
         [ ${#units[@]} -eq 0 ] || as_root systemctl --quiet --global disable "${units[@]}"
     done
     return "$status"
+}
+
+# Where the API server that tests run against is kept, outside of the tree and of what `cargo clean` removes.
+kubernetes_version=1.20.2
+kubernetes=${PODWIRE_KUBERNETES:-${XDG_CACHE_HOME:-/var/cache}/podwire/kubernetes-$kubernetes_version}
+
+# Whether both programs of Kubernetes in the given directory start and are of our version.
+is_kubernetes() {
+    local program
+    for program in kube-apiserver kube-controller-manager; do
+        [ "$("$1/$program" --version 2>/dev/null)" = "Kubernetes v$kubernetes_version" ] || return
+    done
+}
+
+# Builds kube-apiserver and kube-controller-manager from Debian's source package, once: some minutes, and 2 GB of disk
+# while it lasts. They appear in their place in one step; what an interrupted build has left is removed.
+build_kubernetes() {
+    is_kubernetes "$kubernetes" && return
+    install_packages dpkg-dev golang-1.19-go || return
+    mkdir -p "$(dirname "$kubernetes")" || return
+    (
+        flock 9 || exit
+        trap 'rm -rf "$kubernetes.part"' EXIT
+        is_kubernetes "$kubernetes" && exit
+        say "building the Kubernetes API server $kubernetes_version for the tests (once, kept in $kubernetes)"
+        rm -rf "$kubernetes.part" "$kubernetes"
+        mkdir -p "$kubernetes.part"/{bin,lists/partial,go/src/k8s.io} &&
+            cd "$kubernetes.part/go/src/k8s.io" && fetch_kubernetes "$kubernetes.part" &&
+            cd kubernetes && compile_kubernetes "$kubernetes.part" && is_kubernetes "$kubernetes.part/bin" &&
+            mv "$kubernetes.part/bin" "$kubernetes"
+    ) 9>"$kubernetes.lock"
+}
+
+# Unpacks Debian 12's source of Kubernetes into the directory `kubernetes` here. Its list of sources is a private one
+# below the given directory: that of the machine stays as it is.
+fetch_kubernetes() {
+    local list=$1/sources.list mirror apt
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
+    printf 'deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s bookworm main\n' \
+        "${mirror:-http://deb.debian.org/debian/}" >"$list"
+    apt=(apt-get -q -o "Dir::Etc::SourceList=$list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$1/lists"
+        -o "Dir::Cache=$1" -o APT::Sandbox::User=root)
+    "${apt[@]}" update && "${apt[@]}" source kubernetes && mv kubernetes-*/ kubernetes
+}
+
+# Compiles the two programs into `bin` of the given directory, as `make` there does, without its other products. What
+# the sources leave to be generated is the OpenAPI description alone.
+compile_kubernetes() {
+    local inputs package=k8s.io/kubernetes
+    local variable=$package/vendor/k8s.io/component-base/version
+    export GO111MODULE=off GOFLAGS='' GOPATH=$1/go GOCACHE=$1/cache GOTMPDIR=$1 HOME=$1 CGO_ENABLED=0
+    inputs=$(grep -rl --include='*.go' '+k8s:openapi-gen=' pkg/apis vendor/k8s.io/*/ |
+        grep -v -e /code-generator/ -e /sample-apiserver/ -e /kube-openapi/ |
+        xargs -n 1 dirname | sort -u | sed "s|^|$package/|" | paste -s -d,)
+    nice /usr/lib/go-1.19/bin/go run "$package/vendor/k8s.io/kube-openapi/cmd/openapi-gen" --input-dirs "$inputs" \
+        --output-package "$package/pkg/generated/openapi" --output-file-base zz_generated.openapi \
+        --go-header-file /dev/null --report-filename /dev/null &&
+        nice /usr/lib/go-1.19/bin/go build -trimpath -o "$1/bin/" \
+            -ldflags "-s -w -X $variable.gitVersion=v$kubernetes_version -X $variable.gitMajor=1 -X $variable.gitMinor=20" \
+            ./cmd/kube-apiserver ./cmd/kube-controller-manager
 }
 
 # Ends the script with code 2 unless there is a Rust toolchain that can build this crate.

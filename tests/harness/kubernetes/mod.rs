@@ -1,0 +1,7 @@
+//! A real Kubernetes control plane for the laboratory: only for the tests that name it, because of what it links.
+#![allow(dead_code, reason = "each test crate uses its own part of the laboratory")]
+
+mod api_server;
+mod pki;
+
+pub use api_server::{ApiServer, api_of};
