@@ -12,7 +12,7 @@ use crate::control::runtime::DEFAULT_DIR;
 use crate::wire::Mac;
 
 /// A userspace AF_XDP pod data plane over a kernel path that is always complete.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(version, after_help = "Example:\n  podwire run --config /etc/podwire.toml &\n  podwire status")]
 pub(super) struct Args {
     /// Where the daemon keeps its control socket and its state.
@@ -49,7 +49,7 @@ pub(super) enum Format {
     Json,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum Verb {
     /// Run the daemon of this node until SIGTERM or Ctrl-C; SIGHUP reloads the configuration.
     #[command(after_help = "Example:\n  podwire run --config /etc/podwire.toml --runtime-dir /run/podwire")]
@@ -74,9 +74,14 @@ pub(super) enum Verb {
     /// Show counters: workers, drops by reason, pods, steering verdicts, kernel devices.
     #[command(after_help = "Example:\n  podwire stats\n  podwire stats --watch 5")]
     Stats(Watch),
+    /// Show what the node does now: workers, uplink, pods, peers, and what is dropped and why.
+    ///
+    /// Rates are packets and bits a second since the reading before. The keys are told on the screen.
+    #[command(after_help = "Example:\n  podwire top\n  podwire top --once --output json | jq .drops")]
+    Top(Top),
     /// Show the prefixes of remote nodes, their next hops, and which path their packets take.
-    #[command(after_help = "Example:\n  podwire routes")]
-    Routes,
+    #[command(after_help = "Example:\n  podwire routes\n  podwire routes --lookup 10.244.2.7")]
+    Routes(Routes),
     /// Have container runtimes call this binary as their CNI plugin.
     #[command(
         subcommand,
@@ -110,7 +115,7 @@ pub(super) enum Verb {
     Fault(Provoke),
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Doctor {
     /// The configuration file; that of the daemon, else /etc/podwire.toml, if none is named.
     #[arg(long, value_name = "FILE")]
@@ -126,7 +131,7 @@ pub(super) struct Doctor {
     pub fix: bool,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum GenerateVerb {
     /// Write a man page for podwire and for each verb.
     #[command(after_help = "Example:\n  podwire generate man /usr/local/share/man/man1")]
@@ -142,7 +147,7 @@ pub(super) enum GenerateVerb {
     },
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Uninstall {
     /// Remove the data plane only: the pods stay attached and go on by the kernel path, and
     /// `podwire run` can take over again.
@@ -153,7 +158,7 @@ pub(super) struct Uninstall {
     pub yes: bool,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Provoke {
     #[arg(value_enum)]
     pub kind: FaultKind,
@@ -173,14 +178,14 @@ pub(super) enum FaultKind {
     Starve,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Run {
     /// The configuration file; it is watched, and a valid change is applied at once.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum ConfigVerb {
     /// Check a file and name every fault in it.
     #[command(after_help = "Example:\n  podwire config check /etc/podwire.toml")]
@@ -190,7 +195,7 @@ pub(super) enum ConfigVerb {
     },
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum PodsVerb {
     /// Give a network namespace a device with addresses of this node.
     #[command(
@@ -209,7 +214,7 @@ pub(super) enum PodsVerb {
     List,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum IpamVerb {
     /// List the addresses that are not free, and how full each range is.
     #[command(after_help = "Example:\n  podwire ipam list\n  podwire ipam list --output json | jq .ranges")]
@@ -231,7 +236,7 @@ pub(super) enum IpamVerb {
     },
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Attach {
     /// A file that names the network namespace.
     #[arg(long, value_name = "PATH")]
@@ -250,7 +255,7 @@ pub(super) struct Attach {
     pub mac: Option<Mac>,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum CniVerb {
     /// Put this binary and its network configuration where runtimes look for them.
     ///
@@ -265,7 +270,7 @@ pub(super) enum CniVerb {
     Remove(CniPlace),
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct CniInstall {
     #[command(flatten)]
     pub place: CniPlace,
@@ -284,7 +289,7 @@ pub(super) struct CniInstall {
     pub wait: u64,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct CniPlace {
     /// Where runtimes look for plugins.
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
@@ -302,7 +307,24 @@ fn cni_version(name: &str) -> Result<Version, String> {
     Version::named(name).ok_or_else(|| format!("it is not one of {}", spoken.join(", ")))
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
+pub(super) struct Top {
+    /// Print the rates of one interval and end.
+    #[arg(long)]
+    pub once: bool,
+    /// How many seconds lie between two readings.
+    #[arg(long, value_name = "SECS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(super) struct Routes {
+    /// Say what becomes of packets that pods of this node send to an address; fails when they cannot be delivered.
+    #[arg(long, value_name = "ADDR")]
+    pub lookup: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Watch {
     /// Read again every SECS seconds until Ctrl-C; counters show their rates.
     #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u64).range(1..=86400))]

@@ -6,9 +6,12 @@ mod doctor;
 mod generate;
 mod ipam;
 mod output;
+mod rates;
+mod routes;
 mod stats;
 mod status;
 mod table;
+mod top;
 mod uninstall;
 mod verbs;
 

@@ -3,6 +3,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::args::{Args, Format};
+use super::rates::per_second;
 use super::table::Table;
 use super::verbs::{ask, unexpected};
 use super::{CliError, output};
@@ -136,8 +137,7 @@ fn table(section: &Section, earlier: Option<(&Section, Duration)>) -> Table {
 
 /// Growth a second, rounded.
 fn rate(now: u64, before: u64, elapsed: Duration) -> String {
-    let (grown, millis) = (u128::from(now.saturating_sub(before)), elapsed.as_millis().max(1));
-    ((grown * 1000 + millis / 2) / millis).to_string()
+    format!("{:.0}", per_second(before, now, elapsed))
 }
 
 #[cfg(test)]

@@ -167,7 +167,8 @@ fn workers(figures: &DataplaneStatus) -> Table {
     table
 }
 
-fn probation(probation: &ProbationStatus) -> String {
+/// What a probation is for, and how long it lasts.
+pub(super) fn probation(probation: &ProbationStatus) -> String {
     let reason = match probation.reason {
         Ailment::Away => "was away",
         Ailment::Starved => "out of packet memory",
@@ -198,7 +199,8 @@ fn peers(status: &Status) -> Table {
     table
 }
 
-fn duration(secs: u64) -> String {
+/// A time in its two largest units.
+pub(super) fn duration(secs: u64) -> String {
     let (days, hours, minutes) = (secs / 86_400, secs / 3600 % 24, secs / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{secs}s"),

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
-use super::{CliError, cni, doctor, generate, ipam, output, stats, status, uninstall};
+use super::{CliError, cni, doctor, generate, ipam, output, routes, stats, status, top, uninstall};
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
 use crate::control::client::{self, ClientError};
@@ -25,10 +25,8 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
         Verb::Ipam(verb) => ipam::run(args, verb),
         Verb::Status(verb) => status::run(args, verb.watch),
         Verb::Stats(verb) => stats::run(args, verb.watch),
-        Verb::Routes => match ask(args, Request::Routes)? {
-            Reply::Routes(routes) => Ok(output::print(args.output, &routes, |routes| routes_text(routes))?),
-            other => Err(unexpected(other)),
-        },
+        Verb::Top(verb) => top::run(args, verb),
+        Verb::Routes(verb) => routes::run(args, verb),
         Verb::Cni(verb) => cni::run(args, verb),
         Verb::Doctor(verb) => doctor::run(args, verb),
         Verb::Uninstall(verb) => uninstall::run(args, verb),
@@ -155,19 +153,4 @@ fn pods_text(pods: &[Pod]) -> String {
     }
     let wrong = pods.iter().filter_map(|pod| Some(format!("problem: pod {}: {}\n", pod.name, pod.problem.as_ref()?)));
     table.to_string() + &wrong.collect::<String>()
-}
-
-fn routes_text(routes: &[api::Route]) -> String {
-    let mut table = Table::new(["PREFIX", "PEER", "UNDERLAY", "NEXT HOP", "PATH", "WHY"]);
-    for route in routes {
-        table.row([
-            route.prefix.to_string(),
-            route.peer.clone(),
-            route.underlay.to_string(),
-            route.next_hop.clone().unwrap_or_else(|| "-".to_owned()),
-            status::path(route.path).to_owned(),
-            route.reason.clone().unwrap_or_default(),
-        ]);
-    }
-    table.to_string()
 }

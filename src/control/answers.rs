@@ -13,6 +13,10 @@ impl Node {
             Request::Status => Reply::Status(Box::new(self.status(now))),
             Request::Stats => Reply::Stats(Box::new(self.stats())),
             Request::Routes => Reply::Routes(self.routes()),
+            Request::Lookup { address } => match self.lookup(address) {
+                Ok(found) => Reply::Lookup(found),
+                Err(error) => Reply::Error(Refusal::internal(format!("cannot ask the kernel for routes: {error}"))),
+            },
             Request::PodsList => Reply::Pods(self.pods()),
             Request::PodsAttach(pod) => reply(self.attach(pod, now), Reply::Attached),
             Request::PodsDetach { name, network: Some(network) } if self.is_of_others(&name, &network) => {

@@ -2,6 +2,7 @@
 //! daemon's user can open. What these types serialise to is also what `--output json` prints.
 
 pub mod ipam;
+mod lookup;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::netns::NetnsId;
 use super::view::{Counters, CreditStatus, DataplaneStatus, QueueStatus, VerdictRow};
 use crate::wire::Mac;
+
+pub use lookup::{Destination, Lookup};
 
 /// The protocol that this binary speaks; a peer with another one is refused with a clear error.
 pub const VERSION: u32 = 2;
@@ -34,6 +37,10 @@ pub enum Request {
     Status,
     Stats,
     Routes,
+    /// What becomes of packets of pods for this address.
+    Lookup {
+        address: IpAddr,
+    },
     PodsList,
     PodsAttach(Attach),
     PodsDetach {
@@ -133,6 +140,7 @@ pub enum Reply {
     Status(Box<Status>),
     Stats(Box<Stats>),
     Routes(Vec<Route>),
+    Lookup(Lookup),
     Pods(Vec<Pod>),
     Attached(Pod),
     /// Detached; false when there was no such pod.

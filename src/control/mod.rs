@@ -28,6 +28,7 @@ mod hosting;
 mod hub;
 mod ipam;
 mod journal;
+mod lookup;
 mod masquerade;
 mod nat;
 mod nft;

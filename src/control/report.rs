@@ -158,7 +158,8 @@ impl Node {
         self.store.pods().iter().filter_map(slow).collect()
     }
 
-    fn route(&self, peer: &config::Peer, prefix: IpNet) -> Route {
+    /// One row of it.
+    pub(super) fn route(&self, peer: &config::Peer, prefix: IpNet) -> Route {
         let (path, reason) = match (self.path(&peer.name), self.exception(peer, &prefix)) {
             ((Path::Fast, _), Some(why)) => (Path::Kernel, Some(why.to_owned())),
             (path, _) => path,

@@ -86,6 +86,7 @@ fn every_verb_has_help_with_an_example() {
         "ipam import",
         "status",
         "stats",
+        "top",
         "routes",
         "doctor",
         "cni",

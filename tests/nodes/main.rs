@@ -19,11 +19,13 @@ mod bulk;
 mod failover;
 mod hostile;
 mod hosts;
+mod lookup;
 mod path;
 mod reach;
 mod restart;
 mod shaping;
 mod soak;
+mod top;
 mod wire_format;
 
 use harness::{Cluster, Options, Prefix, Wire, is_root};
