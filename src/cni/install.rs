@@ -135,13 +135,18 @@ pub fn install(place: &Place, plan: &Plan) -> Result<Installed, InstallError> {
     if place.is_foreign()? {
         return Err(InstallError::Foreign(place.conflist()));
     }
+    let mut unasked = Vec::new();
     for plugin in plan.chain.iter().map(|kind| place.bin_dir.join(kind)) {
         let mode = fs::metadata(&plugin).ok().filter(fs::Metadata::is_file).map(|meta| meta.permissions().mode());
         if mode.is_none_or(|mode| mode & 0o111 == 0) {
             return Err(InstallError::Chained(plugin));
         }
-        if !speaks(&plugin, plan.version).map_err(at(&plugin))? {
-            return Err(InstallError::Dumb(plugin, plan.version.as_str()));
+        match speaks(&plugin, plan.version) {
+            Ok(true) => {}
+            Ok(false) => return Err(InstallError::Dumb(plugin, plan.version.as_str())),
+            // The file is there, what is not is its loader: `execve(2)`.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => unasked.push(plugin),
+            Err(error) => return Err(InstallError::Io(plugin, error)),
         }
     }
     // A plugin that is in use is replaced only by one that the daemon speaks with.
@@ -156,7 +161,13 @@ pub fn install(place: &Place, plan: &Plan) -> Result<Installed, InstallError> {
     }
     let earlier = place.others()?.into_iter().filter(|path| *path < place.conflist());
     let warn = |path: PathBuf| format!("{} comes before {} and is used in its place", path.display(), place.file);
-    let warnings = earlier.map(warn).collect();
+    let unasked = unasked.into_iter().map(|path| {
+        format!(
+            "{} needs libraries that are not here, as in a container: it was not asked for its version",
+            path.display()
+        )
+    });
+    let warnings = unasked.chain(earlier.map(warn)).collect();
     Ok(Installed { binary: place.binary(), conflist: place.conflist(), changed, warnings })
 }
 

@@ -1,9 +1,16 @@
 //! Settings under `/proc/sys/net`, of the network namespace of the calling thread
 //! (`proc_sys_net` looks at the current task).
+//!
+//! A container's own are mounted read-only by its runtime; where the host's are mounted at `/host/proc/sys/net`, as
+//! `deploy/` does, they are used.
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+const OWN: &str = "/proc/sys/net";
+const OF_HOST: &str = "/host/proc/sys/net";
 
 /// A setting that was changed, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +52,11 @@ pub fn ensure(key: &str, value: &str) -> Result<Option<Changed>, SysctlError> {
 }
 
 fn path(key: &str) -> PathBuf {
-    PathBuf::from("/proc/sys/net").join(key)
+    static ROOT: LazyLock<&Path> = LazyLock::new(|| {
+        let of_host = Path::new(OF_HOST);
+        if of_host.is_dir() { of_host } else { Path::new(OWN) }
+    });
+    ROOT.join(key)
 }
 
 impl fmt::Display for Changed {

@@ -119,6 +119,11 @@ fn nothing_is_put_in_place_before_the_daemon_can_serve() {
     let target = Target { runtime_dir: lab.node.runtime_dir(), ..target };
     target.does("install", &["--chain", "", "--wait", "1"]);
     assert_eq!(target.files(), ["10-podwire.conflist", "podwire"]);
+    // As a plugin that is linked to libraries, in a container that has none.
+    fs::write(target.bin("linked"), "#!/no/such/loader\n").unwrap();
+    fs::set_permissions(target.bin("linked"), fs::Permissions::from_mode(0o755)).unwrap();
+    let installed = target.does("install", &["--chain", "linked"]);
+    assert!(installed["warnings"][0].as_str().unwrap().contains("linked needs libraries"), "{installed}");
 }
 
 #[test]

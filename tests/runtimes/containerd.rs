@@ -7,33 +7,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::cri::Cri;
-use super::harness::{Netns, Prefix, wait_until};
+use super::harness::{Netns, Prefix, RUNTIME_REMAINS, wait_until};
 use super::image;
 
 /// How long it may take to start, and to import an image.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What outlives containerd, its shims and the pods' namespaces: processes in these, mounts, sockets of shims, cgroups
-/// (below one that bears the laboratory's name `$1`), and what libcni remembers of attachments in `$2`.
-pub const REMOVE: &str = r#"
-namespaces() {
-    awk -v dir="$1/" '$3 == "nsfs" && index($2, dir) == 1 { print $2 }' /proc/self/mounts
-    cat "$1/adopted" 2>/dev/null
-}
-namespaces "$2" | while read -r path; do
-    for process in /proc/[0-9]*; do
-        [ "$process/ns/net" -ef "$path" ] && kill -KILL "${process##*/}"
-    done
-    grep -lsF "$path" /var/lib/cni/results/* | xargs -r rm -f
-    umount -l "$path" && rm -f "$path"
-done
-find "$2" -xdev -path '*/io.containerd.runtime.v2.task/*' -name address -exec sed 's|^unix://||;a\' {} + | xargs -r rm -f
-awk -v dir="$2/" 'index($2, dir) == 1 { print $2 }' /proc/self/mounts | sort -r | xargs -r umount -l
-for _ in 1 2 3 4 5; do
-    find /sys/fs/cgroup -depth -type d \( -path "*/$1/*" -o -name "$1" \) -exec rmdir {} + && break
-    sleep 0.1
-done
-"#;
 
 pub struct Containerd {
     netns: Netns,
@@ -47,7 +25,7 @@ impl Containerd {
     /// Starts one that finds the network's configuration in `<dir>/net.d` and the plugins in `<dir>/bin`, and waits until
     /// it can run pods.
     pub fn start(prefix: &Prefix, netns: &Netns, dir: &Path) -> Self {
-        prefix.at_end("containerd", REMOVE);
+        prefix.at_end("containerd", RUNTIME_REMAINS);
         let cgroup = format!("/{}", prefix.name());
         let mut containerd = Self { netns: netns.clone(), dir: dir.to_owned(), cgroup, process: None };
         fs::write(containerd.config(), containerd.config_text()).expect("a file is written");
