@@ -213,7 +213,12 @@ fn speaks(plugin: &Path, version: Version) -> io::Result<bool> {
         .stderr(Stdio::null())
         .spawn()?;
     if let Some(mut stdin) = asked.stdin.take() {
-        stdin.write_all(json!({ "cniVersion": version.as_str() }).to_string().as_bytes())?;
+        let question = json!({ "cniVersion": version.as_str() }).to_string();
+        match stdin.write_all(question.as_bytes()) {
+            // It answers without being asked.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
     }
     let Versions { supported_versions } = serde_json::from_slice(&asked.wait_with_output()?.stdout)?;
     Ok(supported_versions.iter().any(|spoken| spoken == version.as_str()))
