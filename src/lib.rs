@@ -10,6 +10,9 @@ pub mod cli;
 // Looks at the machine and asks the daemon.
 pub mod doctor;
 
+// Measures what pods get.
+pub mod latency;
+
 // What container runtimes call; asks the daemon.
 pub mod cni;
 

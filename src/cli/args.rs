@@ -7,8 +7,10 @@ use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
+use super::bench::{ECHO_PORT, Target};
 use crate::cni::Version;
 use crate::control::runtime::DEFAULT_DIR;
+use crate::latency::MIN_BYTES;
 use crate::wire::Mac;
 
 /// A userspace AF_XDP pod data plane over a kernel path that is always complete.
@@ -22,9 +24,9 @@ pub(super) struct Args {
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub output: Format,
     /// What to log on standard error: error, warn, info, debug, trace, or a filter such as
-    /// `podwire=debug`.
-    #[arg(long, global = true, value_name = "LEVEL", env = "PODWIRE_LOG", default_value = "info")]
-    pub log: LogFilter,
+    /// `podwire=debug`; if not said, what RUST_LOG says, else info.
+    #[arg(long, global = true, value_name = "LEVEL", env = "PODWIRE_LOG")]
+    pub log: Option<LogFilter>,
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -32,6 +34,14 @@ pub(super) struct Args {
 /// A filter that `tracing_subscriber` understands.
 #[derive(Clone, Debug)]
 pub(super) struct LogFilter(pub String);
+
+impl LogFilter {
+    /// That of RUST_LOG, which other programs have too, if it is one; else `info`.
+    pub fn by_default() -> Self {
+        let named = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+        named.and_then(|text| text.parse().ok()).unwrap_or_else(|| Self("info".to_owned()))
+    }
+}
 
 impl FromStr for LogFilter {
     type Err = ParseError;
@@ -82,6 +92,12 @@ pub(super) enum Verb {
     /// Show the prefixes of remote nodes, their next hops, and which path their packets take.
     #[command(after_help = "Example:\n  podwire routes\n  podwire routes --lookup 10.244.2.7")]
     Routes(Routes),
+    /// Measure what pods get from this network.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  podwire bench reflect --from web &          # on the node of the pod web, 10.244.2.7\n  podwire bench latency --from db --to 10.244.2.7 --svg latency.svg"
+    )]
+    Bench(BenchVerb),
     /// Have container runtimes call this binary as their CNI plugin.
     #[command(
         subcommand,
@@ -113,6 +129,67 @@ pub(super) enum Verb {
     /// Have a worker suffer, to test what comes of it; the daemon must have been started with PODWIRE_FAULTS=1.
     #[command(hide = true, after_help = "Example:\n  podwire fault hang --worker 0 --ms 500")]
     Fault(Provoke),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum BenchVerb {
+    /// Measure round trips from a pod of this node to an address that answers.
+    ///
+    /// Small datagrams leave the pod when they are due, whatever became of earlier ones, and each round trip counts from
+    /// when its request was due: a stall shows up in full. SENT LATE is the part of it that this machine's own scheduler
+    /// adds. Whoever runs it must be able to enter the pod's network namespace (root). It loads the network with `--rate`
+    /// datagrams a second, each way. Ctrl-C ends it with what was measured so far.
+    #[command(
+        after_help = "Example:\n  podwire bench latency --from db --to 10.244.2.7\n  podwire bench latency --from db --to same=10.244.1.9 --to other=10.244.2.7 --rate 5000 --svg latency.svg"
+    )]
+    Latency(Latency),
+    /// Answer the requests of `bench latency` inside a pod of this node, at each of its addresses, for a while.
+    #[command(after_help = "Example:\n  podwire bench reflect --from web --seconds 600")]
+    Reflect(Reflect),
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(super) struct Latency {
+    /// The pod of this node to send from: its name, or `namespace/pod` of Kubernetes.
+    #[arg(long, value_name = "POD")]
+    pub from: String,
+    /// Where to: IP, IP:PORT or [IPv6]:PORT, of a `bench reflect` or any UDP echo service; port 7 if none is named. Can be
+    /// repeated, one is measured after the other; LABEL= before it names it in the table and the picture.
+    #[arg(long, value_name = "[LABEL=]IP[:PORT]", required = true)]
+    pub to: Vec<Target>,
+    /// Requests a second.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rate: u32,
+    /// For how long, to each target.
+    #[arg(long, value_name = "SECS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// Bytes of UDP payload, 24 to 9000.
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload)]
+    pub size: usize,
+    /// Write the histogram as HdrHistogram's tools read it.
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
+    /// Draw latency by percentile.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(super) struct Reflect {
+    /// The pod of this node to answer in: its name, or `namespace/pod` of Kubernetes.
+    #[arg(long, value_name = "POD")]
+    pub from: String,
+    /// The UDP port.
+    #[arg(long, default_value_t = ECHO_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// For how long.
+    #[arg(long, value_name = "SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub seconds: u64,
+}
+
+fn payload(text: &str) -> Result<usize, String> {
+    let bytes = text.parse().map_err(|_| "it is not a number")?;
+    (MIN_BYTES..=9000).contains(&bytes).then_some(bytes).ok_or_else(|| format!("it is not in {MIN_BYTES}..=9000"))
 }
 
 #[derive(Clone, Debug, ClapArgs)]

@@ -1,10 +1,13 @@
 //! The command line: arguments in, text or JSON out. Everything else is asked of the daemon.
 
 mod args;
+mod bench;
 mod cni;
 mod doctor;
 mod generate;
 mod ipam;
+#[cfg(test)]
+mod manual;
 mod output;
 mod rates;
 mod routes;
@@ -48,7 +51,7 @@ enum CliError {
 /// `start` is how the daemon starts its data plane.
 pub fn main(start: Starter) -> ExitCode {
     let args = Args::parse();
-    log_to_stderr(args.log.clone());
+    log_to_stderr(args.log.clone().unwrap_or_else(LogFilter::by_default));
     match verbs::run(&args, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -84,6 +84,11 @@ const CHECKS: &[Check] = &[
     ("cni-order", place::cni_order),
 ];
 
+/// The names of all checks, in the order of the report.
+pub fn checks() -> impl Iterator<Item = &'static str> {
+    CHECKS.iter().map(|(id, _)| *id)
+}
+
 /// What all checks say.
 pub fn examine(evidence: &Evidence) -> Vec<Finding> {
     CHECKS.iter().flat_map(|(id, look)| look(evidence).into_iter().map(|opinion| Finding { id, opinion })).collect()

@@ -88,6 +88,9 @@ fn every_verb_has_help_with_an_example() {
         "stats",
         "top",
         "routes",
+        "bench",
+        "bench latency",
+        "bench reflect",
         "doctor",
         "cni",
         "cni install",
@@ -139,6 +142,28 @@ fn misuse_ends_with_2_and_failure_with_1() {
     let unreadable = podwire(&["run", "--config", "/nonexistent.toml", "--runtime-dir", dir.path().to_str().unwrap()]);
     assert_eq!(unreadable.status.code(), Some(1));
     assert!(stderr(&unreadable).contains("/nonexistent.toml"), "{}", stderr(&unreadable));
+}
+
+#[test]
+fn the_log_has_the_level_that_was_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::prepare();
+    let asked: [(&[&str], bool, bool); 4] = [
+        (&["env", "RUST_LOG=podwire=error"], false, false),
+        (&["env", "RUST_LOG=no=such=filter"], true, false),
+        (&["env", "RUST_LOG=error", "PODWIRE_LOG=podwire=debug"], true, true),
+        (&["env"], true, false),
+    ];
+    for (wrapper, info, debug) in asked {
+        let before = node.log().len();
+        node.run_as(wrapper);
+        assert!(node.stop("TERM").success());
+        let log = node.log().split_off(before);
+        assert_eq!((log.contains("podwire starts"), log.contains("DEBUG")), (info, debug), "{wrapper:?}\n{log}");
+        assert!(!info || log.contains("config="), "values are fields with names: {log}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod harness;
 mod findings;
 mod measure;
 mod report;
+mod transcript;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,11 +26,14 @@ struct Arguments {
     /// Write what was found to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write what `podwire top` and others show meanwhile to this file too
+    #[arg(long, value_name = "FILE")]
+    transcript: Option<PathBuf>,
     /// Leave the nodes up, and print how to enter them
     #[arg(long)]
     keep: bool,
     /// Only remove nodes that were left up
-    #[arg(long, conflicts_with_all = ["json", "keep"])]
+    #[arg(long, conflicts_with_all = ["json", "keep", "transcript"])]
     clean: bool,
     /// Seconds of each throughput measurement
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -51,6 +55,9 @@ fn main() -> io::Result<ExitCode> {
     print!("{}", report::Report(&findings));
     if let Some(file) = arguments.json {
         fs::write(file, serde_json::to_string_pretty(&findings)? + "\n")?;
+    }
+    if let Some(file) = arguments.transcript {
+        fs::write(file, transcript::transcript(&cluster))?;
     }
     if arguments.keep {
         cluster.keep();

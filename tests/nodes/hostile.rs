@@ -71,6 +71,8 @@ fn a_node_survives_malformed_vxlan_and_still_carries_its_pods() {
     let Some(cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
     let socket = to_vtep(&cluster, &cluster.c.host);
     let good = datagram(&cluster, &cluster.a.pods[0], b"sixteen bytes...");
+    let logged = || cluster.a.log_text().lines().count();
+    let before = logged();
     // The node answers some of these with ICMP errors, which come back as errors of the next send.
     let send = |payload: &[u8]| drop(socket.send(payload));
     for end in 0..good.len() {
@@ -96,6 +98,7 @@ fn a_node_survives_malformed_vxlan_and_still_carries_its_pods() {
         send(&bad);
     }
     assert_all_pairs_talk(&cluster.pods());
+    assert!(logged() - before < 20, "who can send fills no log\n{}", cluster.a.log_text());
     assert_ledgers_balance(&cluster);
 }
 

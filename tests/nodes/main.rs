@@ -19,6 +19,7 @@ mod bulk;
 mod failover;
 mod hostile;
 mod hosts;
+mod latency;
 mod lookup;
 mod path;
 mod reach;
