@@ -64,6 +64,8 @@ pub fn main(start: Starter) -> ExitCode {
 
 fn log_to_stderr(LogFilter(filter): LogFilter) {
     let colours = io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
+    // What it has to say the daemon says itself; a filter that names it goes before this one.
+    let filter = EnvFilter::new(format!("kube_client=off,{filter}"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     log.with_ansi(colours).with_target(false).init();
 }

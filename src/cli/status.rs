@@ -7,7 +7,8 @@ use super::table::Table;
 use super::verbs::{ask, unexpected};
 use super::{CliError, output};
 use crate::control::api::{
-    DataplaneReport, DataplaneState, Masquerade, Nat, NatCheck, Path, Reply, Request, SlowPod, Status, Uplink,
+    DataplaneReport, DataplaneState, Kubernetes, KubernetesState, Masquerade, Nat, NatCheck, Path, Reply, Request,
+    SlowPod, Status, Uplink,
 };
 use crate::control::view::{Ailment, DataplaneStatus, ProbationStatus};
 
@@ -75,6 +76,9 @@ fn summary(status: &Status) -> Table {
     if let Some(error) = &status.config.last_error {
         row("refused", error.replace('\n', " "));
     }
+    if let Some(source) = &status.kubernetes {
+        row("kubernetes", kubernetes(source));
+    }
     row("uplink", status.uplink.as_ref().map_or_else(|| "missing".to_owned(), uplink));
     let vxlan = &status.vxlan;
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
@@ -127,6 +131,26 @@ fn masquerade(masquerade: &Masquerade) -> String {
         (None, true) => "on".to_owned(),
         (None, false) => "off".to_owned(),
     }
+}
+
+fn kubernetes(source: &Kubernetes) -> String {
+    let state = match source.state {
+        KubernetesState::Connecting => "connecting",
+        KubernetesState::Following => "following",
+        KubernetesState::Away => "away",
+    };
+    let mut text = state.to_owned();
+    if let Some(server) = &source.server {
+        let _ = write!(text, " {server}");
+    }
+    let _ = match source.age_ms {
+        Some(age_ms) => write!(text, ", {} node(s), last sign {} ago", source.nodes, duration(age_ms / 1000)),
+        None => write!(text, ", no sign of it yet"),
+    };
+    if let Some(why) = &source.why {
+        let _ = write!(text, ": {}", why.replace('\n', " "));
+    }
+    text
 }
 
 fn uplink(uplink: &Uplink) -> String {

@@ -78,8 +78,12 @@ fn check(format: Format, file: &Path) -> Result<(), CliError> {
         for warning in warnings {
             eprintln!("warning: {warning}");
         }
-        let (node, peers) = (&config.node.name, config.peers.len());
-        output::write(format_args!("{} is valid: node {node}, {peers} peer(s)\n", file.display()))?;
+        let node = &config.node.name;
+        let peers = match config.kubernetes {
+            Some(_) => "ranges and peers from the Kubernetes API".to_owned(),
+            None => format!("{} peer(s)", config.peers.len()),
+        };
+        output::write(format_args!("{} is valid: node {node}, {peers}\n", file.display()))?;
     }
     Ok(())
 }

@@ -107,7 +107,7 @@ fn unique_names<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys
 }
 
 /// An RFC 1123 subdomain in lower case, as Kubernetes asks of a node name.
-fn is_dns_name(name: &str) -> bool {
+pub(super) fn is_dns_name(name: &str) -> bool {
     let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let label = |label: &str| {
         let bytes = label.as_bytes();
@@ -154,7 +154,7 @@ fn addresses<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>, 
 }
 
 /// Why a node cannot have this address.
-fn unreachable_address(address: IpAddr) -> Option<&'static str> {
+pub(super) fn unreachable_address(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(address) => address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local() || address.to_ipv4_mapped().is_some(),
@@ -190,9 +190,8 @@ fn ranges(doc: &Document<'_>, node: &NodeKeys, cluster: &[At<IpNet>]) {
     let mut families = HashMap::new();
     for cidr in &node.pod_cidrs {
         range(doc, cidr);
-        let longest = if cidr.value.addr().is_ipv6() { LONGEST_V6 } else { LONGEST_V4 };
-        if cidr.value.prefix_len() > longest {
-            doc.refuse(&cidr.place, format!("is too small; the longest prefix of a node is /{longest}"));
+        if let Some(reason) = too_small(&cidr.value) {
+            doc.refuse(&cidr.place, reason);
         }
         if !cluster.iter().any(|range| range.value.contains(&cidr.value)) {
             doc.warn(&cidr.place, "is not inside cluster.pod_cidrs, which should cover all nodes");
@@ -205,15 +204,28 @@ fn ranges(doc: &Document<'_>, node: &NodeKeys, cluster: &[At<IpNet>]) {
 
 /// A range that pods can be in.
 fn range(doc: &Document<'_>, cidr: &At<IpNet>) {
-    let overlaps = |reserved: &IpNet| reserved.contains(&cidr.value) || cidr.value.contains(reserved);
     if cidr.value.addr() != cidr.value.network() {
         doc.refuse(&cidr.place, format!("has host bits set; the range is {}", cidr.value.trunc()));
     }
-    if cidr.value.prefix_len() == 0 {
-        doc.refuse(&cidr.place, "is every address of its family");
-    } else if let Some((reserved, what)) = RESERVED.iter().find(|(reserved, _)| overlaps(reserved)) {
-        doc.refuse(&cidr.place, format!("overlaps {reserved}, which is {what}; no pod can be there"));
+    if let Some(reason) = podless(&cidr.value) {
+        doc.refuse(&cidr.place, reason);
     }
+}
+
+/// Why no pod can be in a range.
+pub(super) fn podless(cidr: &IpNet) -> Option<String> {
+    if cidr.prefix_len() == 0 {
+        return Some("is every address of its family".to_owned());
+    }
+    let overlaps = |reserved: &IpNet| reserved.contains(cidr) || cidr.contains(reserved);
+    let (reserved, what) = RESERVED.iter().find(|(reserved, _)| overlaps(reserved))?;
+    Some(format!("overlaps {reserved}, which is {what}; no pod can be there"))
+}
+
+/// Why a range has no room for a node.
+pub(super) fn too_small(cidr: &IpNet) -> Option<String> {
+    let longest = if cidr.addr().is_ipv6() { LONGEST_V6 } else { LONGEST_V4 };
+    (cidr.prefix_len() > longest).then(|| format!("is too small; the longest prefix of a node is /{longest}"))
 }
 
 /// Addresses that pods are not to have lie where pods could have them.

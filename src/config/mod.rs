@@ -6,19 +6,21 @@
 
 mod check;
 mod error;
+mod join;
 mod parse;
 mod range;
 mod reader;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 pub use error::{ConfigError, Problem};
+pub use join::{Joined, Members, OwnNode};
 pub use range::{AddressRange, from_bits, to_bits};
 
 use crate::wire::{Mac, Vni};
@@ -36,6 +38,9 @@ pub struct Config {
     pub metrics: Metrics,
     pub ipam: Ipam,
     pub peers: Vec<Peer>,
+    /// With it ranges, peers, VNI and port come from the Kubernetes API: the file's configuration has none of them, see
+    /// [`Config::join`].
+    pub kubernetes: Option<Kubernetes>,
     /// What works, but is hardly what was meant.
     pub warnings: Vec<Problem>,
 }
@@ -50,7 +55,7 @@ pub struct Node {
     pub underlay: Option<IpAddr>,
     /// The MAC of our VXLAN device; [`derive_vtep_mac`] of the VTEP address when `None`.
     pub vtep_mac: Option<Mac>,
-    /// At most one of each family.
+    /// At most one of each family. Empty only until the Kubernetes API has told them.
     pub pod_cidrs: Vec<IpNet>,
 }
 
@@ -62,6 +67,8 @@ pub struct Cluster {
     /// Whether what pods send to the outside of the cluster leaves with the node's address. Default false, as
     /// Flannel's `--ip-masq`.
     pub masquerade: bool,
+    /// The family of all VTEP addresses; `None` when the addresses that are given say it.
+    pub underlay_is_ipv6: Option<bool>,
 }
 
 /// The tunnel, equal on all nodes but for the device name.
@@ -76,6 +83,19 @@ pub struct Vxlan {
     /// Whether outer UDP checksums are sent over IPv4; over IPv6 they always are (RFC 7348
     /// section 5, RFC 6935). Default false.
     pub udp_checksum: bool,
+    /// The MTU of the underlay where it is less than the uplink's, in bytes.
+    pub underlay_mtu: Option<u32>,
+}
+
+/// The Kubernetes API as the source of the cluster's nodes and ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// How to reach the API; the pod's service account when `None`.
+    pub kubeconfig: Option<PathBuf>,
+    /// Flannel's `net-conf.json`; that of the ConfigMap `kube-flannel-cfg` when `None`.
+    pub net_conf: Option<PathBuf>,
+    /// Where to write Flannel's `subnet.env`; nowhere when `None`.
+    pub subnet_env: Option<PathBuf>,
 }
 
 /// The workers.
@@ -184,7 +204,12 @@ impl Config {
     /// the file does not say.
     pub fn underlay_is_ipv6(&self) -> Option<bool> {
         let underlay = self.node.underlay.or_else(|| self.peers.first().map(|peer| peer.underlay));
-        underlay.map(|address| address.is_ipv6())
+        self.cluster.underlay_is_ipv6.or(underlay.map(|address| address.is_ipv6()))
+    }
+
+    /// Whether the ranges and peers are still to come from the Kubernetes API.
+    pub fn awaits_members(&self) -> bool {
+        self.kubernetes.is_some() && self.node.pod_cidrs.is_empty()
     }
 
     /// Every range that holds pods, of the cluster and of its nodes; most lie inside another one.
@@ -224,15 +249,18 @@ pub fn derive_vtep_mac(underlay: IpAddr) -> Mac {
             let [a, b, c, d] = address.octets();
             Mac([0x02, 0x70, a, b, c, d])
         }
-        IpAddr::V6(address) => {
-            let hash = address.octets().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &octet| {
-                (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3)
-            });
-            let mut mac = [0x06; 6];
-            mac[1..].copy_from_slice(&hash.to_be_bytes()[..5]);
-            Mac(mac)
-        }
+        IpAddr::V6(address) => hashed_mac(&address.octets()),
     }
+}
+
+/// `06` and 40 bits of a hash (FNV-1a): locally administered unicast.
+pub fn hashed_mac(bytes: &[u8]) -> Mac {
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mut mac = [0x06; 6];
+    mac[1..].copy_from_slice(&hash.to_be_bytes()[..5]);
+    Mac(mac)
 }
 
 /// The CPUs in `/sys/devices/system/cpu/online`; empty when it cannot be read.

@@ -1,6 +1,9 @@
 //! From a document to a [`Config`], key by key; what spans keys is in `check`.
 
+use std::env;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -9,9 +12,14 @@ use super::check;
 use super::range::{self, AddressRange};
 use super::reader::{At, Document, Section};
 use super::{
-    Cluster, Config, ConfigError, Dataplane, Ipam, Metrics, Mode, Node, Peer, Vxlan, Xdp, ZeroCopy, derive_vtep_mac,
+    Cluster, Config, ConfigError, Dataplane, Ipam, Kubernetes, Metrics, Mode, Node, Peer, Vxlan, Xdp, ZeroCopy,
+    derive_vtep_mac,
 };
 use crate::wire::{Mac, Vni};
+
+/// Why a key cannot stand beside `[kubernetes]`.
+const FROM_NODES: &str = "comes from the Kubernetes API's nodes with [kubernetes]; remove one of them";
+const FROM_NET_CONF: &str = "comes from net-conf.json with [kubernetes]; remove one of them";
 
 /// A node as the file gives it, ours or a peer.
 pub(super) struct NodeKeys {
@@ -37,18 +45,28 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
     if !doc.is_clean() {
         return None;
     }
+    let kubernetes = root.has("kubernetes").then(|| kubernetes(root.section("kubernetes")));
     let mut node = root.section("node");
     let uplink = node.required::<String>("uplink");
-    let own = node_keys(&mut node, false);
+    let own = if kubernetes.is_some() { kubernetes_node(&mut node) } else { node_keys(&mut node, false) };
     node.finish();
     let mut cluster = root.section("cluster");
-    let cluster_cidrs = cluster.required_list("pod_cidrs").map_or_else(Vec::new, |list| list.value);
+    let mut vxlan_section = root.section("vxlan");
+    let cluster_cidrs = if kubernetes.is_some() {
+        root.forbid("peers", FROM_NODES);
+        cluster.forbid("pod_cidrs", FROM_NET_CONF);
+        vxlan_section.forbid("vni", FROM_NET_CONF);
+        vxlan_section.forbid("port", FROM_NET_CONF);
+        Vec::new()
+    } else {
+        cluster.required_list("pod_cidrs").map_or_else(Vec::new, |list| list.value)
+    };
     let masquerade = cluster.or("masquerade", false, |_| Ok(()));
     cluster.finish();
-    let (vxlan, device) = vxlan(doc, root.section("vxlan"));
+    let (vxlan, device) = vxlan(doc, vxlan_section);
     let dataplane = dataplane(doc, root.section("dataplane"), online);
     let metrics = metrics(doc, root.section("metrics"));
-    let ipam = ipam(doc, root.section("ipam"), &own.pod_cidrs);
+    let ipam = ipam(doc, root.section("ipam"), kubernetes.is_none().then_some(&own.pod_cidrs));
     let peers: Vec<NodeKeys> = root.sections("peers").into_iter().map(peer).collect();
     root.finish();
 
@@ -62,12 +80,13 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
             vtep_mac: own.vtep_mac.map(|mac| mac.value),
             pod_cidrs: values(own.pod_cidrs),
         },
-        cluster: Cluster { pod_cidrs: values(cluster_cidrs), masquerade },
+        cluster: Cluster { pod_cidrs: values(cluster_cidrs), masquerade, underlay_is_ipv6: None },
         vxlan: vxlan?,
         dataplane,
         metrics,
         ipam,
         peers: peers.into_iter().map(NodeKeys::into_peer).collect::<Option<_>>()?,
+        kubernetes,
         warnings: doc.take_warnings(),
     })
 }
@@ -84,6 +103,33 @@ fn node_keys(section: &mut Section<'_, '_>, is_peer: bool) -> NodeKeys {
             Vec::new()
         },
     }
+}
+
+/// This node, whose name the environment may tell.
+fn kubernetes_node(section: &mut Section<'_, '_>) -> NodeKeys {
+    section.forbid("pod_cidrs", FROM_NODES);
+    let name = if section.has("name") { section.optional("name") } else { Some(section.implied("name", node_name())) };
+    NodeKeys {
+        name,
+        underlay: section.optional("underlay"),
+        vtep_mac: section.optional("vtep_mac"),
+        pod_cidrs: Vec::new(),
+        addresses: Vec::new(),
+    }
+}
+
+/// What the manifest says by the downward API, else the host's name as the kubelet makes a node's of it.
+fn node_name() -> String {
+    let host = || fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_lowercase();
+    env::var("NODE_NAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(host)
+}
+
+fn kubernetes(mut section: Section<'_, '_>) -> Kubernetes {
+    let mut path = |key| section.optional::<PathBuf>(key).map(|path| path.value);
+    let kubernetes =
+        Kubernetes { kubeconfig: path("kubeconfig"), net_conf: path("net_conf"), subnet_env: path("subnet_env") };
+    section.finish();
+    kubernetes
 }
 
 fn peer(mut section: Section<'_, '_>) -> NodeKeys {
@@ -128,7 +174,7 @@ fn vxlan(doc: &Document<'_>, mut section: Section<'_, '_>) -> (Option<Vxlan>, Op
     if let Some(device) = &device {
         check::device_name(doc, device);
     }
-    let vxlan = Vni::new(number).map(|vni| Vxlan { vni, port, device: name, udp_checksum });
+    let vxlan = Vni::new(number).map(|vni| Vxlan { vni, port, device: name, udp_checksum, underlay_mtu: None });
     (vxlan, device)
 }
 
@@ -169,11 +215,13 @@ fn metrics(doc: &Document<'_>, mut section: Section<'_, '_>) -> Metrics {
     metrics
 }
 
-fn ipam(doc: &Document<'_>, mut section: Section<'_, '_>, pod_cidrs: &[At<IpNet>]) -> Ipam {
+fn ipam(doc: &Document<'_>, mut section: Section<'_, '_>, pod_cidrs: Option<&Vec<At<IpNet>>>) -> Ipam {
     let exclude = section.list::<AddressRange>("exclude").map_or_else(Vec::new, |list| list.value);
     let seconds = section.or("quarantine_s", 30, |seconds: &u64| within(0, 86_400)(*seconds));
     section.finish();
-    check::excluded(doc, &exclude, pod_cidrs);
+    if let Some(pod_cidrs) = pod_cidrs {
+        check::excluded(doc, &exclude, pod_cidrs);
+    }
     Ipam { exclude: range::merge(values(exclude)), quarantine: Duration::from_secs(seconds) }
 }
 

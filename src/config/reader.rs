@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -186,6 +187,23 @@ impl<'d, 't> Section<'d, 't> {
         self.list(key)
     }
 
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Refuses `key` if it is there.
+    pub fn forbid(&mut self, key: &str, reason: &str) {
+        if let Some(value) = self.table.remove(key) {
+            self.doc.refuse(&self.doc.place(self.path_of(key), &value.span()), reason);
+        }
+    }
+
+    /// A value that stands for `key`, which the file does not have.
+    pub fn implied(&self, key: &str, value: String) -> At<String> {
+        let place = Place { key: self.path_of(key), value: value.clone(), line: self.line.unwrap_or(1) };
+        At { value, place }
+    }
+
     /// Refuses what is left.
     pub fn finish(self) {
         for key in self.table.keys() {
@@ -255,6 +273,13 @@ from_string! {
     Mode, |reason| reason;
     Xdp, |reason| reason;
     ZeroCopy, |reason| reason;
+}
+
+impl Value for PathBuf {
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        let path = PathBuf::from(String::read(value)?);
+        if path.is_absolute() { Ok(path) } else { Err("is not an absolute path".to_owned()) }
+    }
 }
 
 macro_rules! from_integer {

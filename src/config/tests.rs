@@ -54,7 +54,13 @@ fn reads_every_key_and_derives_the_missing_mac() {
     assert_eq!(config.node.name, "node-a");
     assert_eq!(
         config.vxlan,
-        Vxlan { vni: Vni::new(1).unwrap(), port: 8472, device: "podwire.1".into(), udp_checksum: false }
+        Vxlan {
+            vni: Vni::new(1).unwrap(),
+            port: 8472,
+            device: "podwire.1".into(),
+            udp_checksum: false,
+            underlay_mtu: None
+        }
     );
     assert_eq!(config.dataplane.cores, [1]);
     assert!(!config.cluster.masquerade);
@@ -277,4 +283,45 @@ fn derived_macs_are_unicast_stable_and_distinct() {
 fn reads_the_kernels_cpu_lists() {
     assert_eq!(parse_cpu_list("0-2,5\n"), [0, 1, 2, 5]);
     assert_eq!(parse_cpu_list(""), [] as [usize; 0]);
+}
+
+const KUBERNETES: &str = "[node]\nname='a'\nuplink='e'\n[kubernetes]\n[dataplane]\nmode='kernel'\n";
+
+#[test]
+fn with_kubernetes_ranges_peers_and_tunnel_are_left_to_the_api() {
+    let config = parse(KUBERNETES).unwrap();
+    assert_eq!(config.kubernetes, Some(Kubernetes::default()));
+    assert!(config.awaits_members() && !parse(GOOD).unwrap().awaits_members());
+    let paths = "[kubernetes]\nkubeconfig='/a'\nnet_conf='/b'\nsubnet_env='/c'\n[ipam]\nexclude=['10.9.9.9']\n";
+    let config = parse(&KUBERNETES.replace("[kubernetes]\n", paths)).unwrap();
+    let kubernetes = config.kubernetes.unwrap();
+    assert_eq!(kubernetes.kubeconfig, Some("/a".into()));
+    assert_eq!((kubernetes.net_conf, kubernetes.subnet_env), (Some("/b".into()), Some("/c".into())));
+    let unnamed = parse(&KUBERNETES.replace("name='a'\n", "")).unwrap();
+    assert!(!unnamed.node.name.is_empty());
+}
+
+#[test]
+fn what_the_api_says_is_not_said_in_the_file_too() {
+    for (section, said) in [
+        (
+            "[node]\npod_cidrs=['10.1.0.0/24']",
+            "node.pod_cidrs = ['10.1.0.0/24']: comes from the Kubernetes API's nodes",
+        ),
+        (
+            "[cluster]\npod_cidrs=['10.1.0.0/16']\n[node]",
+            "cluster.pod_cidrs = ['10.1.0.0/16']: comes from net-conf.json",
+        ),
+        ("[vxlan]\nvni=1\n[node]", "vxlan.vni = 1: comes from net-conf.json"),
+        ("[vxlan]\nport=1\n[node]", "vxlan.port = 1: comes from net-conf.json"),
+        ("peers=[]\n[node]", "peers = []: comes from the Kubernetes API's nodes"),
+    ] {
+        let Err(ConfigError::Invalid(problems)) = parse(&KUBERNETES.replace("[node]", section)) else {
+            panic!("{section}")
+        };
+        let [problem] = &problems[..] else { panic!("{section}: {problems:?}") };
+        assert!(problem.to_string().contains(said), "{problem}");
+    }
+    let relative = KUBERNETES.replace("[kubernetes]\n", "[kubernetes]\nkubeconfig='a'\n");
+    assert!(parse(&relative).unwrap_err().to_string().contains("not an absolute path"));
 }

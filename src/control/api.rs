@@ -2,6 +2,7 @@
 //! daemon's user can open. What these types serialise to is also what `--output json` prints.
 
 pub mod ipam;
+mod kubernetes;
 mod lookup;
 
 use std::net::IpAddr;
@@ -14,6 +15,7 @@ use super::netns::NetnsId;
 use super::view::{Counters, CreditStatus, DataplaneStatus, QueueStatus, VerdictRow};
 use crate::wire::Mac;
 
+pub use kubernetes::{Kubernetes, KubernetesState};
 pub use lookup::{Destination, Lookup};
 
 /// The protocol that this binary speaks; a peer with another one is refused with a clear error.
@@ -228,6 +230,8 @@ pub struct Status {
     pub hub: Option<Hub>,
     pub nat: Nat,
     pub masquerade: Masquerade,
+    /// The source of ranges and peers; none when they are in the file.
+    pub kubernetes: Option<Kubernetes>,
     pub peers: Vec<Peer>,
     /// How many pods are attached.
     pub pods: usize,

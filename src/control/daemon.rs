@@ -1,9 +1,7 @@
 //! The daemon: one thread, one event loop over netlink notifications, the configuration file, the
 //! control socket, signals and timers. It ends on SIGTERM, SIGINT or [`Request::Leave`] and for no other reason.
 
-use std::future::pending;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,8 +15,9 @@ use tokio::time::{sleep_until, timeout};
 use super::api::{Reply, Request};
 use super::config_file::{ConfigFile, ReloadError};
 use super::kernel::{Kernel, KernelError};
+use super::kubernetes::Source;
 use super::lifecycle::Starter;
-use super::netlink::{Monitor, News, RulesetMonitor, RulesetNews};
+use super::netlink::{Monitor, RulesetMonitor, RulesetNews};
 use super::nft;
 use super::node::Node;
 use super::notes::{self, Notes};
@@ -28,6 +27,7 @@ use super::pod_news::{PodNews, Pods};
 use super::runtime::{Namespace, RuntimeDir, RuntimeError};
 use super::server::{Call, Server, ServerError};
 use super::store::{Store, StoreError};
+use super::waits::{news, pod_news, readiness, ruleset_news, told, touched};
 use super::watch::DirWatch;
 use crate::telemetry::Exporter;
 
@@ -136,6 +136,8 @@ enum Event {
     Rulesets(RulesetNews),
     ConfigTouched,
     NotesTouched,
+    /// The Kubernetes API has told something.
+    Cluster,
     Call(Box<Call>),
     Reload,
     Timer,
@@ -183,13 +185,14 @@ impl Events {
     }
 
     /// The next event, or [`Event::Timer`] at `deadline`. What is not listened to waits, or is lost: a look finds it.
-    async fn next(&mut self, deadline: Instant, listen: Listen) -> Event {
+    async fn next(&mut self, deadline: Instant, listen: Listen, source: Option<&mut Source>) -> Event {
         tokio::select! {
             _ = self.terminate.recv() => Event::Stop,
             _ = self.interrupt.recv() => Event::Stop,
             _ = self.reload.recv() => Event::Reload,
             () = touched(self.config.as_ref()) => Event::ConfigTouched,
             () = touched(self.notes.as_ref()) => Event::NotesTouched,
+            () = told(source) => Event::Cluster,
             call = self.calls.recv() => call.map_or(Event::Stop, |call| Event::Call(Box::new(call))),
             () = news(&mut self.news), if listen.to_node => Event::News,
             () = pod_news(self.pod_news.as_mut()), if listen.to_pods => Event::PodNews,
@@ -208,64 +211,6 @@ struct Listen {
     to_rulesets: bool,
 }
 
-/// Tells when a socket becomes readable.
-fn readiness<T: AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
-    #[allow(
-        deprecated,
-        reason = "its successor is unsafe; each socket owns its one descriptor for as long as it lives"
-    )]
-    AsyncFd::new(socket)
-}
-
-async fn touched(watch: Option<&DirWatch>) {
-    match watch {
-        Some(watch) => watch.changed().await,
-        None => pending().await,
-    }
-}
-
-/// Waits until the kernel's state may have changed.
-async fn news(monitor: &mut AsyncFd<Monitor>) {
-    loop {
-        let Ok(mut ready) = monitor.readable_mut().await else { return pending().await };
-        let found = ready.get_inner_mut().drain();
-        ready.clear_ready();
-        match found {
-            Ok(News::Nothing) => {}
-            Ok(News::Changed) => return,
-            Ok(News::Overflow) => {
-                return tracing::debug!("notifications of the kernel were lost, which a look makes good");
-            }
-            Err(error) => return tracing::warn!(%error, "a notification of the kernel cannot be read"),
-        }
-    }
-}
-
-/// Waits until something may have been heard of a pod.
-async fn pod_news(news: Option<&mut AsyncFd<PodNews>>) {
-    let Some(news) = news else { return pending().await };
-    let Ok(mut ready) = news.readable().await else { return pending().await };
-    ready.clear_ready();
-}
-
-/// Waits until nftables may have changed.
-async fn ruleset_news(monitor: Option<&mut AsyncFd<RulesetMonitor>>) -> RulesetNews {
-    let Some(monitor) = monitor else { return pending().await };
-    loop {
-        let Ok(mut ready) = monitor.readable_mut().await else { return pending().await };
-        let found = ready.get_inner_mut().drain();
-        ready.clear_ready();
-        match found {
-            Ok(news) if news.is_empty() => {}
-            Ok(news) => return news,
-            Err(error) => {
-                tracing::warn!(%error, "a notification of nftables cannot be read");
-                return RulesetNews::ALL;
-            }
-        }
-    }
-}
-
 /// What is to be done when.
 struct Daemon {
     node: Node,
@@ -282,6 +227,8 @@ struct Daemon {
     watch: Pace,
     /// What was heard since the last watch.
     rulesets: RulesetNews,
+    /// Due when the Kubernetes API has told something.
+    cluster: Pace,
     /// How long until the next look, when nothing is heard.
     resync: Duration,
     was_settled: bool,
@@ -302,12 +249,14 @@ impl Daemon {
             audit_at: now,
             watch: Pace::new(Some(now), now),
             rulesets: RulesetNews::ALL,
+            cluster: Pace::new(None, now),
             resync: RESYNC,
             was_settled: true,
         }
     }
 
     async fn run(mut self, mut events: Events) {
+        self.node.ensure_source();
         loop {
             self.do_what_is_due(&mut events);
             let listen = Listen {
@@ -315,7 +264,8 @@ impl Daemon {
                 to_pods: self.mend.due().is_none(),
                 to_rulesets: self.rulesets != RulesetNews::ALL,
             };
-            match events.next(self.deadline(), listen).await {
+            let awaits_cluster = self.cluster.due().is_none();
+            match events.next(self.deadline(), listen, self.node.source().filter(|_| awaits_cluster)).await {
                 Event::Stop => break,
                 Event::News => self.reconcile_by(NEWS_DEBOUNCE),
                 Event::PodNews => self.mend_by(NEWS_DEBOUNCE),
@@ -324,6 +274,7 @@ impl Daemon {
                     self.reload_at.get_or_insert(Instant::now() + FILE_DEBOUNCE);
                 }
                 Event::NotesTouched => self.heed_notes(),
+                Event::Cluster => self.cluster.ask(Instant::now()),
                 Event::Reload => self.reload(),
                 Event::Call(call) => {
                     if self.answer(*call) {
@@ -341,7 +292,7 @@ impl Daemon {
     /// When the next timed work is due.
     fn deadline(&self) -> Instant {
         let maintain = self.node.lifecycle.is_open().then_some(self.maintain_at);
-        let looks = [&self.reconcile, &self.patrol, &self.mend, &self.watch].map(Pace::due);
+        let looks = [&self.reconcile, &self.patrol, &self.mend, &self.watch, &self.cluster].map(Pace::due);
         let others = [self.reload_at, maintain, self.node.lifecycle.next_try()];
         looks.into_iter().chain(others).flatten().fold(self.audit_at, Instant::min)
     }
@@ -350,6 +301,9 @@ impl Daemon {
         let now = Instant::now();
         if self.reload_at.is_some_and(|at| at <= now) {
             self.reload();
+        }
+        if self.cluster.is_due(now) {
+            self.heed_cluster();
         }
         // Before the kernel path at start: what is translated must be known when steering begins.
         if self.watch.is_due(now) {
@@ -383,6 +337,16 @@ impl Daemon {
         }
     }
 
+    /// Takes what the Kubernetes API has told.
+    fn heed_cluster(&mut self) {
+        let begin = Instant::now();
+        if self.node.heed_cluster(begin) {
+            self.was_settled = true;
+            self.reconcile_by(NEWS_DEBOUNCE);
+        }
+        self.cluster.looked(begin, Instant::now(), None);
+    }
+
     /// Takes note of news and looks at once, but for the share of time that it may take.
     fn hear(&mut self, news: RulesetNews) {
         self.rulesets |= news;
@@ -398,6 +362,7 @@ impl Daemon {
     fn reload(&mut self) {
         self.reload_at = None;
         self.node.reload(Instant::now());
+        self.node.ensure_source();
         self.was_settled = true;
         self.reconcile_by(NEWS_DEBOUNCE);
     }
@@ -427,7 +392,11 @@ impl Daemon {
         // What was told until now is what this look finds.
         let _ = events.news.get_mut().drain();
         self.is_called = false;
+        if self.node.membership.defers_ranges() {
+            self.node.heed_cluster(begin);
+        }
         self.node.reconcile(begin);
+        self.node.announce();
         self.export();
         if events.pod_news.as_mut().is_some_and(|news| news.get_mut().follow(self.node.store.pods())) {
             self.mend_by(Duration::ZERO);

@@ -20,7 +20,9 @@ impl Node {
             return Wanted::Off;
         }
         let Some(vtep) = &self.observed.vtep else {
-            return Wanted::Impossible { reason: self.observed.problems.join("; "), settings: None };
+            let awaits = self.config.awaits_members();
+            let reason = if awaits { self.obstacles() } else { self.observed.problems.join("; ") };
+            return Wanted::Impossible { reason, settings: None };
         };
         let settings = Box::new(settings(&self.config, vtep, self.observed.hub.unwrap_or(IfIndex::NONE)));
         match self.obstacle(vtep) {

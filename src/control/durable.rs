@@ -33,15 +33,20 @@ pub(super) fn aside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Puts `contents`, as JSON, in the place of the file. No two may do so at once.
+/// Puts `contents`, as JSON, in the place of the file, for its owner only. No two may do so at once.
 pub(super) fn write(path: &Path, contents: &impl Serialize) -> io::Result<()> {
     let mut text = serde_json::to_vec(contents)?;
     text.push(b'\n');
+    replace(path, &text, 0o600)
+}
+
+/// Puts `text` in the place of the file, with these permissions. No two may do so at once.
+pub(super) fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     let aside = aside(path);
     let replace = || {
         let mut options = OpenOptions::new();
-        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
-        file.write_all(&text)?;
+        let mut file = options.create(true).truncate(true).write(true).mode(mode).open(&aside)?;
+        file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&aside, path)
     };

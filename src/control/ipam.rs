@@ -305,7 +305,7 @@ mod tests {
                     cidrs: &cidrs,
                     exclude: &ranges,
                     taken: taken.iter().map(|index| address(*index)).collect(),
-                    quarantine: released.iter().map(|(index, since)| (address(*index), Duration::from_secs(since + REST - now))).collect(),
+                    quarantine: released.iter().map(|(index, since)| (address(*index), Duration::from_secs(*since + REST - now))).collect(),
                     last: &last,
                 };
                 let free: BTreeSet<u8> =
@@ -325,7 +325,7 @@ mod tests {
                         }
                         Err(error) => {
                             prop_assert!(free.is_empty());
-                            let next = released.iter().filter(|(index, _)| usable.contains(index)).map(|(_, since)| since + REST - now).min();
+                            let next = released.iter().filter(|(index, _)| usable.contains(index)).map(|(_, since)| *since + REST - now).min();
                             prop_assert_eq!(error, AddressError::Exhausted { range: cidrs[0], next_in: next.map(Duration::from_secs) });
                         }
                     },

@@ -218,7 +218,8 @@ impl Kernel {
             }
         }
         let overhead = if underlay.is_ipv6() { OVERHEAD_V6 } else { OVERHEAD_V4 };
-        let mtu = uplink.mtu.min(ETH_MAX_MTU).saturating_sub(overhead);
+        let most = config.vxlan.underlay_mtu.unwrap_or(ETH_MAX_MTU).min(ETH_MAX_MTU);
+        let mtu = uplink.mtu.min(most).saturating_sub(overhead);
         let mtu = u16::try_from(mtu).ok().filter(|mtu| u32::from(*mtu) >= MTU_MIN);
         let mtu = mtu.ok_or_else(|| KernelError::SmallMtu { uplink: uplink.name.clone(), mtu: uplink.mtu })?;
         let addresses = config.node.pod_cidrs.iter().map(IpNet::network).collect();

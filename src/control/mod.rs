@@ -28,8 +28,10 @@ mod hosting;
 mod hub;
 mod ipam;
 mod journal;
+mod kubernetes;
 mod lookup;
 mod masquerade;
+mod membership;
 mod nat;
 mod nft;
 mod node;
@@ -41,6 +43,7 @@ mod report;
 mod shaping;
 mod store;
 mod tunnel;
+mod waits;
 mod watch;
 
 pub mod inside;

@@ -12,6 +12,7 @@ use super::journal::Journal;
 use super::kernel::{Kernel, Reconciled, Vtep};
 use super::lifecycle::{Lifecycle, Starter};
 use super::masquerade::Masquerade;
+use super::membership::Membership;
 use super::nat::Nat;
 use super::netlink::RulesetNews;
 use super::notes::Notes;
@@ -30,7 +31,9 @@ use crate::ids::{IfIndex, PodId};
 pub struct Node {
     pub(super) started: Instant,
     pub(super) file: ConfigFile,
+    /// That of the file, and what the Kubernetes API adds.
     pub(super) config: Config,
+    pub(super) membership: Membership,
     pub(super) kernel: Kernel,
     pub(super) store: Store,
     pub(super) notes: Notes,
@@ -84,6 +87,7 @@ impl Node {
         let node = Self {
             started: Instant::now(),
             file,
+            membership: Membership::new(config.clone()),
             config,
             kernel,
             store,
@@ -120,13 +124,24 @@ impl Node {
     }
 
     fn take_config(&mut self, now: Instant) -> Result<(), ReloadError> {
-        let Some(config) = self.file.read()? else { return Ok(()) };
-        self.check_pods(&config)?;
+        let Some(file) = self.file.read()? else { return Ok(()) };
+        let config = self.joined(&file);
+        // The ranges that the API gives a node are looked at as they come.
+        if config.kubernetes.is_none() {
+            self.check_pods(&config)?;
+        }
         self.file.last_error = None;
+        self.membership.set_file(file);
         if config == self.config {
             return Ok(());
         }
         log_warnings(&config);
+        self.put_in_force(config, now);
+        Ok(())
+    }
+
+    /// Has another configuration in force from now on.
+    pub(super) fn put_in_force(&mut self, config: Config, now: Instant) {
         let old = std::mem::replace(&mut self.config, config);
         self.file.generation += 1;
         tracing::info!(generation = self.file.generation, "the configuration has changed");
@@ -138,7 +153,6 @@ impl Node {
         (self.observed.vtep, self.observed.hops) = (None, BTreeMap::new());
         self.reconcile(now);
         self.watch_translation(RulesetNews::default(), now);
-        Ok(())
     }
 
     fn check_pods(&self, config: &Config) -> Result<(), ReloadError> {
@@ -149,8 +163,10 @@ impl Node {
     }
 
     /// The addresses of pods that a configuration's ranges do not hold.
-    fn outside<'n>(&'n self, config: &'n Config) -> impl Iterator<Item = (&'n Pod, IpAddr)> {
-        let held = |address: &IpAddr| config.node.pod_cidrs.iter().any(|cidr| cidr.contains(address));
+    pub(super) fn outside<'n>(&'n self, config: &'n Config) -> impl Iterator<Item = (&'n Pod, IpAddr)> {
+        let held = |address: &IpAddr| {
+            config.awaits_members() || config.node.pod_cidrs.iter().any(|cidr| cidr.contains(address))
+        };
         let addresses =
             self.store.pods().iter().flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)));
         addresses.filter(move |(_, address)| !held(address))
@@ -168,6 +184,10 @@ impl Node {
     /// Brings kernel and data plane to the desired state. What fails is kept as a problem, and the
     /// rest is done.
     pub fn reconcile(&mut self, now: Instant) {
+        // What an earlier daemon has left carries the pods until the ranges are known.
+        if self.config.awaits_members() {
+            return self.drive(now);
+        }
         self.meet_strangers();
         let mut observed = Observed::default();
         let mut changes = Vec::new();
@@ -223,6 +243,7 @@ impl Node {
         self.journal.tell_changes(&changes, now);
         self.note(observed, now);
         self.drive(now);
+        self.write_subnet_env();
     }
 
     /// Looks at the own ends of pods, puts them right, and says what cannot be.
@@ -267,6 +288,9 @@ impl Node {
         if (look.has_conntrack || look.has_new_check) && self.observed.vtep.is_some() {
             self.drive(now);
         }
+        if self.config.awaits_members() {
+            return;
+        }
         self.masquerade.ensure(&self.config, self.nat.has_our_table(), news.table || look.is_full);
     }
 
@@ -285,7 +309,13 @@ impl Node {
     /// All that is wrong now.
     pub(super) fn problems(&self) -> Vec<String> {
         let Observed { problems, failures, .. } = &self.observed;
-        let seen = self.notices.iter().chain(problems).chain(failures).chain(self.faults.values());
+        let seen = self
+            .notices
+            .iter()
+            .chain(self.membership.problems())
+            .chain(problems)
+            .chain(failures)
+            .chain(self.faults.values());
         let masquerade = self.masquerade.problem().map(ToString::to_string);
         let strangers = self.strangers.iter().map(Stranger::advice);
         let told = seen.cloned().chain(self.strays()).chain(strangers).chain(masquerade);

@@ -56,6 +56,7 @@ impl Node {
                 on: self.config.cluster.masquerade,
                 problem: self.masquerade.problem().map(ToString::to_string),
             },
+            kubernetes: self.membership.status(now),
             peers: self.config.peers.iter().map(|peer| self.peer(peer)).collect(),
             pods: self.store.pods().len(),
             slow_pods: self.slow_pods(),

@@ -225,6 +225,7 @@ fn status() -> Status {
         hub: None,
         nat: Nat { check: NatCheck::None, why: String::new() },
         masquerade: Masquerade { on: false, problem: None },
+        kubernetes: None,
         peers: vec![Peer {
             name: "node-b".into(),
             underlay: IpAddr::V4(Ipv4Addr::new(192, 168, 1, 3)),

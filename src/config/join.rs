@@ -1,0 +1,309 @@
+//! The file's configuration with what a cluster's registry knows of its nodes: the same kind of configuration as a file
+//! alone gives, checked by the same rules. A file is taken whole or not at all; of a registry, which others write to,
+//! each node that is unfit is left out and named.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Config, Peer, check, to_bits};
+use crate::wire::{Mac, Vni};
+
+/// A cluster as its registry tells of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Members {
+    /// The ranges of all pods.
+    pub pod_cidrs: Vec<IpNet>,
+    pub vni: Vni,
+    /// UDP destination port.
+    pub port: u16,
+    /// The MTU of the underlay where it is less than the uplink's, in bytes.
+    pub underlay_mtu: Option<u32>,
+    /// The family of all VTEP addresses.
+    pub underlay_is_ipv6: bool,
+    /// The other nodes. Of those that claim the same thing, the first has it.
+    pub peers: Vec<Peer>,
+}
+
+/// What the registry says of this node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnNode {
+    /// At most one of each family, at least one.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Goes before `node.underlay` of the file.
+    pub underlay: Option<IpAddr>,
+    /// `node.vtep_mac` of the file goes before it.
+    pub vtep_mac: Mac,
+}
+
+/// A configuration, and what of the registry is not in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Joined {
+    pub config: Config,
+    /// Nodes that were left out, each by name and with the reason.
+    pub left_out: Vec<String>,
+}
+
+impl Config {
+    /// This configuration with a cluster's ranges, tunnel and peers. Peers with one of `own_addresses`, those of this
+    /// machine, are left out. Fails, with the reason, when what the registry says of this node cannot be.
+    pub fn join(&self, own: &OwnNode, members: &Members, own_addresses: &BTreeSet<IpAddr>) -> Result<Joined, String> {
+        let mut config = self.clone();
+        if config.vxlan.device == default_device(config.vxlan.vni) {
+            config.vxlan.device = default_device(members.vni);
+        }
+        (config.vxlan.vni, config.vxlan.port) = (members.vni, members.port);
+        config.vxlan.underlay_mtu = members.underlay_mtu;
+        config.cluster.pod_cidrs.clone_from(&members.pod_cidrs);
+        config.cluster.underlay_is_ipv6 = Some(members.underlay_is_ipv6);
+        config.node.pod_cidrs.clone_from(&own.pod_cidrs);
+        config.node.underlay = own.underlay.or(self.node.underlay);
+        let mac = self.node.vtep_mac.unwrap_or(own.vtep_mac);
+        config.node.vtep_mac = Some(mac);
+
+        let mut claims = Claims::new(members, own_addresses);
+        claims.take_own(&self.node.name, own, mac)?;
+        let mut left_out = Vec::new();
+        for peer in &members.peers {
+            match claims.check(peer) {
+                Ok(()) => {
+                    claims.take(&peer.name, Some(peer.underlay), peer.vtep_mac, &peer.pod_cidrs);
+                    config.peers.push(peer.clone());
+                }
+                Err(reason) => left_out.push(format!("node {} is left out: {reason}", peer.name)),
+            }
+        }
+        Ok(Joined { config, left_out })
+    }
+}
+
+fn default_device(vni: Vni) -> String {
+    format!("podwire.{}", vni.get())
+}
+
+/// What nodes have taken so far, and whose it is.
+struct Claims<'m> {
+    members: &'m Members,
+    own_addresses: &'m BTreeSet<IpAddr>,
+    underlays: HashMap<IpAddr, String>,
+    macs: HashMap<Mac, String>,
+    /// Apart from each other, by family and first address.
+    ranges: BTreeMap<(bool, u128), (IpNet, String)>,
+}
+
+impl<'m> Claims<'m> {
+    fn new(members: &'m Members, own_addresses: &'m BTreeSet<IpAddr>) -> Self {
+        let (underlays, macs, ranges) = Default::default();
+        Self { members, own_addresses, underlays, macs, ranges }
+    }
+
+    /// Takes this node's part, or says what is wrong with it.
+    fn take_own(&mut self, name: &str, own: &OwnNode, mac: Mac) -> Result<(), String> {
+        self.check_ranges(&own.pod_cidrs).map_err(|reason| format!("node {name}, which is this one: {reason}"))?;
+        self.take(name, own.underlay, mac, &own.pod_cidrs);
+        Ok(())
+    }
+
+    fn take(&mut self, name: &str, underlay: Option<IpAddr>, mac: Mac, ranges: &[IpNet]) {
+        self.underlays.extend(underlay.map(|underlay| (underlay, name.to_owned())));
+        self.macs.insert(mac, name.to_owned());
+        self.ranges.extend(ranges.iter().map(|range| (start(range), (*range, name.to_owned()))));
+    }
+
+    /// Why a peer cannot be one, if so.
+    fn check(&self, peer: &Peer) -> Result<(), String> {
+        if !check::is_dns_name(&peer.name) {
+            return Err("its name is not one".to_owned());
+        }
+        self.check_underlay(peer.underlay)?;
+        if !peer.vtep_mac.is_unicast() {
+            return Err(format!("its VTEP MAC {} is not a unicast address", peer.vtep_mac));
+        }
+        if let Some(other) = self.macs.get(&peer.vtep_mac) {
+            return Err(format!(
+                "its VTEP MAC {} is that of node {other} too, and one of them must change",
+                peer.vtep_mac
+            ));
+        }
+        self.check_ranges(&peer.pod_cidrs)
+    }
+
+    fn check_underlay(&self, underlay: IpAddr) -> Result<(), String> {
+        if underlay.is_ipv6() != self.members.underlay_is_ipv6 {
+            return Err(format!("its VTEP address {underlay} is not of the family that the cluster's are of"));
+        }
+        if let Some(reason) = check::unreachable_address(underlay) {
+            return Err(format!("its VTEP address {underlay} {reason}"));
+        }
+        if let Some(range) = self.members.pod_cidrs.iter().find(|range| range.contains(&underlay)) {
+            return Err(format!("its VTEP address {underlay} lies inside the pod range {range}"));
+        }
+        if self.own_addresses.contains(&underlay) {
+            return Err(format!("its VTEP address {underlay} is an address of this node"));
+        }
+        match self.underlays.get(&underlay) {
+            Some(other) => Err(format!("its VTEP address {underlay} is that of node {other} too")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_ranges(&self, ranges: &[IpNet]) -> Result<(), String> {
+        if ranges.is_empty() {
+            return Err("it has no pod range".to_owned());
+        }
+        for (index, range) in ranges.iter().enumerate() {
+            if ranges[..index].iter().any(|other| other.addr().is_ipv6() == range.addr().is_ipv6()) {
+                return Err(format!("its pod range {range} is a second one of its family"));
+            }
+            if range.addr() != range.network() {
+                return Err(format!("its pod range {range} has host bits set"));
+            }
+            if let Some(reason) = check::podless(range).or_else(|| check::too_small(range)) {
+                return Err(format!("its pod range {range} {reason}"));
+            }
+            if !self.members.pod_cidrs.iter().any(|cluster| cluster.contains(range)) {
+                let all: Vec<_> = self.members.pod_cidrs.iter().map(ToString::to_string).collect();
+                return Err(format!("its pod range {range} is not inside the cluster's ({})", all.join(", ")));
+            }
+            if let Some((other, name)) = self.overlapping(range) {
+                return Err(format!("its pod range {range} overlaps {other} of node {name}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ranges nest or are apart: one that reaches into `range` begins inside it, or is the last to begin before it.
+    fn overlapping(&self, range: &IpNet) -> Option<&(IpNet, String)> {
+        let (is_ipv6, first) = start(range);
+        let inside = self.ranges.range((is_ipv6, first)..=(is_ipv6, to_bits(range.broadcast()))).next();
+        let before = self.ranges.range((is_ipv6, 0)..(is_ipv6, first)).next_back();
+        let found = inside.or_else(|| before.filter(|(_, (other, _))| other.contains(range)));
+        found.map(|(_, claim)| claim)
+    }
+}
+
+fn start(range: &IpNet) -> (bool, u128) {
+    (range.addr().is_ipv6(), to_bits(range.network()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "[node]\nname='a'\nuplink='eth0'\n[dataplane]\nmode='kernel'\n[kubernetes]\n";
+
+    fn peer(name: &str, last: u8, range: &str) -> Peer {
+        Peer {
+            name: name.to_owned(),
+            underlay: IpAddr::from([192, 168, 1, last]),
+            vtep_mac: Mac([2, 0, 0, 0, 0, last]),
+            pod_cidrs: vec![range.parse().unwrap()],
+            addresses: Vec::new(),
+        }
+    }
+
+    fn members(peers: Vec<Peer>) -> Members {
+        Members {
+            pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            vni: Vni::new(7).unwrap(),
+            port: 4789,
+            underlay_mtu: Some(1400),
+            underlay_is_ipv6: false,
+            peers,
+        }
+    }
+
+    fn own() -> OwnNode {
+        OwnNode {
+            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            underlay: None,
+            vtep_mac: Mac([2, 0, 0, 0, 0, 99]),
+        }
+    }
+
+    fn join(file: &str, own: &OwnNode, members: &Members) -> Result<Joined, String> {
+        Config::parse(file).unwrap().join(own, members, &BTreeSet::from([IpAddr::from([192, 168, 1, 2])]))
+    }
+
+    #[test]
+    fn what_the_registry_knows_takes_its_place_in_the_configuration() {
+        let Joined { config, left_out } = join(FILE, &own(), &members(vec![peer("b", 3, "10.244.2.0/24")])).unwrap();
+        assert_eq!(left_out, [""; 0]);
+        assert!(!config.awaits_members() && Config::parse(FILE).unwrap().awaits_members());
+        let vxlan = &config.vxlan;
+        assert_eq!((vxlan.vni.get(), vxlan.port, vxlan.device.as_str()), (7, 4789, "podwire.7"));
+        assert_eq!(vxlan.underlay_mtu, Some(1400));
+        assert_eq!((config.node.vtep_mac, config.node.underlay), (Some(Mac([2, 0, 0, 0, 0, 99])), None));
+        assert_eq!(config.peers.len(), 1);
+    }
+
+    #[test]
+    fn the_file_has_its_say_where_the_registry_leaves_it() {
+        let file = FILE.replace("uplink", "underlay='192.168.1.2'\nvtep_mac='02:00:00:00:00:01'\nuplink")
+            + "[vxlan]\ndevice='flannel.1'\n";
+        let (mut own, members) = (own(), members(Vec::new()));
+        let config = join(&file, &own, &members).unwrap().config;
+        assert_eq!(config.vxlan.device, "flannel.1");
+        assert_eq!(config.node.vtep_mac, Some(Mac([2, 0, 0, 0, 0, 1])));
+        assert_eq!(config.node.underlay, Some(IpAddr::from([192, 168, 1, 2])));
+        own.underlay = Some(IpAddr::from([192, 168, 1, 9]));
+        assert_eq!(join(&file, &own, &members).unwrap().config.node.underlay, own.underlay);
+    }
+
+    #[test]
+    fn an_unfit_peer_is_left_out_by_name_and_the_others_stay() {
+        let good = peer("b", 3, "10.244.2.0/24");
+        let with = |change: fn(&mut Peer)| {
+            let mut peer = peer("bad", 66, "10.244.66.0/24");
+            change(&mut peer);
+            peer
+        };
+        let cases: [(Peer, &str); 14] = [
+            (with(|p| p.name = "../x".into()), "name"),
+            (with(|p| p.underlay = "fd00::1".parse().unwrap()), "family"),
+            (with(|p| p.underlay = "224.0.0.1".parse().unwrap()), "multicast"),
+            (with(|p| p.underlay = "10.244.9.9".parse().unwrap()), "inside the pod range"),
+            (with(|p| p.underlay = "192.168.1.2".parse().unwrap()), "address of this node"),
+            (with(|p| p.underlay = "192.168.1.3".parse().unwrap()), "that of node b"),
+            (with(|p| p.vtep_mac = Mac([1, 0, 0, 0, 0, 1])), "unicast"),
+            (with(|p| p.vtep_mac = Mac([2, 0, 0, 0, 0, 3])), "that of node b"),
+            (with(|p| p.vtep_mac = Mac([2, 0, 0, 0, 0, 99])), "that of node a"),
+            (with(|p| p.pod_cidrs = Vec::new()), "no pod range"),
+            (with(|p| p.pod_cidrs = vec!["10.96.0.0/16".parse().unwrap()]), "not inside the cluster's (10.244.0.0/16)"),
+            (with(|p| p.pod_cidrs = vec!["10.244.2.128/25".parse().unwrap()]), "overlaps 10.244.2.0/24 of node b"),
+            (with(|p| p.pod_cidrs = vec!["10.244.0.0/16".parse().unwrap()]), "overlaps 10.244.1.0/24 of node a"),
+            (
+                with(|p| p.pod_cidrs = vec!["10.244.3.0/24".parse().unwrap(), "10.244.4.0/24".parse().unwrap()]),
+                "second",
+            ),
+        ];
+        let last = peer("z", 77, "10.244.77.0/24");
+        for (bad, reason) in cases {
+            let joined = join(FILE, &own(), &members(vec![good.clone(), bad.clone(), last.clone()])).unwrap();
+            assert_eq!(joined.config.peers, [good.clone(), last.clone()], "{reason}");
+            let [said] = &joined.left_out[..] else { panic!("{reason}: {:?}", joined.left_out) };
+            assert!(said.starts_with(&format!("node {} is left out: ", bad.name)) && said.contains(reason), "{said}");
+        }
+    }
+
+    #[test]
+    fn of_two_nodes_with_one_range_the_first_keeps_it() {
+        let twins = vec![peer("b", 3, "10.244.0.0/24"), peer("c", 4, "10.244.0.0/24")];
+        let joined = join(FILE, &own(), &members(twins)).unwrap();
+        assert_eq!(joined.config.peers[0].name, "b");
+        assert_eq!(
+            joined.left_out,
+            ["node c is left out: its pod range 10.244.0.0/24 overlaps 10.244.0.0/24 of node b"]
+        );
+    }
+
+    #[test]
+    fn an_own_range_that_cannot_be_is_refused() {
+        for (range, reason) in [("10.0.0.0/24", "not inside"), ("10.244.1.0/31", "too small")] {
+            let own = OwnNode { pod_cidrs: vec![range.parse().unwrap()], ..own() };
+            let error = join(FILE, &own, &members(Vec::new())).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}
