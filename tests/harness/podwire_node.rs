@@ -64,6 +64,8 @@ pub struct PodwireNode {
     pub pods: Vec<Pod>,
     options: Options,
     peers: Vec<Peer>,
+    /// Whether ranges and peers come from the Kubernetes API, by [`PodwireNode::kubeconfig`], instead of the file.
+    asks_api: bool,
     dir: PathBuf,
     daemon: Option<Child>,
     lasting: bool,
@@ -77,10 +79,30 @@ impl PodwireNode {
     pub fn start(prefix: &Prefix, host: Host, options: Options, peers: Vec<Peer>) -> Self {
         let dir = prefix.dir().join(host.name());
         fs::create_dir_all(&dir).expect("a directory for the node");
-        let mut node = Self { host, pods: Vec::new(), options, peers, dir, daemon: None, lasting: false };
+        let mut node =
+            Self { host, pods: Vec::new(), options, peers, asks_api: false, dir, daemon: None, lasting: false };
         node.write_config();
         node.launch();
         node
+    }
+
+    /// Starts a daemon that learns of its peers from the Kubernetes API, and does not wait for anything.
+    pub fn begin(prefix: &Prefix, host: Host, options: Options, kubeconfig: &str) -> Self {
+        let dir = prefix.dir().join(host.name());
+        fs::create_dir_all(&dir).expect("a directory for the node");
+        let (pods, peers) = (Vec::new(), Vec::new());
+        let mut node = Self { host, pods, options, peers, asks_api: true, dir, daemon: None, lasting: false };
+        fs::write(node.kubeconfig(), kubeconfig).expect("write the kubeconfig");
+        node.write_config();
+        node.spawn();
+        node
+    }
+
+    /// Waits until it has heard of these peers and carries packets for them as its mode says.
+    #[track_caller]
+    pub fn await_peers(&mut self, peers: Vec<Peer>) {
+        self.peers = peers;
+        self.wait_ready();
     }
 
     /// Starts the daemon again after it ended.
@@ -230,6 +252,46 @@ impl PodwireNode {
     }
 
     fn config_text(&self) -> String {
+        if self.asks_api { self.kubernetes_config() } else { self.file_config() }
+    }
+
+    fn kubernetes_config(&self) -> String {
+        let Options { mode, xdp, sections, .. } = self.options;
+        let [kubeconfig, subnet_env] = [self.kubeconfig(), self.subnet_env()];
+        format!(
+            r#"[node]
+name = "{}"
+uplink = "{}"
+
+[kubernetes]
+kubeconfig = "{}"
+subnet_env = "{}"
+
+[dataplane]
+mode = "{mode}"
+cores = [{}]
+xdp = "{xdp}"
+
+{sections}"#,
+            self.host.name(),
+            self.host.uplink,
+            kubeconfig.display(),
+            subnet_env.display(),
+            usize::from(self.host.index) % thread::available_parallelism().map_or(1, usize::from),
+        )
+    }
+
+    /// How it reaches the API server.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// Where it writes Flannel's `subnet.env`.
+    pub fn subnet_env(&self) -> PathBuf {
+        self.dir.join("flannel/subnet.env")
+    }
+
+    fn file_config(&self) -> String {
         let Host { index, uplink, underlay, .. } = &self.host;
         let Options { mode, xdp, workers, masquerade, known_vteps_only, metrics, sections } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);

@@ -1,0 +1,74 @@
+//! Two podwire nodes and a Flannel-shaped one, which know each other by the API alone.
+
+use crate::api::Api;
+use crate::harness::{KernelNode, Options, Peer, PodwireNode, Prefix, Switch, Wire, is_root, pings, wait_until};
+use crate::scene::{NET_CONF, PATIENCE, annotation, flannel, is_published, published_mac, register};
+
+#[test]
+fn packets_pass_between_nodes_that_know_each_other_by_the_api() {
+    if !is_root() {
+        return;
+    }
+    let prefix = Prefix::fresh();
+    let switch = Switch::new(&prefix, Wire::default());
+    let api = Api::start(NET_CONF);
+    let [a, b, c] = [('a', 1), ('b', 2), ('c', 3)].map(|(letter, index)| switch.host(&prefix, letter, index));
+    let mut c = KernelNode::start(c);
+    register(&api, &c.host, 3);
+    api.change(|store| store.annotate("node-c", &flannel(&c.host.underlay.to_string(), &c.vtep_mac())));
+    let [mut a, mut b] = [a, b].map(|host| {
+        register(&api, &host, host.index);
+        api.listen_in(&host.netns);
+        PodwireNode::begin(&prefix, host, Options::ADAPTIVE, &Api::kubeconfig(None))
+    });
+
+    let all_published = wait_until(PATIENCE, || ["node-a", "node-b"].iter().all(|name| is_published(&api.node(name))));
+    assert!(all_published, "{:#}\n{}", api.node("node-a"), a.log_text());
+    for node in [&a, &b] {
+        let object = api.node(&node.host.name());
+        assert_eq!(annotation(&object, "public-ip"), &node.host.underlay.to_string());
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.vtep_mac());
+        assert_eq!(annotation(&object, "backend-data"), &data);
+        // What flanneld does for each node that it hears of.
+        c.connect(&Peer { vtep_mac: Some(published_mac(&object)), ..node.peer() });
+    }
+    let [peer_a, peer_b] = [a.peer(), b.peer()];
+    a.await_peers(vec![peer_b, c.peer()]);
+    b.await_peers(vec![peer_a, c.peer()]);
+
+    a.add_pod(&prefix, "a1");
+    b.add_pod(&prefix, "b1");
+    c.add_pod(&prefix, "c1");
+    let before = a.carried();
+    let [a1, b1, c1] = [&a.pods[0], &b.pods[0], &c.pods[0]];
+    let pairs = [
+        (a1, b1.v4.into()),
+        (a1, b1.v6.into()),
+        (b1, a1.v6.into()),
+        (a1, c1.v4.into()),
+        (c1, a1.v4.into()),
+        (c1, b1.v4.into()),
+    ];
+    for (from, to) in pairs {
+        assert!(pings(from, to, ""), "{} does not reach {to}", from.name);
+    }
+    assert!(a.carried().since(before).fast >= 6, "{:?}", a.carried().since(before));
+
+    let env = std::fs::read_to_string(a.subnet_env()).expect("subnet.env");
+    for line in
+        ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.1.1/24", "FLANNEL_MTU=1450", "FLANNEL_IPMASQ=false"]
+    {
+        assert!(env.lines().any(|found| found == line), "{line}: {env}");
+    }
+    let routes = a.cli("routes");
+    assert!(routes.contains("10.244.2.0/24") && routes.contains("node-c"), "{routes}");
+    assert!(a.cli("status").contains("following http://127.0.0.1:8001/, 3 node(s), last sign"), "{}", a.cli("status"));
+
+    // The node that goes takes its routes with it, and its pods are reached no more.
+    api.change(|store| store.delete("node-c"));
+    let [peer_a, peer_b] = [a.peer(), b.peer()];
+    a.await_peers(vec![peer_b]);
+    b.await_peers(vec![peer_a]);
+    assert_eq!(a.host.netns.run("ip route show 10.244.3.0/24"), "");
+    assert!(pings(&a.pods[0], b.pods[0].v4.into(), ""));
+}
