@@ -5,6 +5,7 @@ mod harness;
 #[path = "../harness/kubernetes/mod.rs"]
 mod kubernetes;
 
+mod cluster;
 mod container;
 mod manifests;
 mod rbac;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::api::{DynamicObject, PostParams};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,6 +30,17 @@ pub fn objects() -> Vec<Value> {
     let [kustomization] = &read(&dir.join("kustomization.yaml"))[..] else { panic!("one kustomization") };
     let resources = kustomization["resources"].as_array().expect("a list of resources");
     resources.iter().flat_map(|file| read(&dir.join(file.as_str().expect("a file")))).collect()
+}
+
+/// The account and its rights, with their namespace.
+pub fn account() -> Vec<Value> {
+    let dir = deploy().join("kubernetes");
+    ["namespace.yaml", "rbac.yaml"].iter().flat_map(|file| read(&dir.join(file))).collect()
+}
+
+/// The rights that it needs besides in a cluster with Flannel.
+pub fn flannel_role() -> Vec<Value> {
+    read(&deploy().join("kubernetes/flannel.yaml"))
 }
 
 /// The only object of a kind.
@@ -63,6 +74,8 @@ fn misread(object: &Value) -> Result<Vec<String>, serde_json::Error> {
         "ServiceAccount" => by::<ServiceAccount>(object),
         "ClusterRole" => by::<ClusterRole>(object),
         "ClusterRoleBinding" => by::<ClusterRoleBinding>(object),
+        "Role" => by::<Role>(object),
+        "RoleBinding" => by::<RoleBinding>(object),
         "ConfigMap" => by::<ConfigMap>(object),
         "DaemonSet" => by::<DaemonSet>(object),
         _ => panic!("{kind} is not known here"),
@@ -72,7 +85,7 @@ fn misread(object: &Value) -> Result<Vec<String>, serde_json::Error> {
 
 #[test]
 fn every_field_is_one_of_the_kubernetes_api() {
-    for object in objects() {
+    for object in objects().into_iter().chain(flannel_role()) {
         let said = misread(&object).unwrap_or_else(|e| panic!("{}: {e}", object["kind"]));
         assert_eq!(said, [""; 0]);
     }
@@ -105,4 +118,20 @@ fn the_api_server_takes_every_field() {
         let back = serde_json::to_value(back).expect("JSON");
         assert_eq!(lost(&written, &back, ""), [""; 0]);
     }
+}
+
+#[test]
+fn the_daemon_takes_the_configuration_of_the_manifests() {
+    let map = object("ConfigMap");
+    let text = map["data"]["podwire.toml"].as_str().expect("a configuration");
+    let config = podwire::config::Config::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let source = config.kubernetes.expect("the API as the source");
+    let set = object("DaemonSet");
+    let mounts = set["spec"]["template"]["spec"]["containers"][0]["volumeMounts"].as_array().expect("mounts").clone();
+    let file = source.net_conf.expect("a file");
+    assert!(mounts.iter().any(|mount| file.parent().is_some_and(|dir| mount["mountPath"] == *dir.to_str().unwrap())));
+    let net_conf =
+        map["data"][file.file_name().and_then(|name| name.to_str()).expect("a name")].as_str().expect("a file");
+    let net_conf: Value = serde_json::from_str(net_conf).expect("JSON");
+    assert_eq!(net_conf["Backend"]["Type"], "vxlan");
 }
