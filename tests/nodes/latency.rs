@@ -104,3 +104,26 @@ fn an_interrupted_measurement_tells_what_it_saw_and_a_silent_target_what_to_do()
     assert!(output.status.success() && seen["interrupted"] == true, "{seen}");
     assert!(seen["targets"][0]["received"].as_u64().is_some_and(|count| count > 0), "{seen}");
 }
+#[test]
+fn a_reflector_that_pauses_is_seen_in_all_that_was_due_meanwhile() {
+    let Some(cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
+    let to = &cluster.b.pods[0];
+    let reflector = Reflector::start(&cluster.b, to);
+    let mut command = bench(&cluster.a, &format!("latency --from a1 --to {} --rate 200 --seconds 5", to.v4));
+    command.args(["--output", "json"]);
+    let measured = thread::scope(|scope| {
+        let measured = scope.spawn(|| command.output().expect("it starts"));
+        thread::sleep(Duration::from_millis(1500));
+        signal(&reflector.0, libc::SIGSTOP);
+        thread::sleep(Duration::from_millis(200));
+        signal(&reflector.0, libc::SIGCONT);
+        measured.join().expect("no panic")
+    });
+    let seen = json(&measured);
+    let row = &seen["targets"][0];
+    assert_eq!((&row["sent"], &row["lost"]), (&Value::from(1000), &Value::from(0)), "{seen}");
+    // 40 of 1000 were due in the pause, fewer than a pod may have on their way to a worker: the slowest 1 % waited for
+    // most of it.
+    let us = |name: &str| row["round_trip_us"][name].as_f64().expect("a time");
+    assert!(us("max") >= 150_000.0 && us("p99") >= 120_000.0, "{seen}");
+}
