@@ -293,7 +293,7 @@ impl Daemon {
     fn deadline(&self) -> Instant {
         let maintain = self.node.lifecycle.is_open().then_some(self.maintain_at);
         let looks = [&self.reconcile, &self.patrol, &self.mend, &self.watch, &self.cluster].map(Pace::due);
-        let others = [self.reload_at, maintain, self.node.lifecycle.next_try()];
+        let others = [self.reload_at, maintain, self.node.lifecycle.next_try(), self.node.newcomers.due()];
         looks.into_iter().chain(others).flatten().fold(self.audit_at, Instant::min)
     }
 
@@ -315,6 +315,9 @@ impl Daemon {
         }
         if self.patrol.is_due(now) {
             self.patrol();
+        }
+        if self.node.newcomers.due().is_some_and(|at| at <= now) {
+            self.node.welcome(now);
         }
         let retry = self.node.lifecycle.next_try().is_some_and(|at| at <= now);
         if retry || self.reconcile.is_due(now) {
@@ -376,6 +379,7 @@ impl Daemon {
         // A client that has gone away needs no answer.
         let _ = tell.send(reply);
         if changes {
+            self.node.newcomers.hear(Instant::now());
             self.reconcile_by(NEWS_DEBOUNCE);
         }
         leaves

@@ -53,7 +53,7 @@ impl Node {
 
     /// The desired state of the data plane: wired pods, and peers whose next hop is resolved.
     pub(super) fn view(&self) -> View {
-        let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id);
+        let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id) && !self.newcomers.contains(pod.id);
         let pods = self.store.pods().iter().filter(wired).map(|pod| self.pod_view(pod)).collect();
         let view = View {
             pods,

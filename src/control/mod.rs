@@ -33,6 +33,7 @@ mod lookup;
 mod masquerade;
 mod membership;
 mod nat;
+mod newcomers;
 mod nft;
 mod node;
 mod pace;

@@ -15,6 +15,7 @@ use super::masquerade::Masquerade;
 use super::membership::Membership;
 use super::nat::Nat;
 use super::netlink::RulesetNews;
+use super::newcomers::Newcomers;
 use super::notes::Notes;
 use super::plan::Change;
 use super::pod_news::Pods;
@@ -41,6 +42,7 @@ pub struct Node {
     pub(super) observed: Observed,
     pub(super) nat: Nat,
     pub(super) masquerade: Masquerade,
+    pub(super) newcomers: Newcomers,
     /// What [`Node::mend_pods`] last found wrong with a pod and could not mend.
     pub(super) faults: BTreeMap<PodId, String>,
     /// Pods that were forgotten, as last seen.
@@ -96,6 +98,7 @@ impl Node {
             observed: Observed::default(),
             nat: Nat::new(),
             masquerade: Masquerade::default(),
+            newcomers: Newcomers::new(Instant::now()),
             faults: BTreeMap::new(),
             strangers: Vec::new(),
             journal: Journal::default(),

@@ -88,8 +88,8 @@ impl From<PodError> for Refusal {
 }
 
 impl Node {
-    /// Chooses addresses, wires the pod, remembers it and steers it. All or nothing; once it
-    /// returns, the pod's first packet passes.
+    /// Chooses addresses, wires the pod and remembers it. All or nothing; once it returns, the pod's first packet
+    /// passes. A pod that is attached by hand is steered then, one that a runtime adds is one of the newcomers.
     pub fn attach(&mut self, request: api::Attach, now: Instant) -> Result<api::Pod, PodError> {
         // A note about an earlier pod of this name must not be taken for one about this pod.
         self.heed_notes(now);
@@ -112,7 +112,10 @@ impl Node {
             return Err(error.into());
         }
         tracing::info!(pod = pod.name, addresses = ?pod.addresses, device = pod.host_ifname, "attached");
-        self.drive(now);
+        match pod.owner {
+            Some(_) => self.newcomers.add(pod.id, now),
+            None => self.drive(now),
+        }
         Ok(self.describe(&pod))
     }
 
@@ -123,6 +126,7 @@ impl Node {
             return Ok(!self.let_go(|held| held.is_of(name))?.is_empty());
         };
         self.observed.gone.insert(pod.id);
+        self.newcomers.remove(pod.id);
         self.drive(now);
         self.kernel.detach(&pod)?;
         self.store.remove(name, self.rest())?;
