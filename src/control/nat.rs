@@ -17,8 +17,8 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::masquerade::is_ours;
 use super::netlink::{BaseChain, Netfilter, NetlinkError};
+use super::ruleset::is_ours;
 use super::sysctl;
 use crate::steer::{NatCheck, knows_conntrack};
 
@@ -126,11 +126,6 @@ impl Nat {
     pub fn why(&self) -> String {
         let Verdict { check, why } = &self.verdict;
         if *check == self.check() { why.clone() } else { format!("{why}, and this kernel's conntrack cannot be asked") }
-    }
-
-    /// Whether our own table is there.
-    pub fn has_our_table(&self) -> bool {
-        self.chains.as_ref().is_ok_and(|chains| chains.iter().any(is_ours))
     }
 
     /// Whether IPVS without services may still have connections: when it had services before, which nobody knows at

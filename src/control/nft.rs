@@ -23,7 +23,9 @@ const TICK: Duration = Duration::from_millis(2);
 /// Why the table could not be listed or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
-    #[error("there is no program `nft`, which cluster.masquerade = true needs: install the package nftables")]
+    #[error(
+        "there is no program `nft`: nothing is masqueraded, and sources that pods forge are not dropped on the kernel path; install the package nftables"
+    )]
     NoTool,
     #[error("cannot {act} the nftables table {FAMILY} {TABLE}: {text}")]
     Failed { act: &'static str, text: String },
@@ -64,6 +66,11 @@ pub fn object(kind: &str, mut properties: Value) -> Value {
     properties["family"] = FAMILY.into();
     properties["table"] = TABLE.into();
     json!({ kind: properties })
+}
+
+/// The match of a rule.
+pub fn matches(op: &str, left: &Value, right: &Value) -> Value {
+    json!({ "match": { "op": op, "left": left, "right": right } })
 }
 
 fn apply(act: &'static str, commands: &[Value]) -> Result<(), NftError> {
@@ -128,7 +135,8 @@ fn contents(file: &mut File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// An object without its handle, its elements in order, and flags always in a list: releases of `nft` differ.
+/// An object without its handle and what counters have counted, its elements in order, and flags always in a list:
+/// releases of `nft` differ.
 fn plain(mut object: Value) -> Value {
     match &mut object {
         Value::Object(members) => {
@@ -136,6 +144,7 @@ fn plain(mut object: Value) -> Value {
             for (key, value) in members.iter_mut() {
                 *value = plain(value.take());
                 match (key.as_str(), &mut *value) {
+                    ("counter", _) => *value = Value::Null,
                     ("flags", Value::String(_)) => *value = json!([value]),
                     ("elem", Value::Array(elements)) => elements.sort_by_cached_key(Value::to_string),
                     _ => {}

@@ -11,7 +11,6 @@ use super::host_side::Stranger;
 use super::journal::Journal;
 use super::kernel::{Kernel, Reconciled, Vtep};
 use super::lifecycle::{Lifecycle, Starter};
-use super::masquerade::Masquerade;
 use super::membership::Membership;
 use super::nat::Nat;
 use super::netlink::RulesetNews;
@@ -20,6 +19,7 @@ use super::notes::Notes;
 use super::plan::Change;
 use super::pod_news::Pods;
 use super::reclaim::Ended;
+use super::ruleset::Ruleset;
 use super::shaping::Shaped;
 use super::store::Store;
 use super::underlay::{Hop, NoHop};
@@ -41,7 +41,7 @@ pub struct Node {
     pub(super) lifecycle: Lifecycle,
     pub(super) observed: Observed,
     pub(super) nat: Nat,
-    pub(super) masquerade: Masquerade,
+    pub(super) rules: Ruleset,
     pub(super) newcomers: Newcomers,
     /// What [`Node::mend_pods`] last found wrong with a pod and could not mend.
     pub(super) faults: BTreeMap<PodId, String>,
@@ -97,7 +97,7 @@ impl Node {
             lifecycle: Lifecycle::new(start),
             observed: Observed::default(),
             nat: Nat::new(),
-            masquerade: Masquerade::default(),
+            rules: Ruleset::default(),
             newcomers: Newcomers::new(Instant::now()),
             faults: BTreeMap::new(),
             strangers: Vec::new(),
@@ -294,7 +294,7 @@ impl Node {
         if self.config.awaits_members() {
             return;
         }
-        self.masquerade.ensure(&self.config, self.nat.has_our_table(), news.table || look.is_full);
+        self.rules.ensure(&self.config, news.table || look.is_full);
     }
 
     /// Brings the data plane to what was last observed and the pods as they are now.
@@ -319,9 +319,9 @@ impl Node {
             .chain(problems)
             .chain(failures)
             .chain(self.faults.values());
-        let masquerade = self.masquerade.problem().map(ToString::to_string);
+        let rules = self.rules.problem().map(ToString::to_string);
         let strangers = self.strangers.iter().map(Stranger::advice);
-        let told = seen.cloned().chain(self.strays()).chain(strangers).chain(masquerade);
+        let told = seen.cloned().chain(self.strays()).chain(strangers).chain(rules);
         told.chain(self.unexported.clone()).collect()
     }
 

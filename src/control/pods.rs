@@ -89,7 +89,8 @@ impl From<PodError> for Refusal {
 
 impl Node {
     /// Chooses addresses, wires the pod and remembers it. All or nothing; once it returns, the pod's first packet
-    /// passes. A pod that is attached by hand is steered then, one that a runtime adds is one of the newcomers.
+    /// passes. A pod that is attached by hand is steered then; one that a runtime adds is one of the newcomers, unless
+    /// nothing but its program would drop what it forges.
     pub fn attach(&mut self, request: api::Attach, now: Instant) -> Result<api::Pod, PodError> {
         // A note about an earlier pod of this name must not be taken for one about this pod.
         self.heed_notes(now);
@@ -112,23 +113,25 @@ impl Node {
             return Err(error.into());
         }
         tracing::info!(pod = pod.name, addresses = ?pod.addresses, device = pod.host_ifname, "attached");
-        match pod.owner {
-            Some(_) => self.newcomers.add(pod.id, now),
-            None => self.drive(now),
+        if pod.owner.is_some() && self.rules.is_in_place() {
+            self.newcomers.add(pod.id, now);
+        } else {
+            self.drive(now);
         }
         Ok(self.describe(&pod))
     }
 
-    /// Takes the pod away from the data plane, then its wiring, then its place in the store, which its addresses leave
-    /// for quarantine. Of a pod of another plugin only the addresses are known. False when there is no such pod.
+    /// Takes the pod's wiring away, and with it its program, for which one grace period of RCU is waited and not two; then
+    /// its place in the data plane, then that in the store, which its addresses leave for quarantine. Of a pod of another
+    /// plugin only the addresses are known. False when there is no such pod.
     pub fn detach(&mut self, name: &str, now: Instant) -> Result<bool, PodError> {
         let Some(pod) = self.store.pods().iter().find(|pod| pod.name == name).cloned() else {
             return Ok(!self.let_go(|held| held.is_of(name))?.is_empty());
         };
+        self.kernel.detach(&pod)?;
         self.observed.gone.insert(pod.id);
         self.newcomers.remove(pod.id);
         self.drive(now);
-        self.kernel.detach(&pod)?;
         self.store.remove(name, self.rest())?;
         self.observed.gone.remove(&pod.id);
         self.faults.remove(&pod.id);

@@ -54,7 +54,7 @@ impl Node {
             },
             masquerade: Masquerade {
                 on: self.config.cluster.masquerade,
-                problem: self.masquerade.problem().map(ToString::to_string),
+                problem: self.rules.problem().filter(|_| self.config.cluster.masquerade).map(ToString::to_string),
             },
             kubernetes: self.membership.status(now),
             peers: self.config.peers.iter().map(|peer| self.peer(peer)).collect(),

@@ -20,11 +20,11 @@ use super::client::{self, ClientError};
 use super::dataplane;
 use super::hub;
 use super::kernel::{Kernel, KernelError, apply, delete_link, request};
-use super::masquerade;
 use super::netlink::{Link, LinkKind, MAIN_TABLE, Place, name_of};
 use super::netns::Netns;
 use super::originals::{Originals, Restored};
 use super::plan::{self, ALIAS, Change, NODES_TABLE, Object, PROTOCOL};
+use super::ruleset;
 use super::runtime::{Namespace, RuntimeDir, RuntimeError, pods_path};
 use super::store::{Store, StoreError};
 use super::underlay;
@@ -182,7 +182,7 @@ impl Uninstaller {
     fn remove(&mut self, extent: Extent, dir: Option<RuntimeDir>) {
         self.remove_data_plane();
         if extent != Extent::DataPlane {
-            self.remove_masquerade();
+            self.remove_rules();
             self.remove_routes();
             self.remove_devices();
             self.release_neighbours();
@@ -214,9 +214,9 @@ impl Uninstaller {
         }
     }
 
-    fn remove_masquerade(&mut self) {
-        if self.ok(masquerade::remove()) == Some(true) {
-            self.note(&"delete the masquerading rules");
+    fn remove_rules(&mut self) {
+        if self.ok(ruleset::remove()) == Some(true) {
+            self.note(&"delete the nftables rules");
         }
     }
 

@@ -38,7 +38,7 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub const GATEWAY_MAC: Mac = Mac([0x0a, 0x58, 169, 254, 1, 1]);
 
 /// What the names of host ends begin with; the pod's id follows.
-const HOST_END: &str = "pw";
+pub(super) const HOST_END: &str = "pw";
 
 /// How long a new pair may take to run, which is a matter of a millisecond on an idle machine,
 const CARRIER_WAIT: Duration = Duration::from_secs(2);

@@ -72,7 +72,7 @@ fn nothing_is_left_where_a_daemon_ran_and_a_second_run_finds_nothing() {
     for line in [
         "stopped the daemon",
         "delete route 10.244.2.0/24 via 10.244.2.0 dev podwire.1",
-        "delete the masquerading rules",
+        "delete the nftables rules",
         "delete rule from 10.244.1.0/24 lookup 240",
         "detach the programs and delete their pins",
         "delete device pwhub0",

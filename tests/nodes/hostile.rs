@@ -1,13 +1,13 @@
 //! Frames that nobody should send, from a machine that can reach the VTEP.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use podwire::steer::{Program, Verdict};
 
-use super::harness::{Capture, Cluster, Host, Options, Pod, Wire, assert_all_pairs_talk};
+use super::harness::{Capture, Cluster, Host, Options, Pod, Wire, assert_all_pairs_talk, pings};
 use super::{assert_ledgers_balance, cluster};
 
 /// VXLAN header with VNI 1.
@@ -100,6 +100,44 @@ fn a_node_survives_malformed_vxlan_and_still_carries_its_pods() {
     assert_all_pairs_talk(&cluster.pods());
     assert!(logged() - before < 20, "who can send fills no log\n{}", cluster.a.log_text());
     assert_ledgers_balance(&cluster);
+}
+
+/// Echo requests, for tcpdump.
+const ECHOES: &str = "icmp[icmptype] == icmp-echo or (icmp6 and ip6[40] == 128)";
+
+/// How many packets the rule against forged sources has dropped since it was put in place.
+fn guarded(cluster: &Cluster) -> Option<u64> {
+    let output = cluster.a.host.netns.output("nft list chain inet podwire guard");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    text.split("counter packets ").nth(1)?.split(' ').next()?.parse().ok()
+}
+
+#[test]
+fn a_pod_that_no_program_looks_after_forges_no_source() {
+    let Some(mut cluster) = cluster(Wire::default(), Options::KERNEL) else { return };
+    let [pod, neighbour] = [0, 1].map(|n| cluster.a.pods[n].clone());
+    let (remote, dir) = (cluster.b.pods[0].clone(), cluster.prefix.dir().to_owned());
+    let forge = |from: &IpAddr| drop(pod.netns.run(&format!("ip address add {from} dev lo")));
+    let all = [IpAddr::from(neighbour.v4), neighbour.v6.into()];
+    all.iter().for_each(forge);
+    let capture = |name: &str| Capture::start(&remote.netns, "eth0", ECHOES, &dir.join(name));
+    let ping = |from: IpAddr| pings(&pod, remote.address_like(from), &format!("-I {from} -W 1"));
+    let seen = capture("guarded.pcap");
+    for from in all {
+        let before = guarded(&cluster).expect("the rule is there");
+        assert!(!ping(from), "{from}");
+        assert_eq!(guarded(&cluster), Some(before + 1), "{from}");
+        assert!(pings(&pod, remote.address_like(from), ""));
+    }
+    assert_eq!(seen.frames().len(), 2, "the honest ones");
+    // Without the rule they would arrive, which shows that it is the rule.
+    let seen = capture("open.pcap");
+    cluster.a.kill();
+    cluster.a.host.netns.run("nft flush chain inet podwire guard");
+    all.into_iter().for_each(|from| drop(ping(from)));
+    assert_eq!(seen.frames().len(), 2);
+    cluster.a.launch();
+    assert_eq!(guarded(&cluster), Some(0));
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod hostile;
 mod hosts;
 mod latency;
 mod lookup;
+mod newcomers;
 mod path;
 mod reach;
 mod restart;

@@ -24,6 +24,10 @@ fn has_table(node: &PodwireNode) -> bool {
     node.host.netns.output("nft list table inet podwire").status.success()
 }
 
+fn has_chain(node: &PodwireNode) -> bool {
+    node.host.netns.output("nft list chain inet podwire postrouting").status.success()
+}
+
 /// Makes the outside know the way back to the pods, so that answers come even to addresses that are not translated.
 fn open_the_way_back(scene: &Scene) {
     for is_ipv6 in [false, true] {
@@ -73,7 +77,7 @@ fn off_means_off_and_leaves_nothing() {
     let Some(mut scene) = scene(Options::ADAPTIVE) else { return };
     let _outside = Server::start(&scene.outside.netns, "outside", PORT);
     open_the_way_back(&scene);
-    assert!(!has_table(&scene.cluster.a) && !scene.cluster.a.status().masquerade.on);
+    assert!(!has_chain(&scene.cluster.a) && !scene.cluster.a.status().masquerade.on);
     for is_ipv6 in [false, true] {
         assert_eq!(seen_outside(&scene, is_ipv6), [address(&scene.cluster.a.pods[0], is_ipv6); 2]);
     }
@@ -82,11 +86,11 @@ fn off_means_off_and_leaves_nothing() {
     let foreign = |node: &PodwireNode| node.host.netns.run("nft -a list table inet podwire-not");
     let before = foreign(a);
     a.set_options(ON);
-    assert!(wait_until(NOTICE, || has_table(a)), "{:?}", a.status().masquerade);
+    assert!(wait_until(NOTICE, || has_chain(a)), "{:?}", a.status().masquerade);
     assert_eq!(seen_outside(&scene, false), [underlay(&scene.cluster.a.host, false); 2]);
     let a = &mut scene.cluster.a;
     a.set_options(Options::ADAPTIVE);
-    assert!(wait_until(NOTICE, || !has_table(a)));
+    assert!(wait_until(NOTICE, || !has_chain(a)));
     assert_eq!(foreign(a), before, "a foreign table is untouched");
 }
 
