@@ -79,7 +79,7 @@ impl Node {
             return Ok(undelivered(address, Destination::Outside, "this node has no route to it"));
         };
         let links = self.kernel.netlink.links()?;
-        let masquerade = self.config.cluster.masquerade && self.masquerade.problem().is_none();
+        let masquerade = self.config.cluster.masquerade && self.rules.problem().is_none();
         let source = if masquerade { "the node's" } else { "the pod's" };
         Ok(Lookup {
             next_hop: way.gateway.map(|gateway| gateway.to_string()),
