@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 needed=(
     clang gcc make pkg-config libc6-dev linux-libc-dev libelf-dev zlib1g-dev protobuf-compiler
     iproute2 iputils-ping iperf3 tcpdump ethtool traceroute util-linux procps
-    nftables conntrack iptables containernetworking-plugins systemd
+    nftables conntrack iptables containernetworking-plugins systemd tshark
 )
 
 # Container runtimes that tests start by hand, with root, state and sockets of their own.

@@ -34,6 +34,7 @@ pub mod fib;
 pub mod offload;
 pub mod packet;
 pub mod shared;
+pub mod trace;
 pub mod xsk;
 
 // Import nothing of ours.

@@ -15,6 +15,7 @@ mod stats;
 mod status;
 mod table;
 mod top;
+mod trace;
 mod uninstall;
 mod verbs;
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
-use super::{CliError, bench, cni, doctor, generate, ipam, output, routes, stats, status, top, uninstall};
+use super::{CliError, bench, cni, doctor, generate, ipam, output, routes, stats, status, top, trace, uninstall};
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
 use crate::control::client::{self, ClientError};
@@ -28,6 +28,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
         Verb::Top(verb) => top::run(args, verb),
         Verb::Routes(verb) => routes::run(args, verb),
         Verb::Bench(verb) => bench::run(args, verb),
+        Verb::Trace(verb) => trace::run(args, verb),
         Verb::Cni(verb) => cni::run(args, verb),
         Verb::Doctor(verb) => doctor::run(args, verb),
         Verb::Uninstall(verb) => uninstall::run(args, verb),

@@ -5,10 +5,21 @@ use std::time::Instant;
 use super::api::{Refusal, Reply, Request};
 use super::netns::{Netns, NetnsId};
 use super::node::Node;
+use super::server::Answer;
 
 impl Node {
     /// Answers one request.
-    pub fn handle(&mut self, request: Request, now: Instant) -> Reply {
+    pub fn answer(&mut self, request: Request, now: Instant) -> Answer {
+        match request {
+            Request::Trace(ask) => match self.begin_trace(&ask) {
+                Ok(session) => Answer::Trace(session),
+                Err(refusal) => Answer::Reply(Reply::Error(refusal)),
+            },
+            request => Answer::Reply(self.reply(request, now)),
+        }
+    }
+
+    fn reply(&mut self, request: Request, now: Instant) -> Reply {
         match request {
             Request::Status => Reply::Status(Box::new(self.status(now))),
             Request::Stats => Reply::Stats(Box::new(self.stats())),
@@ -27,6 +38,7 @@ impl Node {
             Request::PodsCollect { network, keep } => {
                 reply(self.collect(&network, &keep, now), |removed| Reply::Collected { removed })
             }
+            Request::Trace(_) => Reply::Error(Refusal::internal("a trace is not answered by one reply")),
             Request::Ready => Reply::Ready(self.ready()),
             Request::Ipam(ask) => reply(self.answer_ipam(ask), Reply::Ipam),
             Request::Leave { netns } => may_leave(netns),

@@ -4,6 +4,7 @@
 pub mod ipam;
 mod kubernetes;
 mod lookup;
+pub mod trace;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -63,6 +64,8 @@ pub enum Request {
     /// Whether a pod can be attached now.
     Ready,
     Ipam(ipam::Ask),
+    /// Tell of packets from now on.
+    Trace(Box<trace::Ask>),
     /// Hand over to the kernel path and end. Only for a client in the daemon's own network namespace, which goes on to
     /// remove what the daemon has made there.
     Leave {
@@ -157,6 +160,8 @@ pub enum Reply {
     },
     Ready(Ready),
     Ipam(ipam::Answer),
+    /// A [`trace::Event`] a line follows.
+    Tracing,
     /// The daemon ends. Its locks are free when it has.
     Leaving,
     /// The worker has its fault.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+use super::api::trace::Ask;
 use super::api::{self, Refusal, Reply, ReplyLine, Request, RequestLine, Versioned};
 use super::runtime::socket_path;
 
@@ -38,11 +39,31 @@ pub fn call(dir: &Path, request: Request) -> Result<Reply, ClientError> {
     call_within(PATIENCE, dir, request)
 }
 
+/// Begins a trace: the daemon's events, a line each, until the trace ends or the other value has closed the stream for
+/// writing.
+pub fn trace(dir: &Path, ask: Ask) -> Result<(BufReader<UnixStream>, UnixStream), ClientError> {
+    let (reply, lines) = converse(PATIENCE, dir, Request::Trace(Box::new(ask)))?;
+    if reply != Reply::Tracing {
+        return Err(ClientError::Unexpected(Box::new(reply)));
+    }
+    let broken = |error| ClientError::Broken(socket_path(dir), error);
+    let stream = lines.get_ref();
+    stream.set_read_timeout(None).map_err(broken)?;
+    let other = stream.try_clone().map_err(broken)?;
+    Ok((lines, other))
+}
+
 fn call_within(patience: Duration, dir: &Path, request: Request) -> Result<Reply, ClientError> {
+    converse(patience, dir, request).map(|(reply, _)| reply)
+}
+
+/// Asks, and returns the reply with what the daemon may say after it.
+fn converse(patience: Duration, dir: &Path, request: Request) -> Result<(Reply, BufReader<UnixStream>), ClientError> {
     let path = socket_path(dir);
     let stream = UnixStream::connect(&path).map_err(|error| ClientError::NoDaemon(path.clone(), error))?;
     let broken = |error| ClientError::Broken(path.clone(), error);
-    let text = match exchange(&stream, patience, request) {
+    let mut lines = BufReader::new(stream.try_clone().map_err(broken)?);
+    let text = match exchange(&stream, &mut lines, patience, request) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let pid = getsockopt(&stream, PeerCredentials).map_err(|error| broken(error.into()))?.pid();
             return Err(ClientError::Silent { path, pid, patience });
@@ -56,18 +77,23 @@ fn call_within(patience: Duration, dir: &Path, request: Request) -> Result<Reply
     let ReplyLine { reply, .. } = serde_json::from_str(&text).map_err(|error| broken(error.into()))?;
     match reply {
         Reply::Error(refusal) => Err(ClientError::Refused(refusal)),
-        reply => Ok(reply),
+        reply => Ok((reply, lines)),
     }
 }
 
-fn exchange(mut stream: &UnixStream, patience: Duration, request: Request) -> io::Result<String> {
+fn exchange(
+    mut stream: &UnixStream,
+    lines: &mut BufReader<UnixStream>,
+    patience: Duration,
+    request: Request,
+) -> io::Result<String> {
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     let mut line = serde_json::to_vec(&RequestLine { version: api::VERSION, request })?;
     line.push(b'\n');
     stream.write_all(&line)?;
     let mut reply = String::new();
-    BufReader::new(stream.take(MAX_REPLY)).read_line(&mut reply)?;
+    lines.take(MAX_REPLY).read_line(&mut reply)?;
     if reply.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

@@ -25,7 +25,7 @@ use super::originals::{Originals, OriginalsError};
 use super::pace::Pace;
 use super::pod_news::{PodNews, Pods};
 use super::runtime::{Namespace, RuntimeDir, RuntimeError};
-use super::server::{Call, Server, ServerError};
+use super::server::{Answer, Call, Server, ServerError};
 use super::store::{Store, StoreError};
 use super::waits::{news, pod_news, readiness, ruleset_news, told, touched};
 use super::watch::DirWatch;
@@ -374,10 +374,10 @@ impl Daemon {
     fn answer(&mut self, (request, tell): Call) -> bool {
         let changes =
             matches!(request, Request::PodsAttach(_) | Request::PodsDetach { .. } | Request::PodsCollect { .. });
-        let reply = self.node.handle(request, Instant::now());
-        let leaves = reply == Reply::Leaving;
+        let answer = self.node.answer(request, Instant::now());
+        let leaves = matches!(answer, Answer::Reply(Reply::Leaving));
         // A client that has gone away needs no answer.
-        let _ = tell.send(reply);
+        let _ = tell.send(answer);
         if changes {
             self.node.newcomers.hear(Instant::now());
             self.reconcile_by(NEWS_DEBOUNCE);

@@ -22,6 +22,7 @@ mod ports;
 mod repairs;
 mod seat;
 mod steered;
+mod traced;
 mod workers;
 
 use std::error::Error;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use super::lifecycle::Engine;
 use super::netns;
+use super::trace::{Plan, Sources};
 use super::view::{CreditStatus, DataplaneStatus, Settings, VerdictRow, View};
 use crate::config::Xdp;
 use crate::frame::{MAX_FRAME, RegionError};
@@ -41,6 +43,7 @@ use crate::worker::Fault;
 use crate::xsk;
 use repairs::Repairs;
 use steered::Steered;
+use traced::Traced;
 use workers::Workers;
 
 /// The fewest frames that a pod may have on their way to its worker.
@@ -82,6 +85,7 @@ pub struct Dataplane {
     rings: u16,
     /// As last told.
     view: View,
+    traced: Traced,
     repairs: Repairs,
     repair_at: Instant,
 }
@@ -108,6 +112,7 @@ impl Dataplane {
             workers: None,
             rings: 0,
             view: View::default(),
+            traced: Traced::default(),
             repairs: Repairs::default(),
             repair_at: Instant::now() + REPAIR,
         })
@@ -171,6 +176,7 @@ impl Engine for Dataplane {
     }
 
     fn start(&mut self, settings: &Settings, view: &View) -> Result<(), Box<dyn Error>> {
+        self.traced.cut();
         self.try_start(settings, view).map_err(|error| explained(&error))
     }
 
@@ -180,6 +186,7 @@ impl Engine for Dataplane {
             self.repair_at = now + REPAIR;
             self.repairs.tell(self.steer.repair(), now);
         }
+        self.look_after_trace();
         match &mut self.workers {
             Some(workers) => workers.maintain().map_err(|error| explained(&error)),
             None => Ok(()),
@@ -208,11 +215,16 @@ impl Engine for Dataplane {
         }
     }
 
+    fn trace(&mut self, plan: &Plan) -> Result<Sources, Box<dyn Error>> {
+        self.begin_trace(plan)
+    }
+
     fn provoke(&self, worker: u16, fault: Fault) -> Result<(), Box<dyn Error>> {
         self.workers.as_ref().ok_or("no data plane runs")?.provoke(worker, fault)
     }
 
     fn stop(&mut self) -> DataplaneStatus {
+        self.traced.cut();
         if let Some(mut workers) = self.workers.take() {
             if let Err(error) = self.configure(workers.settings()) {
                 tracing::warn!(%error, "the heartbeats alone tell the programs that the workers stop");

@@ -8,6 +8,7 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 
 use super::api::{DataplaneReport, DataplaneState, Tallies};
+use super::trace::{Plan, Sources};
 use super::view::{DataplaneStatus, FrameLedger, Settings, VerdictRow, View};
 use crate::worker::Fault;
 
@@ -28,6 +29,8 @@ pub trait Engine {
     /// longer work; wants to be called about every 100 ms.
     fn maintain(&mut self) -> Result<(), Box<dyn Error>>;
     fn status(&self) -> DataplaneStatus;
+    /// Has packets traced, until either end lets go; one trace at a time.
+    fn trace(&mut self, plan: &Plan) -> Result<Sources, Box<dyn Error>>;
     /// Has a worker suffer, for a test.
     fn provoke(&self, worker: u16, fault: Fault) -> Result<(), Box<dyn Error>>;
     /// Hands over to the kernel path, ends the workers and gives the final figures.
@@ -198,6 +201,12 @@ impl Lifecycle {
             self.halt();
             self.fail(&wanted, error.to_string(), now);
         }
+    }
+
+    /// Has packets traced.
+    pub fn trace(&mut self, plan: &Plan) -> Result<Sources, Box<dyn Error>> {
+        let none = "no data plane is there to be traced; `podwire status` says why";
+        self.steering.as_mut().ok_or(none)?.engine.trace(plan)
     }
 
     /// Has a running worker suffer.
@@ -405,6 +414,10 @@ mod tests {
             };
             let workers = if self.runs { vec![worker] } else { Vec::new() };
             DataplaneStatus { workers, verdicts: vec![verdict], ..DataplaneStatus::default() }
+        }
+
+        fn trace(&mut self, _: &Plan) -> Result<Sources, Box<dyn Error>> {
+            Err("there is nothing to see".into())
         }
 
         fn provoke(&self, worker: u16, _: Fault) -> Result<(), Box<dyn Error>> {

@@ -56,5 +56,6 @@ pub mod netns;
 pub mod originals;
 pub mod plan;
 pub mod sysctl;
+pub mod trace;
 pub mod underlay;
 pub mod wiring;

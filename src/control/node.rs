@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::net::IpAddr;
+use std::sync::Weak;
 use std::time::Instant;
 
 use super::config_file::{ConfigFile, ReloadError, log_warnings};
@@ -22,6 +23,7 @@ use super::reclaim::Ended;
 use super::ruleset::Ruleset;
 use super::shaping::Shaped;
 use super::store::Store;
+use super::trace::Names;
 use super::underlay::{Hop, NoHop};
 use super::uninstall::remove_programs;
 use super::wiring::Pod;
@@ -55,6 +57,8 @@ pub struct Node {
     notices: Vec<String>,
     /// Why metrics are not served.
     pub(super) unexported: Option<String>,
+    /// What a trace calls things, while there is one.
+    pub(super) names: Weak<Names>,
 }
 
 /// What the last [`Node::reconcile`] found.
@@ -106,6 +110,7 @@ impl Node {
             told: BTreeSet::new(),
             notices: Vec::new(),
             unexported: None,
+            names: Weak::new(),
         };
         node.strays().for_each(|stray| tracing::error!("{stray}"));
         node
@@ -299,6 +304,7 @@ impl Node {
 
     /// Brings the data plane to what was last observed and the pods as they are now.
     pub(super) fn drive(&mut self, now: Instant) {
+        self.tell_names();
         let view = self.view();
         self.lifecycle.drive(&self.wanted(), &view, now);
     }

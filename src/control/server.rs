@@ -13,9 +13,11 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::api::{self, MAX_REQUEST, Refusal, RefusalKind, Reply, ReplyLine, Request, RequestLine, Versioned};
+use super::trace::Session;
 
 /// How long a client may take to send its line, and to take the reply.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -24,7 +26,15 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const MAX_CLIENTS: usize = 16;
 
 /// A request on its way to the control loop, with the way back.
-pub type Call = (Request, oneshot::Sender<Reply>);
+pub type Call = (Request, oneshot::Sender<Answer>);
+
+/// What the control loop gives back.
+#[derive(Debug)]
+pub enum Answer {
+    Reply(Reply),
+    /// It replies, and goes on to tell the client of packets.
+    Trace(Session),
+}
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -85,16 +95,25 @@ impl Drop for Server {
     }
 }
 
-/// One client: one request, one reply.
+/// One client: one request, one reply, and if that is a trace what follows.
 async fn converse(mut stream: UnixStream, owner: u32, calls: &mpsc::Sender<Call>) {
-    let reply = match request(&mut stream, owner).await {
+    let answer = match request(&mut stream, owner).await {
         Ok(request) => ask(request, calls).await,
-        Err(text) => Reply::Error(Refusal::new(RefusalKind::NotReady, text)),
+        Err(text) => Answer::Reply(Reply::Error(Refusal::new(RefusalKind::NotReady, text))),
     };
-    let line = ReplyLine { version: api::VERSION, reply };
-    let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
-    bytes.push(b'\n');
-    let _ = timeout(DEADLINE, stream.write_all(&bytes)).await;
+    match answer {
+        Answer::Reply(reply) => {
+            let line = ReplyLine { version: api::VERSION, reply };
+            let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
+            bytes.push(b'\n');
+            let _ = timeout(DEADLINE, stream.write_all(&bytes)).await;
+        }
+        Answer::Trace(session) => {
+            let Ok(stream) = stream.into_std() else { return };
+            // The call is kept until then, so that a daemon that stops lets the trace say so.
+            let _ = spawn_blocking(move || session.run(stream)).await;
+        }
+    }
 }
 
 /// Reads and checks one request line, or says why not.
@@ -127,9 +146,9 @@ fn parse(line: &[u8]) -> Result<Request, String> {
     Ok(line.request)
 }
 
-async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Reply {
+async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Answer {
     let (tell, told) = oneshot::channel();
-    let gone = || Reply::Error(Refusal::new(RefusalKind::NotReady, "the daemon is stopping"));
+    let gone = || Answer::Reply(Reply::Error(Refusal::new(RefusalKind::NotReady, "the daemon is stopping")));
     if calls.send((request, tell)).await.is_err() {
         return gone();
     }

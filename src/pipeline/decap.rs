@@ -7,6 +7,7 @@ use crate::fib::LocalPod;
 use crate::frame::{Frame, Pool};
 use crate::offload::{Delivery, Segment};
 use crate::port::PodPort;
+use crate::trace::Trace;
 use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, OuterError};
 
 /// A frame from the wire that is a whole packet of our overlay.
@@ -89,13 +90,14 @@ impl Arrival {
 }
 
 /// Where packets for pods go, with what that takes.
-pub struct Sink<'a, P> {
+pub struct Sink<'a, P, T> {
     pub pods: &'a mut P,
     pub pool: &'a mut Pool,
     pub tally: &'a mut Tally,
+    pub trace: &'a mut T,
 }
 
-impl<P: PodPort> Sink<'_, P> {
+impl<P: PodPort, T: Trace> Sink<'_, P, T> {
     /// Hands over a packet, whose frames it takes. What is not sent is counted.
     pub fn send(&mut self, packet: &mut Delivery) {
         if self.pods.send(packet) {
@@ -103,13 +105,25 @@ impl<P: PodPort> Sink<'_, P> {
         }
         self.pods.flush(self.pool, self.tally);
         if !self.pods.send(packet) {
-            packet.frames.drain(..).for_each(|frame| self.discard(frame, DropReason::PodRefused));
+            self.refuse(packet, DropReason::PodRefused);
         }
     }
 
+    /// Counts a frame from the wire that does not go on.
     pub fn discard(&mut self, frame: Frame, reason: DropReason) {
+        self.trace.wire_rx(&frame, Err(reason));
         self.tally.drop(reason);
         self.pool.put(frame);
+    }
+
+    /// Counts the frames of a packet that its pod does not get.
+    fn refuse(&mut self, packet: &mut Delivery, reason: DropReason) {
+        // Only the first of merged frames has headers.
+        if let Some(first) = packet.frames.first() {
+            self.trace.pod_tx(first, Err(reason));
+        }
+        self.tally.drop_all(reason, packet.frames.len());
+        packet.frames.drain(..).for_each(|frame| self.pool.put(frame));
     }
 }
 

@@ -8,6 +8,7 @@ use crate::fib::Remote;
 use crate::frame::{Frame, HEADROOM, MAX_FRAME, Pool};
 use crate::offload::{OffloadError, Segmenter, VirtioNetHdr, copy_plain};
 use crate::port::{Slot, WirePort};
+use crate::trace::Trace;
 use crate::wire::{Ecn, EtherType, Ethernet, Inner, Ipv4, Ipv6, entropy_port, flow_hash_v4, flow_hash_v6, inner_sum};
 
 /// A packet that a pod sent, still in its slot.
@@ -15,7 +16,7 @@ use crate::wire::{Ecn, EtherType, Ethernet, Inner, Ipv4, Ipv6, entropy_port, flo
 pub struct Departure<'a> {
     pub destination: Destination,
     /// The frame up to where its IP header says that the packet ends.
-    frame: &'a [u8],
+    pub frame: &'a [u8],
     virtio: VirtioNetHdr,
     ethertype: EtherType,
     ecn: Ecn,
@@ -62,20 +63,28 @@ impl<'a> Departure<'a> {
 }
 
 /// Where encapsulated packets go, with what that takes.
-pub struct Sink<'a, W> {
+pub struct Sink<'a, W, T> {
     pub wire: &'a mut W,
     pub pool: &'a mut Pool,
     pub tally: &'a mut Tally,
+    pub trace: &'a mut T,
     /// The outer IPv4 identification of the next packet.
     pub next_ip_id: &'a mut u16,
 }
 
-impl<W: WirePort> Sink<'_, W> {
+impl<W: WirePort, T: Trace> Sink<'_, W, T> {
     /// Sends a pod's packet to a remote node, as one frame or several. What is not sent is counted.
     pub fn send(&mut self, departure: &Departure<'_>, remote: &Remote) {
+        self.trace.pod_rx(departure.frame, Ok(remote));
         if let Err(reason) = self.try_send(departure, remote) {
-            self.tally.drop(reason);
+            self.lose(departure.frame, reason);
         }
+    }
+
+    /// Counts a pod's packet that does not go on.
+    pub fn lose(&mut self, frame: &[u8], reason: DropReason) {
+        self.trace.pod_rx(frame, Err(reason));
+        self.tally.drop(reason);
     }
 
     fn try_send(&mut self, departure: &Departure<'_>, remote: &Remote) -> Result<(), DropReason> {
@@ -110,7 +119,10 @@ impl<W: WirePort> Sink<'_, W> {
             Err(DropReason::TooBig)
         };
         match written {
-            Ok(()) => self.transmit(frame),
+            Ok(()) => {
+                self.trace.wire_tx(&frame, remote);
+                self.transmit(frame)
+            }
             Err(reason) => {
                 self.pool.put(frame);
                 Err(reason)

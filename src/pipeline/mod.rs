@@ -8,7 +8,7 @@
 //!
 //! A burst goes through each stage whole, so that a stage's code and tables stay in the cache and its
 //! memory accesses overlap. The steering programs have judged every packet before; all is judged again
-//! here, because what they saw may have changed since.
+//! here, because what they saw may have changed since. A [`Trace`] is told of each packet and what becomes of it.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod decap;
@@ -22,6 +22,7 @@ use crate::fib::{Fib, NextHop};
 use crate::frame::{Frame, Pool};
 use crate::offload::{Gro, MAX_FRAMES};
 use crate::port::{PodPort, WirePort};
+use crate::trace::Trace;
 use crate::wire::{Mac, Vni};
 use decap::Arrival;
 use destinations::Destinations;
@@ -78,6 +79,7 @@ impl Pipeline {
         fib: &Fib,
         pool: &mut Pool,
         tally: &mut Tally,
+        trace: &mut impl Trace,
     ) -> usize {
         wire.receive(&mut self.received);
         let received = self.received.len();
@@ -85,7 +87,7 @@ impl Pipeline {
             return 0;
         }
         tally.add(Count::WireRxPackets, received as u64);
-        let mut sink = decap::Sink { pods, pool, tally };
+        let mut sink = decap::Sink { pods, pool, tally, trace };
         for frame in self.received.drain(..) {
             sink.tally.add(Count::WireRxBytes, frame.len() as u64);
             match Arrival::parse(&frame, &self.node) {
@@ -98,12 +100,16 @@ impl Pipeline {
         }
         let hops = self.destinations.resolve(fib);
         for ((mut frame, arrival), hop) in self.arrivals.drain(..).zip(hops) {
-            let delivered = match fib.next_hop(*hop) {
-                Some(NextHop::Local(pod)) => arrival.deliver(&mut frame, pod).map(|()| pod),
-                _ => Err(DropReason::NoPod),
+            let Some(NextHop::Local(pod)) = fib.next_hop(*hop) else {
+                sink.discard(frame, DropReason::NoPod);
+                continue;
             };
-            match delivered {
-                Ok(pod) => self.gro.push(frame, arrival.segment.as_ref(), pod, |packet| sink.send(packet)),
+            sink.trace.wire_rx(&frame, Ok(pod));
+            match arrival.deliver(&mut frame, pod) {
+                Ok(()) => {
+                    sink.trace.pod_tx(&frame, Ok(pod));
+                    self.gro.push(frame, arrival.segment.as_ref(), pod, |packet| sink.send(packet));
+                }
                 Err(reason) => sink.discard(frame, reason),
             }
         }
@@ -121,34 +127,35 @@ impl Pipeline {
         fib: &Fib,
         pool: &mut Pool,
         tally: &mut Tally,
+        trace: &mut impl Trace,
     ) -> usize {
         let ready = pods.ready(BURST_SLOTS);
         if ready == 0 {
             return 0;
         }
         tally.add(Count::PodRxPackets, u64::from(ready));
+        let mut sink = encap::Sink { wire, pool, tally, trace, next_ip_id: &mut self.next_ip_id };
         let mut departures = [const { None }; BURST];
         let mut parsed = 0..;
         for index in 0..ready {
-            match encap::Departure::parse(pods.slot(index).as_ref()) {
+            let slot = pods.slot(index);
+            match encap::Departure::parse(slot.as_ref()) {
                 Ok(departure) => {
-                    tally.add(Count::PodRxBytes, departure.len() as u64);
-                    tally.add(Count::PodRxSuper, u64::from(departure.is_super()));
+                    sink.tally.add(Count::PodRxBytes, departure.len() as u64);
+                    sink.tally.add(Count::PodRxSuper, u64::from(departure.is_super()));
                     self.destinations.push(departure.destination);
                     if let Some(place) = parsed.next().and_then(|at: usize| departures.get_mut(at)) {
                         *place = Some(departure);
                     }
                 }
-                Err(reason) => tally.drop(reason),
+                Err(reason) => sink.lose(slot.and_then(|slot| slot.frame).unwrap_or_default(), reason),
             }
         }
         let hops = self.destinations.resolve(fib);
         for (departure, hop) in departures.iter().flatten().zip(hops) {
             match fib.next_hop(*hop) {
-                Some(NextHop::Remote(remote)) => {
-                    encap::Sink { wire, pool, tally, next_ip_id: &mut self.next_ip_id }.send(departure, remote);
-                }
-                _ => tally.drop(DropReason::NoRoute),
+                Some(NextHop::Remote(remote)) => sink.send(departure, remote),
+                _ => sink.lose(departure.frame, DropReason::NoRoute),
             }
         }
         pods.release(ready);

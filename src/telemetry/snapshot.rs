@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::control::api::{Pod, Ready, Reply, Request, Stats, Status};
-use crate::control::server::Call;
+use crate::control::server::{Answer, Call};
 
 /// How long the control loop may take for all its answers.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -80,7 +80,11 @@ impl Source {
     async fn ask(&self, request: Request) -> Result<Reply, NoSnapshot> {
         let (tell, told) = oneshot::channel();
         self.calls.send((request, tell)).await.map_err(|_| NoSnapshot::Stopping)?;
-        told.await.map_err(|_| NoSnapshot::Stopping)
+        match told.await {
+            Ok(Answer::Reply(reply)) => Ok(reply),
+            Ok(Answer::Trace(_)) => Err(NoSnapshot::Refused),
+            Err(_) => Err(NoSnapshot::Stopping),
+        }
     }
 }
 

@@ -97,6 +97,14 @@ impl OuterTemplate {
         }
     }
 
+    /// The remote VTEP address.
+    pub fn remote(&self) -> IpAddr {
+        match &self.0 {
+            Family::V4 { headers, .. } => IpAddr::from(concat::<4>(&[&headers[30..34]])),
+            Family::V6 { headers, .. } => IpAddr::from(concat::<16>(&[&headers[38..54]])),
+        }
+    }
+
     /// Whether [`OuterTemplate::write`] uses [`Inner::sum`].
     #[inline]
     pub fn needs_sum(&self) -> bool {

@@ -4,14 +4,17 @@ use crossbeam::queue::ArrayQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::Fault;
+use crate::trace::Tap;
 
 /// What control tells a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Message {
     /// Finish what is in the rings and return.
     Stop,
     /// Suffer, for a test.
     Fault(Fault),
+    /// Tell this tap of packets, or nobody.
+    Trace(Option<Tap>),
 }
 
 /// A worker's inbox: lock-free, read between bursts, with a descriptor that wakes a sleeper.

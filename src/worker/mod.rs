@@ -27,6 +27,7 @@ use crate::frame::Pool;
 use crate::pipeline::Pipeline;
 use crate::port::{Hub, PodPort, Uplink, WirePort};
 use crate::shared::Heartbeat;
+use crate::trace::{self, Tap, Trace};
 use fault::Withheld;
 
 pub use clock::now_ns;
@@ -99,22 +100,36 @@ pub struct Worker<W, P> {
     fib: Reader<Fib>,
     withheld: Withheld,
     times: Timesheet,
+    tap: Option<Tap>,
 }
 
 impl<W: WirePort, P: PodPort> Worker<W, P> {
     pub fn new(wire: W, pods: P, pool: Pool, pipeline: Pipeline, fib: Reader<Fib>) -> Self {
         let (tally, withheld, times) = (Tally::default(), Withheld::default(), Timesheet::default());
-        Self { wire, pods, pool, tally, pipeline, fib, withheld, times }
+        Self { wire, pods, pool, tally, pipeline, fib, withheld, times, tap: None }
+    }
+
+    /// Traces from now on, or no longer.
+    pub fn trace(&mut self, tap: Option<Tap>) {
+        self.tap = tap;
     }
 
     /// One pass: a burst from the wire to the pods, and one from the pods to the wire. Returns how many packets
     /// there were.
     pub fn poll_once(&mut self) -> usize {
+        let Some(mut tap) = self.tap.take() else { return self.pass(&mut trace::Off) };
+        tap.stamp(now_ns());
+        let work = self.pass(&mut tap);
+        self.tap = Some(tap);
+        work
+    }
+
+    fn pass(&mut self, trace: &mut impl Trace) -> usize {
         let Self { wire, pods, pool, tally, pipeline, fib, withheld, .. } = self;
         let fib = fib.get();
-        let from_wire = pipeline.wire_to_pods(wire, pods, fib, pool, tally);
+        let from_wire = pipeline.wire_to_pods(wire, pods, fib, pool, tally, trace);
         withheld.withhold(pool);
-        let from_pods = pipeline.pods_to_wire(pods, wire, fib, pool, tally);
+        let from_pods = pipeline.pods_to_wire(pods, wire, fib, pool, tally, trace);
         if from_pods == 0 {
             // Sent frames come back and the receive side gets new ones, whatever else there is to do.
             wire.flush(pool, tally);
@@ -157,6 +172,7 @@ impl Worker<Uplink, Hub> {
                     Some(Message::Stop) => break,
                     Some(Message::Fault(Fault::Hang(time))) => fault::hang(time),
                     Some(Message::Fault(Fault::Starve(time))) => self.withheld.begin(time),
+                    Some(Message::Trace(tap)) => self.trace(tap),
                     None => {}
                 }
             }

@@ -91,6 +91,8 @@ fn every_verb_has_help_with_an_example() {
         "bench",
         "bench latency",
         "bench reflect",
+        "trace",
+        "trace drops",
         "doctor",
         "cni",
         "cni install",

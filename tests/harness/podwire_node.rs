@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{self, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -367,11 +367,16 @@ known_vteps_only = {known_vteps_only}
         fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    /// Runs a verb of the command line against this node's daemon, whatever comes of it.
-    pub fn try_cli(&self, line: &str) -> Output {
+    /// A verb of the command line, to be run against this node's daemon.
+    pub fn command(&self, line: &str) -> Command {
         let mut command = self.host.netns.command(binary());
         command.args(line.split_whitespace()).arg("--runtime-dir").arg(self.runtime_dir());
-        command.stderr(Stdio::piped()).output().expect("nsenter starts")
+        command
+    }
+
+    /// Runs a verb of the command line, whatever comes of it.
+    pub fn try_cli(&self, line: &str) -> Output {
+        self.command(line).stderr(Stdio::piped()).output().expect("nsenter starts")
     }
 
     /// Runs a verb of the command line, which must succeed; returns what it printed.

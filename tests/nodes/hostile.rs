@@ -14,7 +14,7 @@ use super::{assert_ledgers_balance, cluster};
 const VXLAN: [u8; 8] = [0x08, 0, 0, 0, 0, 0, 1, 0];
 
 /// A socket of a machine, connected to the VTEP of node `a`.
-fn to_vtep(cluster: &Cluster, from: &Host) -> UdpSocket {
+pub(super) fn to_vtep(cluster: &Cluster, from: &Host) -> UdpSocket {
     from.netns.within(|| {
         let socket = UdpSocket::bind((from.underlay, 0)).expect("bind on the underlay");
         socket.connect((cluster.a.host.underlay, 8472)).expect("a route to node a");
@@ -24,6 +24,11 @@ fn to_vtep(cluster: &Cluster, from: &Host) -> UdpSocket {
 
 /// The payload of a right VXLAN datagram: a UDP packet from a pod of `c` to port 4001 of a pod of `a`, ECN-capable.
 fn datagram(cluster: &Cluster, to: &Pod, payload: &[u8]) -> Vec<u8> {
+    datagram_with(cluster, to, payload, etherparse::IpEcn::Ect0)
+}
+
+/// The same, with another codepoint.
+pub(super) fn datagram_with(cluster: &Cluster, to: &Pod, payload: &[u8], ecn: etherparse::IpEcn) -> Vec<u8> {
     let mac = |text: String| -> [u8; 6] {
         let bytes: Vec<u8> = text.split(':').map(|b| u8::from_str_radix(b, 16).expect("hex")).collect();
         bytes.try_into().expect("6 bytes")
@@ -31,7 +36,7 @@ fn datagram(cluster: &Cluster, to: &Pod, payload: &[u8]) -> Vec<u8> {
     let mut ip =
         etherparse::Ipv4Header::new(0, 63, etherparse::IpNumber::UDP, cluster.c.pods[0].v4.octets(), to.v4.octets())
             .expect("a short payload");
-    ip.ecn = etherparse::IpEcn::Ect0;
+    ip.ecn = ecn;
     let builder = PacketBuilder::ethernet2(mac(cluster.c.vtep_mac()), mac(cluster.a.vtep_mac()))
         .ip(etherparse::IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default()))
         .udp(4000, 4001);
@@ -41,7 +46,7 @@ fn datagram(cluster: &Cluster, to: &Pod, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Makes the socket send with the mark "congestion experienced".
-fn mark_congested(socket: &UdpSocket) {
+pub(super) fn mark_congested(socket: &UdpSocket) {
     const LENGTH: libc::socklen_t = 4;
     let mark: libc::c_int = 3;
     let value = (&raw const mark).cast();

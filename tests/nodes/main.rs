@@ -28,6 +28,7 @@ mod restart;
 mod shaping;
 mod soak;
 mod top;
+mod trace;
 mod wire_format;
 
 use harness::{Cluster, Options, Prefix, Wire, is_root};

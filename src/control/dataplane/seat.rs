@@ -18,6 +18,7 @@ use crate::pipeline::{Node, Pipeline};
 use crate::port::{Hub, Uplink};
 use crate::shared::Heartbeat;
 use crate::steer::{Steer, XdpMode};
+use crate::trace::Tap;
 use crate::worker::{Board, Fault, Inbox, Message, Polling, Surroundings, Worker, now_ns};
 
 /// How long a worker may take to stop before it is given up.
@@ -192,6 +193,15 @@ impl Seat {
         // The worker publishes between two passes, when its hands are empty but for what it may not use.
         let hands = frames.withheld.load(Ordering::Relaxed);
         FrameLedger { total: self.chunks(), pool, fill, tx, hands }
+    }
+
+    pub fn id(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// Has the worker trace, or no longer; false when its inbox is full.
+    pub fn trace(&self, tap: Option<Tap>) -> bool {
+        self.inbox.put(Message::Trace(tap)).is_ok()
     }
 
     /// Has the worker suffer; false when its inbox is full.

@@ -7,10 +7,12 @@ use ipnet::IpNet;
 use super::seat::{Common, Seat};
 use super::steered::addresses;
 use super::{DataplaneError, worker_count};
+use crate::control::trace::Plan;
 use crate::control::view::{DataplaneStatus, RemoteView, Settings, TrafficStatus, View};
 use crate::fib::{Fib, NextHop, Publisher, Remote};
 use crate::ids::{PodId, WorkerId};
 use crate::steer::{Steer, XdpMode};
+use crate::trace::{Feed, Tap};
 use crate::wire::{OuterParams, OuterTemplate};
 use crate::worker::Fault;
 
@@ -67,6 +69,26 @@ impl Workers {
         for seat in &mut self.seats {
             seat.join();
         }
+    }
+
+    /// Has each worker trace, into a feed of its own.
+    pub fn trace(&self, plan: &Plan) -> Result<Vec<Arc<Feed>>, String> {
+        let mut feeds = Vec::new();
+        for seat in &self.seats {
+            let feed = Arc::new(Feed::new(plan.filter.clone(), plan.sample, plan.snap));
+            if !seat.trace(Some(Tap::new(Arc::clone(&feed)))) {
+                self.end_trace();
+                return Err(format!("worker {} does not read its inbox", seat.id().0));
+            }
+            feeds.push(feed);
+        }
+        Ok(feeds)
+    }
+
+    /// Has no worker trace any more; false when one does not read its inbox.
+    pub fn end_trace(&self) -> bool {
+        let deaf = self.seats.iter().filter(|seat| !seat.trace(None));
+        deaf.count() == 0
     }
 
     /// Has a worker suffer.

@@ -1,0 +1,92 @@
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{PoisonError, RwLock};
+
+use super::super::node::Node;
+use crate::ids::PodId;
+use crate::trace::{Flow, Hop};
+
+/// What the node calls the things that packets pass; replaced while they are read.
+#[derive(Debug)]
+pub struct Names(RwLock<NameTable>);
+
+#[derive(Debug, Default)]
+pub struct NameTable {
+    uplink: String,
+    /// Where frames come from whose pod is not known.
+    hub: &'static str,
+    pods: Vec<PodName>,
+    by_address: HashMap<IpAddr, usize>,
+    /// By VTEP address.
+    peers: HashMap<IpAddr, String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PodName {
+    id: PodId,
+    pub name: String,
+    /// The host end of its veth pair.
+    pub device: String,
+}
+
+impl Names {
+    pub fn new(table: NameTable) -> Self {
+        Self(RwLock::new(table))
+    }
+
+    pub fn replace(&self, table: NameTable) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    /// Reads the names as they are now.
+    pub fn read<T>(&self, read: impl FnOnce(&NameTable) -> T) -> T {
+        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl NameTable {
+    pub fn uplink(&self) -> &str {
+        &self.uplink
+    }
+
+    pub fn hub(&self) -> &str {
+        self.hub
+    }
+
+    /// The pod of this node that a packet comes from, or else the one that it goes to.
+    pub fn pod_of(&self, flow: &Flow) -> Option<&PodName> {
+        let at = |address| self.by_address.get(address).and_then(|&at| self.pods.get(at));
+        at(&flow.source).or_else(|| at(&flow.destination))
+    }
+
+    /// A next hop for people.
+    pub fn hop(&self, hop: Hop) -> String {
+        match hop {
+            Hop::Vtep(address) => match self.peers.get(&address) {
+                Some(peer) => format!("{peer} ({address})"),
+                None => address.to_string(),
+            },
+            Hop::Pod(id) => match self.pods.iter().find(|pod| pod.id == id) {
+                Some(pod) => format!("pod {}", pod.name),
+                None => format!("pod {id}"),
+            },
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn name_table(&self) -> NameTable {
+        let known = self.store.pods();
+        let named =
+            known.iter().map(|pod| PodName { id: pod.id, name: pod.name.clone(), device: pod.host_ifname.clone() });
+        let addresses =
+            known.iter().enumerate().flat_map(|(at, pod)| pod.addresses.iter().map(move |address| (*address, at)));
+        NameTable {
+            uplink: self.config.node.uplink.clone(),
+            hub: super::super::hub::NEAR,
+            pods: named.collect(),
+            by_address: addresses.collect(),
+            peers: self.config.peers.iter().map(|peer| (peer.underlay, peer.name.clone())).collect(),
+        }
+    }
+}
