@@ -90,6 +90,14 @@ pub(super) enum Verb {
     /// Rates are packets and bits a second since the reading before. The keys are told on the screen.
     #[command(after_help = "Example:\n  podwire top\n  podwire top --once --output json | jq .drops")]
     Top(Top),
+    /// Show how each other node answers probes through the overlay, and what is wrong if one does not; fails then.
+    ///
+    /// Each peer is asked every few seconds (probe.interval_s in the configuration) by ICMP echo, from this node's VXLAN
+    /// device to the peer's. STATE is SILENT after three losses in a row; RTT is smoothed; LOSS is of the last 32.
+    #[command(
+        after_help = "Example:\n  podwire peers\n  podwire peers --output json | jq '.[] | select(.probe.diagnosis)'"
+    )]
+    Peers(Watch),
     /// Show the prefixes of remote nodes, their next hops, and which path their packets take.
     #[command(after_help = "Example:\n  podwire routes\n  podwire routes --lookup 10.244.2.7")]
     Routes(Routes),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser as _;
 
 use super::args::Args;
+use crate::control::api::Cause;
 use crate::counters::DropReason;
 use crate::doctor;
 use crate::steer::Verdict;
@@ -54,6 +55,12 @@ fn each_drop_reason_is_explained() {
 fn each_verdict_is_explained() {
     let entries: Vec<_> = Verdict::ALL.iter().map(|verdict| (verdict.label(), Some(verdict.help()))).collect();
     assert_explained("## Verdicts of the programs", &entries);
+}
+
+#[test]
+fn each_cause_of_a_peers_silence_is_explained() {
+    let entries: Vec<_> = Cause::ALL.iter().map(|cause| (cause.label(), None)).collect();
+    assert_explained("## Peers that do not answer", &entries);
 }
 
 #[test]

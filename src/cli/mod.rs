@@ -9,6 +9,7 @@ mod ipam;
 #[cfg(test)]
 mod manual;
 mod output;
+mod peers;
 mod rates;
 mod routes;
 mod stats;

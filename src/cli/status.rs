@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::args::{Args, Format};
 use super::table::Table;
 use super::verbs::{ask, unexpected};
-use super::{CliError, output};
+use super::{CliError, output, peers};
 use crate::control::api::{
     DataplaneReport, DataplaneState, Kubernetes, KubernetesState, Masquerade, Nat, NatCheck, Path, Reply, Request,
     SlowPod, Status, Uplink,
@@ -41,7 +41,7 @@ fn text(status: &Status) -> String {
         append(&mut text, &workers(figures));
         append(&mut text, &queues(figures));
     }
-    append(&mut text, &peers(status));
+    append(&mut text, &peer_paths(status));
     if !status.problems.is_empty() {
         text.push('\n');
     }
@@ -90,6 +90,7 @@ fn summary(status: &Status) -> Table {
     }
     row("nat", nat(&status.nat));
     row("masquerade", masquerade(&status.masquerade));
+    row("peers", peers::summary(&status.peers));
     row("pods", status.pods.to_string());
     for SlowPod { name, reason } in &status.slow_pods {
         row("slow pod", format!("{name} takes the kernel path: {reason}"));
@@ -209,7 +210,7 @@ fn queues(figures: &DataplaneStatus) -> Table {
     table
 }
 
-fn peers(status: &Status) -> Table {
+fn peer_paths(status: &Status) -> Table {
     let mut table = Table::new(["PEER", "UNDERLAY", "VTEP MAC", "PATH", "WHY"]);
     for peer in &status.peers {
         table.row([

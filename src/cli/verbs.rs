@@ -4,7 +4,9 @@ use serde::Serialize;
 
 use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
-use super::{CliError, bench, cni, doctor, generate, ipam, output, routes, stats, status, top, trace, uninstall};
+use super::{
+    CliError, bench, cni, doctor, generate, ipam, output, peers, routes, stats, status, top, trace, uninstall,
+};
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
 use crate::control::client::{self, ClientError};
@@ -24,6 +26,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
         },
         Verb::Ipam(verb) => ipam::run(args, verb),
         Verb::Status(verb) => status::run(args, verb.watch),
+        Verb::Peers(verb) => peers::run(args, verb.watch),
         Verb::Stats(verb) => stats::run(args, verb.watch),
         Verb::Top(verb) => top::run(args, verb),
         Verb::Routes(verb) => routes::run(args, verb),

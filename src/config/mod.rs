@@ -37,6 +37,7 @@ pub struct Config {
     pub dataplane: Dataplane,
     pub metrics: Metrics,
     pub ipam: Ipam,
+    pub probe: Probe,
     pub peers: Vec<Peer>,
     /// With it ranges, peers, VNI and port come from the Kubernetes API: the file's configuration has none of them, see
     /// [`Config::join`].
@@ -129,6 +130,8 @@ pub struct Metrics {
     pub socket: bool,
     /// Whether each pod has series of its own. Default true.
     pub per_pod: bool,
+    /// Whether each peer has. Default true.
+    pub per_peer: bool,
 }
 
 /// Which addresses pods get.
@@ -138,6 +141,13 @@ pub struct Ipam {
     pub exclude: Vec<AddressRange>,
     /// For how long a released address is not given out again. Default 30 s.
     pub quarantine: Duration,
+}
+
+/// Probes of the peers through the overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// How often each peer is probed, at most; zero for never. Default 5 s.
+    pub interval: Duration,
 }
 
 /// Another node.

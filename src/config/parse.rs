@@ -12,7 +12,7 @@ use super::check;
 use super::range::{self, AddressRange};
 use super::reader::{At, Document, Section};
 use super::{
-    Cluster, Config, ConfigError, Dataplane, Ipam, Kubernetes, Metrics, Mode, Node, Peer, Vxlan, Xdp, ZeroCopy,
+    Cluster, Config, ConfigError, Dataplane, Ipam, Kubernetes, Metrics, Mode, Node, Peer, Probe, Vxlan, Xdp, ZeroCopy,
     derive_vtep_mac,
 };
 use crate::wire::{Mac, Vni};
@@ -67,6 +67,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
     let dataplane = dataplane(doc, root.section("dataplane"), online);
     let metrics = metrics(doc, root.section("metrics"));
     let ipam = ipam(doc, root.section("ipam"), kubernetes.is_none().then_some(&own.pod_cidrs));
+    let probe = probe(root.section("probe"));
     let peers: Vec<NodeKeys> = root.sections("peers").into_iter().map(peer).collect();
     root.finish();
 
@@ -85,6 +86,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
         dataplane,
         metrics,
         ipam,
+        probe,
         peers: peers.into_iter().map(NodeKeys::into_peer).collect::<Option<_>>()?,
         kubernetes,
         warnings: doc.take_warnings(),
@@ -210,6 +212,7 @@ fn metrics(doc: &Document<'_>, mut section: Section<'_, '_>) -> Metrics {
         listen: listen.map(|listen| listen.value),
         socket: section.or("socket", false, |_| Ok(())),
         per_pod: section.or("per_pod", true, |_| Ok(())),
+        per_peer: section.or("per_peer", true, |_| Ok(())),
     };
     section.finish();
     metrics
@@ -223,6 +226,12 @@ fn ipam(doc: &Document<'_>, mut section: Section<'_, '_>, pod_cidrs: Option<&Vec
         check::excluded(doc, &exclude, pod_cidrs);
     }
     Ipam { exclude: range::merge(values(exclude)), quarantine: Duration::from_secs(seconds) }
+}
+
+fn probe(mut section: Section<'_, '_>) -> Probe {
+    let seconds = section.or("interval_s", 5, |seconds: &u64| within(0, 3600)(*seconds));
+    section.finish();
+    Probe { interval: Duration::from_secs(seconds) }
 }
 
 /// The check that a number is between two others.

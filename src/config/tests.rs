@@ -81,14 +81,24 @@ fn sections_with_defaults_may_be_left_out() {
     assert_eq!((dataplane.frames, dataplane.hub_slots, dataplane.stale_ms), (8192, 256, 20));
     assert!(dataplane.known_vteps_only);
     assert!(dataplane.cores.is_empty() && config.peers.is_empty());
-    assert_eq!(config.metrics, Metrics { listen: None, socket: false, per_pod: true });
+    assert_eq!(config.metrics, Metrics { listen: None, socket: false, per_pod: true, per_peer: true });
+}
+
+#[test]
+fn peers_are_probed_every_five_seconds_unless_the_file_says_otherwise() {
+    let interval = |text: &str| parse(&format!("{GOOD}{text}")).map(|config| config.probe.interval.as_secs());
+    assert_eq!(interval("").unwrap(), 5);
+    assert_eq!(interval("[probe]\ninterval_s = 0").unwrap(), 0);
+    let problems = interval("[probe]\ninterval_s = 3601").unwrap_err().to_string();
+    assert!(problems.contains("probe.interval_s = 3601: is not between 0 and 3600"), "{problems}");
 }
 
 #[test]
 fn metrics_are_served_where_the_file_says() {
     let metrics = |text: &str| parse(&format!("{GOOD}[metrics]\n{text}")).map(|config| config.metrics);
-    let read = metrics("listen = '[::]:9477'\nsocket = true\nper_pod = false").unwrap();
-    assert_eq!(read, Metrics { listen: Some("[::]:9477".parse().unwrap()), socket: true, per_pod: false });
+    let read = metrics("listen = '[::]:9477'\nsocket = true\nper_pod = false\nper_peer = false").unwrap();
+    let listen = Some("[::]:9477".parse().unwrap());
+    assert_eq!(read, Metrics { listen, socket: true, per_pod: false, per_peer: false });
     for (line, reason) in [
         ("listen = '127.0.0.1'", "metrics.listen = '127.0.0.1': is not an address with a port"),
         ("listen = '127.0.0.1:0'", "has no port"),

@@ -21,7 +21,10 @@ impl Node {
 
     fn reply(&mut self, request: Request, now: Instant) -> Reply {
         match request {
-            Request::Status => Reply::Status(Box::new(self.status(now))),
+            Request::Status => {
+                self.prober.look(now);
+                Reply::Status(Box::new(self.status(now)))
+            }
             Request::Stats => Reply::Stats(Box::new(self.stats())),
             Request::Routes => Reply::Routes(self.routes()),
             Request::Lookup { address } => match self.lookup(address) {

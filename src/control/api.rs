@@ -4,6 +4,7 @@
 pub mod ipam;
 mod kubernetes;
 mod lookup;
+mod probe;
 pub mod trace;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use crate::wire::Mac;
 
 pub use kubernetes::{Kubernetes, KubernetesState};
 pub use lookup::{Destination, Lookup};
+pub use probe::{Cause, Diagnosis, Probe, ProbeState};
 
 /// The protocol that this binary speaks; a peer with another one is refused with a clear error.
 pub const VERSION: u32 = 2;
@@ -364,6 +366,8 @@ pub struct Peer {
     pub path: Path,
     /// Why not the fast path.
     pub reason: Option<String>,
+    /// None while it is not probed.
+    pub probe: Option<Probe>,
 }
 
 /// A remote prefix: `podwire routes`.

@@ -293,7 +293,8 @@ impl Daemon {
     fn deadline(&self) -> Instant {
         let maintain = self.node.lifecycle.is_open().then_some(self.maintain_at);
         let looks = [&self.reconcile, &self.patrol, &self.mend, &self.watch, &self.cluster].map(Pace::due);
-        let others = [self.reload_at, maintain, self.node.lifecycle.next_try(), self.node.newcomers.due()];
+        let (newcomers, probes) = (self.node.newcomers.due(), self.node.prober.due());
+        let others = [self.reload_at, maintain, self.node.lifecycle.next_try(), newcomers, probes];
         looks.into_iter().chain(others).flatten().fold(self.audit_at, Instant::min)
     }
 
@@ -322,6 +323,9 @@ impl Daemon {
         let retry = self.node.lifecycle.next_try().is_some_and(|at| at <= now);
         if retry || self.reconcile.is_due(now) {
             self.reconcile(events);
+        }
+        if self.node.prober.due().is_some_and(|due| due <= now) {
+            self.node.probe(now);
         }
         let audits = now >= self.audit_at;
         if audits || self.mend.is_due(now) {

@@ -115,6 +115,17 @@ impl Journal {
         }
     }
 
+    /// Tells the log that something is as it should be again.
+    pub fn tell_cure(&mut self, cure: &str, now: Instant) {
+        match self.note(cure, now) {
+            Telling::Plain => tracing::info!("{cure}"),
+            Telling::Again { times, within } => {
+                tracing::info!("{cure} (it comes and goes, {times} times in {} s)", within.as_secs());
+            }
+            Telling::Not => {}
+        }
+    }
+
     /// Tells the log of something that is wrong.
     pub fn tell_problem(&mut self, problem: &str, now: Instant) {
         match self.note(problem, now) {

@@ -41,6 +41,7 @@ mod node;
 mod pace;
 mod pod_news;
 mod pods;
+mod probe;
 mod reclaim;
 mod report;
 mod shaping;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Weak;
 use std::time::Instant;
 
+use super::api::{Cause, Diagnosis};
 use super::config_file::{ConfigFile, ReloadError, log_warnings};
 use super::host_side::Stranger;
 use super::journal::Journal;
@@ -19,6 +20,7 @@ use super::newcomers::Newcomers;
 use super::notes::Notes;
 use super::plan::Change;
 use super::pod_news::Pods;
+use super::probe::Prober;
 use super::reclaim::Ended;
 use super::ruleset::Ruleset;
 use super::shaping::Shaped;
@@ -51,6 +53,9 @@ pub struct Node {
     pub(super) strangers: Vec<Stranger>,
     pub(super) journal: Journal,
     pub(super) ended: Ended,
+    pub(super) prober: Prober,
+    /// What the log knows of peers, by name.
+    ill_peers: BTreeMap<String, Cause>,
     /// The failures that the log knows of and that still are.
     told: BTreeSet<String>,
     /// What went wrong at start and stays so.
@@ -107,6 +112,8 @@ impl Node {
             strangers: Vec::new(),
             journal: Journal::default(),
             ended: Ended::new(),
+            prober: Prober::new(),
+            ill_peers: BTreeMap::new(),
             told: BTreeSet::new(),
             notices: Vec::new(),
             unexported: None,
@@ -250,8 +257,35 @@ impl Node {
         self.observe_shaping(&mut observed, now);
         self.journal.tell_changes(&changes, now);
         self.note(observed, now);
+        self.follow_peers(now);
         self.drive(now);
         self.write_subnet_env();
+    }
+
+    /// Has the prober know the peers and our end of the tunnel as they are.
+    fn follow_peers(&mut self, now: Instant) {
+        let vtep = self.observed.vtep.as_ref();
+        let has_address = |own: &IpAddr| self.observed.addresses.contains(own);
+        let vtep = vtep.filter(|vtep| vtep.addresses.iter().all(has_address));
+        self.prober.follow(&self.config, vtep, self.kernel.known.tunnel, now);
+    }
+
+    /// Probes the peers whose turn it is, and tells the log what is new of them.
+    pub fn probe(&mut self, now: Instant) {
+        for (name, underlay) in self.prober.turn(now) {
+            let diagnosis = self.probed(&name, underlay, now).and_then(|probe| probe.diagnosis);
+            let Some(diagnosis) = diagnosis else {
+                if self.ill_peers.remove(&name).is_some() {
+                    self.journal.tell_cure(&format!("peer {name} answers as it should again"), now);
+                }
+                continue;
+            };
+            let Diagnosis { cause, summary, .. } = &diagnosis;
+            if self.ill_peers.get(&name) != Some(cause) {
+                self.journal.tell_problem(&format!("peer {name}: {summary}"), now);
+                self.ill_peers.insert(name, *cause);
+            }
+        }
     }
 
     /// Looks at the own ends of pods, puts them right, and says what cannot be.
@@ -312,7 +346,11 @@ impl Node {
     /// Whether all is as wanted. If not, it may become so without a notification.
     pub fn is_settled(&self) -> bool {
         let Observed { problems, failures, hops, .. } = &self.observed;
-        problems.is_empty() && failures.is_empty() && hops.values().all(Result::is_ok) && !self.lifecycle.has_fault()
+        problems.is_empty()
+            && failures.is_empty()
+            && hops.values().all(Result::is_ok)
+            && !self.lifecycle.has_fault()
+            && self.prober.problem().is_none()
     }
 
     /// All that is wrong now.
@@ -327,7 +365,8 @@ impl Node {
             .chain(self.faults.values());
         let rules = self.rules.problem().map(ToString::to_string);
         let strangers = self.strangers.iter().map(Stranger::advice);
-        let told = seen.cloned().chain(self.strays()).chain(strangers).chain(rules);
+        let probes = self.prober.problem().map(ToString::to_string);
+        let told = seen.cloned().chain(self.strays()).chain(strangers).chain(rules).chain(probes);
         told.chain(self.unexported.clone()).collect()
     }
 

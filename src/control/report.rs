@@ -1,12 +1,13 @@
 //! What the node answers when it is asked how it is.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
 
 use super::api::{
-    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Ready, Route, SlowPod, Stats, Status,
-    Tallies, Uplink, Vxlan, WorkerStats,
+    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Probe, Ready, Route, SlowPod, Stats,
+    Status, Tallies, Uplink, Vxlan, WorkerStats,
 };
 use super::devices;
 use super::kernel;
@@ -57,7 +58,7 @@ impl Node {
                 problem: self.rules.problem().filter(|_| self.config.cluster.masquerade).map(ToString::to_string),
             },
             kubernetes: self.membership.status(now),
-            peers: self.config.peers.iter().map(|peer| self.peer(peer)).collect(),
+            peers: self.config.peers.iter().map(|peer| self.peer(peer, now)).collect(),
             pods: self.store.pods().len(),
             slow_pods: self.slow_pods(),
             problems: self.problems(),
@@ -170,10 +171,18 @@ impl Node {
         Route { prefix, peer: peer.name.clone(), underlay: peer.underlay, next_hop, path, reason }
     }
 
-    fn peer(&self, peer: &config::Peer) -> Peer {
+    fn peer(&self, peer: &config::Peer, now: Instant) -> Peer {
         let (path, reason) = self.path(&peer.name);
         let vtep_mac = peer.vtep_mac.to_string();
-        Peer { name: peer.name.clone(), underlay: peer.underlay, vtep_mac, path, reason }
+        let probe = self.probed(&peer.name, peer.underlay, now);
+        Peer { name: peer.name.clone(), underlay: peer.underlay, vtep_mac, path, reason, probe }
+    }
+
+    /// What the probes of a peer have shown.
+    pub(super) fn probed(&self, name: &str, underlay: IpAddr, now: Instant) -> Option<Probe> {
+        let uplink_is_up = self.observed.vtep.as_ref().is_some_and(|vtep| vtep.uplink.up);
+        let hop = self.observed.hops.get(name).and_then(|hop| hop.as_ref().err());
+        self.prober.report(underlay, uplink_is_up, hop.map(ToString::to_string).as_deref(), now)
     }
 
     /// How packets for a peer leave, and why not by the workers.

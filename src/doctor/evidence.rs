@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::config::{Config, Mode};
-use crate::control::api::{Pod, Status};
+use crate::control::api::{Pod, Range, Status};
 use crate::control::netlink::Link;
 use crate::steer::{AttachedProgram, XdpDevice};
 use crate::xsk::{Driver, Queues, Rings};
@@ -59,6 +59,8 @@ pub enum Daemon {
     Well {
         status: Box<Status>,
         pods: Vec<Pod>,
+        /// How full the node's ranges are.
+        ranges: Vec<Range>,
     },
 }
 

@@ -10,6 +10,7 @@
 //!   daemon ──┘
 //! ```
 
+mod addresses;
 mod cpus;
 mod daemon;
 mod evidence;
@@ -19,6 +20,7 @@ mod kernel;
 mod memory;
 mod mtu;
 mod network;
+mod peers;
 mod place;
 mod privileges;
 mod trials;
@@ -40,6 +42,8 @@ const CHECKS: &[Check] = &[
     ("daemon", daemon::daemon),
     ("data-plane", daemon::data_plane),
     ("peer-path", daemon::peer_path),
+    ("peer-probe", peers::probe),
+    ("addresses", addresses::ranges),
     ("worker-health", daemon::worker_health),
     ("node-problem", daemon::node_problem),
     ("kernel-version", kernel::version),

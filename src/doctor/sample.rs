@@ -10,7 +10,8 @@ use super::evidence::{
 use super::finding::{Fix, Opinion, Severity};
 use crate::config::{Config, Mode};
 use crate::control::api::{
-    ConfigStatus, DataplaneReport, DataplaneState, Masquerade, Nat, NatCheck, Path, Peer, Status, Vxlan,
+    ConfigStatus, DataplaneReport, DataplaneState, Masquerade, Nat, NatCheck, Path, Peer, Probe, ProbeState, Range,
+    Status, Vxlan,
 };
 use crate::control::netlink::{self, Link, LinkConf, LinkKind};
 use crate::control::view::{DataplaneStatus, FrameLedger, TimesStatus, WorkerStatus};
@@ -87,7 +88,7 @@ pub fn healthy() -> Evidence {
         (device(2, "eth0", 1500, LinkKind::Other), device(3, "podwire.1", 1450, LinkKind::Vxlan(vxlan)));
     Evidence {
         config: Configured::Valid("/etc/podwire.toml".into(), Box::new(config)),
-        daemon: Daemon::Well { status: Box::new(status()), pods: Vec::new() },
+        daemon: Daemon::Well { status: Box::new(status()), pods: Vec::new(), ranges: vec![range()] },
         kernel: Kernel { release: "6.18.0".into(), btf: true, jit: Some("1".into()), knows_conntrack: true },
         trials: Trials {
             namespace: Some(Ok(())),
@@ -232,9 +233,32 @@ fn status() -> Status {
             vtep_mac: "02:70:c0:a8:01:03".into(),
             path: Path::Fast,
             reason: None,
+            probe: Some(probe()),
         }],
         pods: 1,
         slow_pods: Vec::new(),
         problems: Vec::new(),
+    }
+}
+
+/// Of which little is used.
+fn range() -> Range {
+    let cidr = "10.244.1.0/24".parse().expect("a range");
+    Range { cidr, capacity: 254, used: 3, quarantined: 1, free: 250 }
+}
+
+/// Of a peer that answers.
+fn probe() -> Probe {
+    Probe {
+        address: IpAddr::V4(Ipv4Addr::new(10, 244, 2, 0)),
+        state: ProbeState::Answers,
+        rtt_ns: Some(90_000),
+        smoothed_rtt_ns: Some(100_000),
+        sent: 40,
+        lost: 0,
+        recent: 32,
+        recent_lost: 0,
+        answered_ms_ago: Some(10),
+        diagnosis: None,
     }
 }

@@ -1,7 +1,6 @@
 //! AF_PACKET, the pods' side: a [`Ring`] that receives from the hub device with the frames' offload requests
-//! kept (`struct virtio_net_hdr`), and a [`Sender`] that hands frames to the pods' veth devices.
-//!
-//! Owned by the hub port of one worker; opened by control.
+//! kept (`struct virtio_net_hdr`), and a [`Sender`] that hands frames to the pods' veth devices. Both are owned by the hub
+//! port of one worker, and opened by control, which also looks at single packets through a [`Tap`].
 //!
 //! Invariants, cited by the SAFETY comments:
 //! 1. The ring's mapping lives as long as the [`Ring`]; references into a slot borrow the ring.
@@ -14,13 +13,17 @@
 #![allow(unsafe_code, reason = "a ring shared with the kernel, and scatter-gather system calls")]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod filter;
 mod ring;
 mod sender;
+mod tap;
 
 use std::io;
 
+pub use filter::{Filter, Step, Then};
 pub use ring::{Fanout, Ring, Slot};
 pub use sender::Sender;
+pub use tap::Tap;
 
 use crate::ids::IfIndex;
 use crate::offload::VirtioNetHdr;

@@ -3,8 +3,10 @@
 use super::metric::Metric;
 use super::page::{Page, seconds};
 use super::snapshot::Snapshot;
+use crate::config;
 use crate::control::api::{
-    DataplaneState, DeviceStats, NatCheck, Path, Pod, PodStats, Range, Stats, Status, WorkerStats,
+    Cause, DataplaneState, DeviceStats, NatCheck, Path, Peer, Pod, PodStats, Probe, ProbeState, Range, Stats, Status,
+    WorkerStats,
 };
 use crate::control::view::{
     Ailment, DataplaneStatus, PassesStatus, QueueStatus, TrafficStatus, VerdictRow, WorkerStatus,
@@ -19,8 +21,8 @@ const TO_WIRE: &str = "to_wire";
 const FROM_PODS: &str = "from_pods";
 const TO_PODS: &str = "to_pods";
 
-/// All series of a snapshot; those of each pod only if asked for.
-pub fn collect(snapshot: &Snapshot, per_pod: bool) -> Page {
+/// All series of a snapshot; those of each pod and of each peer only if asked for.
+pub fn collect(snapshot: &Snapshot, config: config::Metrics) -> Page {
     let Snapshot { status, stats, pods, ready, took } = snapshot;
     let mut page = Page::new();
     page.put(Metric::ControlResponse, &[], took.as_secs_f64());
@@ -32,7 +34,8 @@ pub fn collect(snapshot: &Snapshot, per_pod: bool) -> Page {
         put_range(&mut page, range);
     }
     page.count(Metric::FaultyPods, &[], pods.iter().filter(|pod| pod.problem.is_some()).count() as u64);
-    if per_pod {
+    probes(&mut page, &status.peers, config.per_peer);
+    if config.per_pod {
         for pod in pods {
             let own = stats.pods.iter().find(|figures| figures.credit.pod == pod.id);
             if let Some(figures) = own {
@@ -72,6 +75,33 @@ fn node(page: &mut Page, status: &Status) {
         page.count(Metric::Peers, &[label], peers as u64);
     }
     page.count(Metric::Pods, &[], status.pods as u64);
+}
+
+fn probes(page: &mut Page, peers: &[Peer], per_peer: bool) {
+    let probed: Vec<_> = peers.iter().filter_map(|peer| Some((&peer.name, peer.probe.as_ref()?))).collect();
+    if probed.is_empty() {
+        return;
+    }
+    let states = [(ProbeState::Answers, "answers"), (ProbeState::Silent, "silent"), (ProbeState::Unknown, "unknown")];
+    for (state, label) in states {
+        let count = probed.iter().filter(|(_, probe)| probe.state == state).count();
+        page.count(Metric::PeersProbed, &[label], count as u64);
+    }
+    for cause in Cause::ALL {
+        let is_it = |probe: &Probe| probe.diagnosis.as_ref().is_some_and(|diagnosis| diagnosis.cause == cause);
+        let count = probed.iter().filter(|(_, probe)| is_it(probe)).count();
+        page.count(Metric::PeersIll, &[cause.label()], count as u64);
+    }
+    for (name, probe) in probed.into_iter().filter(|_| per_peer) {
+        if probe.state != ProbeState::Unknown {
+            page.flag(Metric::PeerReachable, &[name], probe.state == ProbeState::Answers);
+        }
+        if let Some(rtt_ns) = probe.rtt_ns {
+            page.put(Metric::PeerRtt, &[name], seconds(rtt_ns));
+        }
+        page.count(Metric::PeerSent, &[name], probe.sent);
+        page.count(Metric::PeerLost, &[name], probe.lost);
+    }
 }
 
 fn dataplane(page: &mut Page, status: &Status) {

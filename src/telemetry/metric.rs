@@ -1,7 +1,7 @@
 //! All metrics that there are, in one table: what it is called, its labels, and what it tells.
 //!
 //! Names follow <https://prometheus.io/docs/practices/naming/>: base units, `_total` for what only grows. No label has
-//! more values than the node has workers, queues, pods, ranges or devices, or than a table in the source has rows.
+//! more values than the node has workers, queues, pods, peers, ranges or devices, or than a table in the source has rows.
 
 use prometheus::proto::MetricType;
 
@@ -50,6 +50,12 @@ metrics! {
     UplinkUp => GAUGE "podwire_uplink_up" ["device"], "Whether the device that carries the overlay is up";
     OverlayMtu => GAUGE "podwire_overlay_mtu_bytes" [], "The largest IP packet that a pod can send";
     Peers => GAUGE "podwire_peers" ["path"], "Remote nodes by the path that packets for them take: fast (the workers) or kernel";
+    PeersProbed => GAUGE "podwire_peers_probed" ["state"], "Remote nodes by how they answer probes through the overlay: answers, silent, or unknown (too little was seen yet); absent while probes are off";
+    PeersIll => GAUGE "podwire_peers_ill" ["cause"], "Remote nodes with which something is wrong, by cause: podwire peers has the words";
+    PeerReachable => GAUGE "podwire_peer_reachable" ["peer"], "Whether the peer answers probes through the overlay";
+    PeerRtt => GAUGE "podwire_peer_probe_rtt_seconds" ["peer"], "Round-trip time of the last answered probe of the peer, by the kernel path";
+    PeerSent => COUNTER "podwire_peer_probe_sent_packets_total" ["peer"], "Probes of the peer that were answered or lost";
+    PeerLost => COUNTER "podwire_peer_probe_lost_packets_total" ["peer"], "Probes of the peer that were not answered in time";
 
     DataplaneState => GAUGE "podwire_dataplane_state" ["state"], "1 for the state of the data plane: running, kernel (off as configured), or failed";
     DataplaneInfo => GAUGE "podwire_dataplane_info" ["mode", "xdp", "memory"], "1, with the configured mode, how the XDP program is attached, and what backs the packet memory; while workers run";

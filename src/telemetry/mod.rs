@@ -77,7 +77,7 @@ impl Exporter {
         }
         let tcp = config.listen.map(|at| bind_tcp(at).map_err(|error| ExportError::Tcp(at, error))).transpose()?;
         let unix = config.socket.then(|| self.bind_unix()).transpose()?;
-        let site = Arc::new(Site::new(Source::new(self.calls.clone()), config.per_pod));
+        let site = Arc::new(Site::new(Source::new(self.calls.clone()), config));
         let serving = Serving::start(config, site, tcp, unix).map_err(ExportError::Thread)?;
         self.serving = Some(serving);
         Ok(())

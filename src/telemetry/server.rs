@@ -22,6 +22,7 @@ use super::collect::collect;
 use super::page::TEXT_FORMAT;
 use super::process;
 use super::snapshot::{NoSnapshot, Source};
+use crate::config;
 
 /// How long a connection may last.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -43,14 +44,14 @@ type Answer = Response<Full<Bytes>>;
 #[derive(Debug)]
 pub struct Site {
     source: Source,
-    per_pod: bool,
+    config: config::Metrics,
     slots: Arc<Semaphore>,
 }
 
 impl Site {
-    pub fn new(source: Source, per_pod: bool) -> Self {
+    pub fn new(source: Source, config: config::Metrics) -> Self {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        Self { source, per_pod, slots }
+        Self { source, config, slots }
     }
 
     /// Serves whoever connects, for ever.
@@ -101,7 +102,7 @@ impl Site {
     }
 
     async fn metrics(&self) -> Result<Answer, NoSnapshot> {
-        let mut page = collect(&*self.source.snapshot().await?, self.per_pod);
+        let mut page = collect(&*self.source.snapshot().await?, self.config);
         process::put(&mut page);
         Ok(match page.write() {
             Ok(page) => of_type(TEXT_FORMAT, StatusCode::OK, page),

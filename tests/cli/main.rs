@@ -37,6 +37,8 @@ pod_cidrs = ["10.244.1.0/24", "fd00:244:1::/64"]
 pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]
 [dataplane]
 mode = "kernel"
+[probe]
+interval_s = 0
 [[peers]]
 name = "node-b"
 underlay = "192.168.1.3"

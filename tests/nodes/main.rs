@@ -15,6 +15,7 @@ macro_rules! in_both_modes {
     };
 }
 
+mod broken;
 mod bulk;
 mod failover;
 mod hostile;

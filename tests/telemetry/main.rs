@@ -14,6 +14,6 @@ use harness::{Cluster, Options, Prefix, Wire, is_root};
 
 /// A cluster whose podwire nodes serve metrics, or `None` (and a line that says so) where it cannot be built.
 fn cluster() -> Option<Cluster> {
-    let options = Options { metrics: true, ..Options::ADAPTIVE };
+    let options = Options { metrics: true, sections: "[probe]\ninterval_s = 1\n", ..Options::ADAPTIVE };
     is_root().then(|| Cluster::start(Prefix::fresh(), Wire::default(), options))
 }

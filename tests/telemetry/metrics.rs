@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 use podwire::telemetry::Metric;
 
 use crate::cluster;
-use crate::proofs::{OF_NODE, OF_PROCESS, OF_WORKERS};
+use crate::proofs::{OF_NODE, OF_PROBES, OF_PROCESS, OF_WORKERS};
 use crate::story::Story;
 
 #[test]
 fn each_declared_metric_is_proved_on_a_live_node() {
-    let rows = || OF_NODE.iter().chain(OF_WORKERS).chain(OF_PROCESS);
+    let rows = || OF_NODE.iter().chain(OF_PROBES).chain(OF_WORKERS).chain(OF_PROCESS);
     let proved: Vec<_> = rows().map(|(metric, _)| metric.name()).collect();
     let declared: BTreeSet<_> = Metric::ALL.iter().map(|metric| metric.name()).collect();
     assert_eq!(proved.iter().copied().collect::<BTreeSet<_>>(), declared, "a metric has no row");

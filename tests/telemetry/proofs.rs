@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use podwire::control::api::{Pod, Stats};
+use podwire::control::api::{Pod, Probe, Stats};
 use podwire::control::view::WorkerStatus;
 use podwire::telemetry::Metric;
 
@@ -122,6 +122,45 @@ pub const OF_NODE: &[(Metric, Proof)] = &[
     (Metric::DeviceBytes, |story, name| of_devices(story, name, |row| [row.rx_bytes, row.tx_bytes], true)),
     (Metric::DeviceDropped, |story, name| of_devices(story, name, |row| [row.rx_dropped, row.tx_dropped], false)),
 ];
+
+/// A row for each metric of probes.
+pub const OF_PROBES: &[(Metric, Proof)] = &[
+    (Metric::PeersProbed, |story, name| {
+        let peers =
+            |page: &Exposition| ["answers", "silent", "unknown"].map(|state| page.get(name, &[("state", state)]));
+        assert_eq!(peers(&story.after), [Some(2.0), Some(0.0), Some(0.0)]);
+        assert_eq!(peers(&story.down), [Some(0.0), Some(2.0), Some(0.0)]);
+        assert_eq!(peers(&story.bare), [None; 3], "there is nothing to probe from");
+    }),
+    (Metric::PeersIll, |story, name| {
+        story.is(name, &[], 0.0);
+        assert_eq!(story.down.get(name, &[("cause", "uplink_down")]), Some(2.0));
+        assert_eq!(story.down.get(name, &[]), Some(2.0), "no other cause");
+    }),
+    (Metric::PeerReachable, |story, name| {
+        story.is(name, PEER, 1.0);
+        assert_eq!(story.down.get(name, PEER), Some(0.0));
+    }),
+    (Metric::PeerRtt, |story, name| {
+        let rtt = story.after.get(name, PEER).expect("a value");
+        assert!(rtt > 1e-6 && rtt < 2.0, "{rtt}");
+    }),
+    (Metric::PeerSent, |story, name| {
+        story.rises(name, PEER);
+        story.lies_between(name, PEER, |told| probe(told).sent);
+    }),
+    (Metric::PeerLost, |story, name| {
+        story.lies_between(name, PEER, |told| probe(told).lost);
+        assert!(story.down.get(name, PEER) > story.after.get(name, PEER), "with the uplink down");
+    }),
+];
+
+const PEER: Labels<'static> = &[("peer", "node-b")];
+
+fn probe(told: &Told) -> &Probe {
+    let peer = told.status.peers.iter().find(|peer| peer.name == "node-b").expect("a peer");
+    peer.probe.as_ref().expect("it is probed")
+}
 
 /// A row for each metric of workers and their queues.
 pub const OF_WORKERS: &[(Metric, Proof)] = &[

@@ -128,13 +128,17 @@ fn metrics_follow_the_configuration_and_an_address_that_is_taken_is_a_problem() 
     let file = cluster.a.config();
     let text = fs::read_to_string(&file).expect("the configuration");
     assert!(Exposition::of(&cluster.a).get("podwire_pod_packets_total", &[]).is_some());
-    fs::write(&file, text.replace("[metrics]", "[metrics]\nper_pod = false")).expect("write the file");
+    assert!(Exposition::of(&cluster.a).get("podwire_peer_probe_sent_packets_total", &[]).is_some());
+    let fewer = text.replace("[metrics]", "[metrics]\nper_pod = false\nper_peer = false");
+    fs::write(&file, fewer).expect("write the file");
     // While it is opened anew nobody answers.
-    let has_no_pods = || {
-        try_get(&netns, metrics_address(), "/metrics")
-            .is_ok_and(|answer| answer.status == 200 && !answer.body.contains("podwire_pod_packets_total"))
+    let has_few = || {
+        try_get(&netns, metrics_address(), "/metrics").is_ok_and(|answer| {
+            let has = |name| answer.body.contains(name);
+            answer.status == 200 && !has("podwire_pod_packets_total") && !has("podwire_peer_probe_sent_packets_total")
+        })
     };
-    assert!(wait_until(PATIENCE, has_no_pods), "pods still have series");
+    assert!(wait_until(PATIENCE, has_few), "pods or peers still have series");
     assert_eq!(Exposition::of(&cluster.a).get("podwire_pods", &[]), Some(2.0));
     cluster.a.stop();
     assert!(!socket.exists(), "the socket outlives the daemon");

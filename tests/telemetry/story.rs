@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use podwire::control::api::{Pod, Stats, Status};
+use podwire::control::api::{Peer, Pod, ProbeState, Stats, Status};
 
 use crate::exposition::Exposition;
 use crate::harness::{Cluster, Options, Pod as Talker, PodwireNode, tcp_transfer, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Longer than the daemon lets a snapshot serve.
 const SETTLED: Duration = Duration::from_millis(400);
@@ -70,6 +70,8 @@ impl Story {
     /// Lets it happen.
     pub fn of(cluster: &mut Cluster) -> Self {
         let before = Exposition::of(&cluster.a);
+        let answers = |peer: &Peer| peer.probe.as_ref().is_some_and(|probe| probe.state == ProbeState::Answers);
+        assert!(wait_until(PATIENCE, || cluster.a.status().peers.iter().all(answers)), "a peer does not answer");
         move_bulk(cluster);
         let faulty = suffer(cluster);
         move_bulk(cluster);
@@ -85,7 +87,10 @@ impl Story {
         let later = Told::by(&cluster.a);
         let pods = serde_json::from_str(&cluster.a.cli("pods list --output json")).expect("pods list prints JSON");
         let (node, process) = (&cluster.a, Process::of(&cluster.a));
-        let down = scrape_when(node, "ip link set eth0 down", |page| page.get("podwire_uplink_up", &[]) == Some(0.0));
+        let down = scrape_when(node, "ip link set eth0 down", |page| {
+            let silent = page.get("podwire_peers_probed", &[("state", "silent")]);
+            (page.get("podwire_uplink_up", &[]), silent) == (Some(0.0), Some(2.0))
+        });
         let bare = scrape_when(node, "ip link del eth0", |page| page.get("podwire_uplink_up", &[]).is_none());
         cluster.switch.plug(&cluster.a.host);
         cluster.a.set_options(Options { mode: "kernel", ..cluster.a.options() });

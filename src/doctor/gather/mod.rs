@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use super::evidence::{Configured, Daemon, Evidence, Kernel, Memory, Privileges, Seen};
 use crate::config::Config;
-use crate::control::api::{Reply, Request};
+use crate::control::api::{Ready, Reply, Request};
 use crate::control::client::{self, ClientError};
 use crate::steer::{self, Pins};
 
@@ -64,10 +64,10 @@ fn daemon(runtime_dir: &Path) -> Daemon {
         Err(error @ ClientError::NoDaemon(..)) => return Daemon::Away(error.to_string()),
         Err(error) => return Daemon::Ill(error.to_string()),
     };
-    match ask(Request::PodsList) {
-        Ok(Reply::Pods(pods)) => Daemon::Well { status, pods },
-        Ok(other) => Daemon::Ill(ClientError::Unexpected(Box::new(other)).to_string()),
-        Err(error) => Daemon::Ill(error.to_string()),
+    match (ask(Request::PodsList), ask(Request::Ready)) {
+        (Ok(Reply::Pods(pods)), Ok(Reply::Ready(Ready { ranges, .. }))) => Daemon::Well { status, pods, ranges },
+        (Err(error), _) | (_, Err(error)) => Daemon::Ill(error.to_string()),
+        (Ok(other), _) => Daemon::Ill(ClientError::Unexpected(Box::new(other)).to_string()),
     }
 }
 
