@@ -39,7 +39,12 @@ impl Ruleset {
         if let Err(error) = &result
             && self.problem.as_ref().is_none_or(|known| known.to_string() != error.to_string())
         {
-            tracing::error!("{error}");
+            // Without masquerading the rules are one guard of two.
+            if config.cluster.masquerade {
+                tracing::error!("{error}");
+            } else {
+                tracing::warn!("{error}");
+            }
         }
         self.problem = result.err();
     }
