@@ -55,11 +55,13 @@ fn text(peers: &[Peer]) -> String {
     text
 }
 
-fn unprobed() -> [String; 5] {
+/// The [`cells`] of a peer that is not probed.
+pub(super) fn unprobed() -> [String; 5] {
     ["-", "not probed", "-", "-", "-"].map(str::to_owned)
 }
 
-fn cells(probe: &Probe) -> [String; 5] {
+/// Where a peer is probed, what it does, its round-trip time, its losses, and when it answered last.
+pub(super) fn cells(probe: &Probe) -> [String; 5] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let answered = probe.answered_ms_ago.map(|ms| format!("{} s ago", ms / 1000));
     [

@@ -10,7 +10,10 @@ use nix::sys::termios::LocalFlags;
 use serde_json::Value;
 
 use super::cluster;
-use super::harness::{Cluster, Options, Pod, PodwireNode, Screen, Wire, binary, signal};
+use super::harness::{Cluster, Options, Pod, PodwireNode, Screen, Wire, binary, signal, wait_until};
+
+/// How long the first probes may take on a busy machine.
+const PROBED: Duration = Duration::from_secs(30);
 
 in_both_modes! {
     one_look_shows_what_a_pod_sends,
@@ -61,6 +64,11 @@ fn one_look_shows_what_a_pod_sends(options: Options) {
     let (used, unused) = if options.is_kernel() { ("kernel", "fast") } else { ("fast", "kernel") };
     assert!(rate(&seen[used]["tx_pps"]) > 100.0 && rate(&seen[unused]["tx_pps"]) < 100.0, "{json}");
     assert_eq!(seen["peers"].as_array().map(Vec::len), Some(2), "{json}");
+    let answers = || {
+        let seen: Value = serde_json::from_str(&a.cli("top --once --output json")).expect("JSON");
+        seen["peers"].as_array().expect("peers").iter().all(|peer| peer["probe"]["smoothed_rtt_ns"].is_u64())
+    };
+    assert!(wait_until(PROBED, answers), "no round trip of the probes: {json}");
     let pod = |name: &str| seen["pods"].as_array().expect("pods").iter().find(|pod| pod["name"] == name).expect("it");
     if options.is_kernel() {
         assert!(pod("a1")["fast"].is_null(), "{json}");

@@ -9,7 +9,7 @@ use crate::cli::args::Args;
 use crate::cli::rates::{growth, per_second, quotient};
 use crate::cli::verbs::{ask, unexpected};
 use crate::control::api::{
-    self, DataplaneState, DeviceStats, Path, Pod, PodStats, Reply, Request, Stats, Status, Tallies,
+    self, DataplaneState, DeviceStats, Path, Pod, PodStats, Probe, Reply, Request, Stats, Status, Tallies,
 };
 use crate::control::view::{Counters, ProbationStatus, QueueStatus, TrafficStatus, VerdictRow, WorkerStatus};
 use crate::counters::{Count, DropReason};
@@ -156,6 +156,7 @@ pub(super) struct PeerRow {
     pub underlay: String,
     pub path: Path,
     pub reason: Option<String>,
+    pub probe: Option<Probe>,
 }
 
 /// Packets that went astray for one reason.
@@ -292,6 +293,7 @@ fn peer(peer: &api::Peer) -> PeerRow {
         underlay: peer.underlay.to_string(),
         path: peer.path,
         reason: peer.reason.clone(),
+        probe: peer.probe.clone(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::fmt::Write as _;
 
 use super::scene::{Cause, PeerRow, PodRow, QueueRow, Rates, Scene, WorkerRow};
+use crate::cli::peers;
 use crate::cli::rates::short;
 use crate::cli::status::{duration, path, probation};
 use crate::cli::table::Table;
@@ -169,13 +170,34 @@ fn pod(pod: &PodRow) -> Row {
     Row { cells, note: pod.reason.clone(), tone }
 }
 
-const PEER: [&str; 4] = ["PEER", "PATH", "UNDERLAY", "WHY"];
+const PEER: [&str; 7] = ["PEER", "PATH", "PROBES", "RTT", "LOSS", "UNDERLAY", "WHY"];
 
 fn peer(peer: &PeerRow) -> Row {
-    let why = peer.reason.clone().unwrap_or_default();
-    let tone = if peer.path == Path::Fast { Tone::Plain } else { Tone::Notable };
-    let cells = [peer.name.as_str(), path(peer.path), &peer.underlay, &why].map(Cell::text).into();
-    Row { cells, note: peer.reason.clone(), tone }
+    let diagnosis = peer.probe.as_ref().and_then(|probe| probe.diagnosis.as_ref());
+    let why = diagnosis.map(|diagnosis| diagnosis.summary.clone()).or_else(|| peer.reason.clone());
+    let tone = match (diagnosis, peer.path) {
+        (Some(_), _) => Tone::Bad,
+        (None, Path::Fast) => Tone::Plain,
+        (None, Path::Kernel) => Tone::Notable,
+    };
+    let [_, state, rtt, loss, _] = peer.probe.as_ref().map_or_else(peers::unprobed, peers::cells);
+    let round_trip = peer.probe.as_ref().and_then(|probe| probe.smoothed_rtt_ns);
+    let cells = vec![
+        Cell::text(&peer.name),
+        Cell::text(path(peer.path)),
+        Cell::text(state),
+        Cell { text: rtt, value: round_trip.map(nanoseconds) },
+        Cell::text(loss),
+        Cell::text(&peer.underlay),
+        Cell::text(why.as_deref().unwrap_or_default()),
+    ];
+    let advice = diagnosis.map(|diagnosis| format!("{}; {}", diagnosis.summary, diagnosis.advice));
+    Row { cells, note: advice.or_else(|| peer.reason.clone()), tone }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "it only sorts")]
+fn nanoseconds(time: u64) -> f64 {
+    time as f64
 }
 
 fn reasons(reasons: &[Cause], tone: Tone) -> Vec<Row> {

@@ -3,7 +3,7 @@ use ratatui::backend::TestBackend;
 
 use super::*;
 use crate::cli::top::scene::{Cause, DeviceRow, PeerRow, PodRow, QueueRow, Rates, WorkerRow};
-use crate::control::api::{DataplaneState, Path};
+use crate::control::api::{DataplaneState, Path, Probe, ProbeState};
 
 fn rates(rx_pps: f64, tx_pps: f64) -> Rates {
     Rates { rx_pps, rx_bps: rx_pps * 800.0, tx_pps, tx_bps: tx_pps * 800.0, lost_pps: 0.0 }
@@ -67,6 +67,18 @@ fn scene() -> Scene {
             underlay: "192.168.1.3".to_owned(),
             path: Path::Fast,
             reason: None,
+            probe: Some(Probe {
+                address: "10.244.2.0".parse().unwrap(),
+                state: ProbeState::Answers,
+                rtt_ns: Some(200_000),
+                smoothed_rtt_ns: Some(123_456),
+                sent: 12,
+                lost: 1,
+                recent: 10,
+                recent_lost: 1,
+                answered_ms_ago: Some(900),
+                diagnosis: None,
+            }),
         }],
         drops: vec![reason("worker", "no_pod", 12.0, 34), reason("pod_steer", "spoof_ip", 0.0, 5)],
         left_to_kernel: vec![reason("nic_steer", "nated", 7.5, 99)],
@@ -115,8 +127,8 @@ queue 0    1.00k  2.00k      800k      1.60M     0  worker 0, copy
 POD   SENDS  GETS  LOST  PATH    SENDS BIT/S  GETS BIT/S  ADDRESS
 web     900   100     0  fast           720k       80.0k  10.244.1.7
 +2 more
-PEER    PATH  UNDERLAY     WHY
-node-b  fast  192.168.1.3
+PEER    PATH  PROBES        RTT  LOSS     UNDERLAY     WHY
+node-b  fast  answers  0.123 ms  1 of 10  192.168.1.3
 
 DROPPED   PER S  TOTAL  BY         MEANING
 no_pod       12     34  worker     the meaning of no_pod
