@@ -3,7 +3,6 @@
 use std::env;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -127,11 +126,12 @@ fn node_name() -> String {
 }
 
 fn kubernetes(mut section: Section<'_, '_>) -> Kubernetes {
-    let mut path = |key| section.optional::<PathBuf>(key).map(|path| path.value);
-    let kubernetes =
-        Kubernetes { kubeconfig: path("kubeconfig"), net_conf: path("net_conf"), subnet_env: path("subnet_env") };
+    let kubeconfig = section.optional("kubeconfig");
+    let net_conf = section.optional("net_conf");
+    let subnet_env = section.optional("subnet_env");
     section.finish();
-    kubernetes
+    let [kubeconfig, net_conf, subnet_env] = [kubeconfig, net_conf, subnet_env].map(|path| path.map(|path| path.value));
+    Kubernetes { kubeconfig, net_conf, subnet_env }
 }
 
 fn peer(mut section: Section<'_, '_>) -> NodeKeys {
