@@ -23,6 +23,10 @@ api_server=(etcd-server)
 # shellcheck disable=SC2034
 monitoring=(prometheus)
 
+# Other data planes that podwire is measured beside.
+# shellcheck disable=SC2034
+peers=(openvswitch-switch-dpdk)
+
 say() {
     printf '\n== %s\n' "$*"
 }

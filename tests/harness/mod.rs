@@ -1,7 +1,7 @@
 //! A laboratory of nodes and pods in network namespaces, as every lecture on Kubernetes networking draws them:
 //! underlay 192.168.1.0/24, nodes .2, .3, .4, pods out of 10.244.0.0/16 and fd00:244::/48.
 //!
-//! Needs root and `ip`, `bridge`, `ethtool`, `ping`, `iperf3`, `tcpdump`, `traceroute`, `ss`. A failure of the
+//! Needs root and `ip`, `bridge`, `ethtool`, `ping`, `iperf3`, `tcpdump`, `traceroute`, `ss`; [`OvsNode`] Open vSwitch. A failure of the
 //! laboratory itself is a panic that names the command.
 #![allow(dead_code, unused_imports, reason = "each test crate uses its own part of the laboratory")]
 
@@ -10,6 +10,7 @@ mod cluster;
 mod cni;
 mod kernel_node;
 mod netns;
+mod ovs_node;
 mod podman;
 mod podwire_node;
 mod screen;
@@ -19,17 +20,20 @@ mod traffic;
 mod trial;
 mod trickle;
 
+use std::fs;
 use std::process::Child;
+use std::time::Duration;
 
 pub use capture::{Capture, Vxlan};
 pub use cluster::Cluster;
 pub use cni::{Attachment, CniError, CniRuntime, cni_dir};
-pub use kernel_node::KernelNode;
+pub use kernel_node::{KernelNode, Shape};
 pub use netns::{Netns, Prefix, host};
+pub use ovs_node::OvsNode;
 pub use podman::{Podman, RUNTIME_REMAINS};
 pub use podwire_node::{Carried, Options, PodwireNode, VXLAN_DEVICE, binary};
 pub use screen::Screen;
-pub use site::{Host, Peer, Pod, Switch, Wire};
+pub use site::{Host, Peer, Pod, Switch, Wire, cable};
 pub use stream::{Deliveries, Delivery, Flow, RATE, stream_during};
 pub use traffic::*;
 pub use trial::{Noticed, notice};
@@ -63,4 +67,15 @@ pub fn signal(child: &Child, signal: i32) {
     let pid = i32::try_from(child.id()).expect("a pid");
     // SAFETY: plain system call; the child is ours and not reaped, so the pid is not reused.
     unsafe { libc::kill(pid, signal) };
+}
+
+/// How long those threads of a child have run on a CPU whose names begin so: the first figure of each one's `schedstat`.
+pub fn thread_time(child: &Child, name: &str) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{}/task", child.id())).expect("the child runs");
+    let run_ns = threads.flatten().filter_map(|thread| {
+        let read = |file: &str| fs::read_to_string(thread.path().join(file)).ok();
+        let is_it = read("comm")?.starts_with(name);
+        is_it.then(|| read("schedstat"))??.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(run_ns.sum())
 }

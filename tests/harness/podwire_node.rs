@@ -15,6 +15,7 @@ use podwire::steer::{Program, Verdict};
 
 use super::netns::Prefix;
 use super::site::{Host, Peer, Pod, pod_cidrs};
+use super::thread_time;
 use super::traffic::wait_until;
 
 /// How long a daemon may take to do what it was asked.
@@ -410,15 +411,9 @@ known_vteps_only = {known_vteps_only}
         figures.workers.into_iter().next().expect("a worker")
     }
 
-    /// How long the workers have run on a CPU: the first figure of each thread's `schedstat`.
+    /// How long the workers have run on a CPU.
     pub fn worker_time(&self) -> Duration {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.daemon().id())).expect("the daemon runs");
-        let run_ns = threads.flatten().filter_map(|thread| {
-            let read = |file: &str| fs::read_to_string(thread.path().join(file)).ok();
-            let is_worker = read("comm")?.starts_with("podwire-w");
-            is_worker.then(|| read("schedstat"))??.split(' ').next()?.parse::<u64>().ok()
-        });
-        Duration::from_nanos(run_ns.sum())
+        thread_time(self.daemon(), "podwire-w")
     }
 
     /// `podwire stats`.

@@ -72,19 +72,21 @@ impl Switch {
             format!("ip link set {port} master br0 up"),
             format!("ethtool -K {port} tx off tso off gso off gro off"),
         ]);
-        host.netns.run_all(["ethtool -K eth0 tx off tso off gso off", "ip link set eth0 up"]);
-        if let Some(vlan) = self.wire.vlan {
-            host.netns.run_all([
-                format!("ip link add link eth0 name {} type vlan id {vlan}", host.uplink),
-                format!("ip link set {} up", host.uplink),
-            ]);
-        }
-        // Debian's choice (systemd's 50-default.conf).
-        host.netns.sysctl("ipv4/conf/all/rp_filter", "2");
-        for address in host.addresses() {
-            host.netns.run(&format!("ip address add {} dev {} nodad", with_prefix(address), host.uplink));
-        }
+        host.bring_up("ethtool -K eth0 tx off tso off gso off");
     }
+}
+
+/// Two hosts, `a` and `b`, with one wire between them and no switch. Both merge what they receive, as NICs' drivers do.
+pub fn cable(prefix: &Prefix, wire: Wire) -> [Host; 2] {
+    let [a, b] = [('a', 1), ('b', 2)]
+        .map(|(letter, index)| Host::new(prefix.netns(&format!("node-{letter}")), wire, letter, index));
+    let Wire { queues, mtu, .. } = wire;
+    let end = format!("name eth0 mtu {mtu} numtxqueues {queues} numrxqueues {queues}");
+    a.netns.run(&format!("ip link add {end} type veth peer {end} netns {}", b.netns.name()));
+    for host in [&a, &b] {
+        host.bring_up("ethtool -K eth0 tx off tso off gso off gro on");
+    }
+    [a, b]
 }
 
 /// A machine before anything of an overlay is set up.
@@ -103,6 +105,22 @@ impl Host {
         let uplink = wire.vlan.map_or("eth0".to_owned(), |id| format!("eth0.{id}"));
         let underlay = addresses(index)[usize::from(wire.ipv6)];
         Self { netns, letter, index, uplink, underlay, wire }
+    }
+
+    /// Makes its end of the wire ready for use.
+    fn bring_up(&self, offloads: &str) {
+        self.netns.run_all([offloads, "ip link set eth0 up"]);
+        if let Some(vlan) = self.wire.vlan {
+            self.netns.run_all([
+                format!("ip link add link eth0 name {} type vlan id {vlan}", self.uplink),
+                format!("ip link set {} up", self.uplink),
+            ]);
+        }
+        // Debian's choice (systemd's 50-default.conf).
+        self.netns.sysctl("ipv4/conf/all/rp_filter", "2");
+        for address in self.addresses() {
+            self.netns.run(&format!("ip address add {} dev {} nodad", with_prefix(address), self.uplink));
+        }
     }
 
     pub fn name(&self) -> String {

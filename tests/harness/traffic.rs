@@ -148,8 +148,14 @@ fn receive(listener: &TcpListener, block: &[u8], bytes: usize) -> io::Result<IpA
 pub struct Throughput {
     /// As received.
     pub bits_per_second: f64,
+    pub seconds: f64,
     /// Of datagrams, 0 to 100; 0 for TCP.
     pub lost_percent: f64,
+    /// Segments that TCP sent again; 0 for UDP.
+    pub retransmits: u64,
+    /// CPU seconds of client and server, in user mode and in the kernel.
+    pub user_s: f64,
+    pub system_s: f64,
 }
 
 /// An iperf3 server in a pod, for one measurement.
@@ -176,17 +182,40 @@ impl Drop for Server {
 /// Runs iperf3 between two pods for `seconds`, with more `options` (`-u -b 500M`, `-R`).
 #[track_caller]
 pub fn iperf3(from: &Pod, to: &Pod, destination: IpAddr, seconds: u32, options: &str) -> Throughput {
+    try_iperf3(from, to, destination, seconds, options).unwrap_or_else(|error| panic!("{}: {error}", from.name))
+}
+
+/// As [`iperf3`]; the error says what became of it.
+pub fn try_iperf3(
+    from: &Pod,
+    to: &Pod,
+    destination: IpAddr,
+    seconds: u32,
+    options: &str,
+) -> Result<Throughput, String> {
     let _server = Server::start(&to.netns);
-    let line = format!("iperf3 --json --connect-timeout 3000 -c {destination} -t {seconds} {options}");
+    // It waits without end for the answer of a server that it cannot reach any more.
+    let limit = seconds + 15;
+    let line =
+        format!("timeout -k 1 {limit} iperf3 --json --connect-timeout 3000 -c {destination} -t {seconds} {options}");
     let output = from.netns.output(&line);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let end = &report["end"];
     let sum = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
-    let bits_per_second = sum["bits_per_second"].as_f64();
-    Throughput {
-        bits_per_second: bits_per_second.unwrap_or_else(|| panic!("`{line}` in {}: {}", from.name, report["error"])),
+    let bits_per_second = sum["bits_per_second"].as_f64().ok_or_else(|| format!("`{line}`: {}", report["error"]))?;
+    let seconds = sum["seconds"].as_f64().unwrap_or(f64::from(seconds));
+    let cpu_s = |mode: &str| {
+        let percent = |end_of_it: &str| end["cpu_utilization_percent"][format!("{end_of_it}_{mode}")].as_f64();
+        [percent("host"), percent("remote")].into_iter().flatten().sum::<f64>() / 100.0 * seconds
+    };
+    Ok(Throughput {
+        bits_per_second,
+        seconds,
         lost_percent: end["sum"]["lost_percent"].as_f64().unwrap_or(0.0),
-    }
+        retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
+        user_s: cpu_s("user"),
+        system_s: cpu_s("system"),
+    })
 }
 
 /// The routers on the way and the destination, as `traceroute` sees them; `None` where nobody answered.

@@ -1,0 +1,140 @@
+//! What is measured: pairs of nodes with one wire between them, of podwire and of its peers.
+
+use std::time::Duration;
+
+use podwire::config::derive_vtep_mac;
+
+use crate::harness::{
+    Host, KernelNode, Options, OvsNode, Peer, Pod, PodwireNode, Prefix, Shape, Wire, cable, pings, wait_until,
+};
+
+/// How long the first packet between two pods may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a node is set up.
+#[derive(Clone, Copy)]
+enum Kind {
+    Kernel(Shape),
+    /// Open vSwitch in userspace.
+    Ovs,
+    Podwire(Options),
+}
+
+const FLANNEL: Kind = Kind::Kernel(Shape::Flannel);
+const CALICO: Kind = Kind::Kernel(Shape::Calico);
+const ADAPTIVE: Kind = Kind::Podwire(Options::ADAPTIVE);
+const BUSY: Kind = Kind::Podwire(Options::BUSY);
+
+/// Two nodes that can talk.
+#[derive(Clone, Copy)]
+pub struct System {
+    pub name: &'static str,
+    nodes: [Kind; 2],
+}
+
+/// All that can be compared; the first one is what the others are measured by.
+pub const SYSTEMS: [System; 6] = [
+    System { name: "flannel", nodes: [FLANNEL, FLANNEL] },
+    System { name: "calico", nodes: [CALICO, CALICO] },
+    System { name: "ovs-dpdk", nodes: [Kind::Ovs, Kind::Ovs] },
+    System { name: "podwire", nodes: [ADAPTIVE, ADAPTIVE] },
+    // Two that spin would leave a small machine no CPU.
+    System { name: "podwire-busy", nodes: [BUSY, ADAPTIVE] },
+    System { name: "podwire-flannel", nodes: [ADAPTIVE, FLANNEL] },
+];
+
+/// What was built of a [`System`]. Dropped in this order: daemons first, the namespaces last.
+pub struct Rig {
+    pub nodes: [Node; 2],
+    _prefix: Prefix,
+}
+
+impl System {
+    /// Builds the nodes, each with so many pods, and waits until their first ones talk.
+    pub fn build(&self, wire: Wire, pods: usize) -> Result<Rig, String> {
+        let prefix = Prefix::named("pwbench");
+        let [a, b] = cable(&prefix, wire);
+        let [of_a, of_b] = self.nodes;
+        let peers = [of_b.peer_at(&b), of_a.peer_at(&a)];
+        let mut nodes = [Node::start(of_a, &prefix, a, &peers[0])?, Node::start(of_b, &prefix, b, &peers[1])?];
+        for node in &mut nodes {
+            for n in 1..=pods {
+                let name = format!("{}{n}", node.host().letter);
+                node.add_pod(&prefix, &name)?;
+            }
+        }
+        let rig = Rig { nodes, _prefix: prefix };
+        let [from, to] = [&rig.nodes[0].pods()[0], &rig.nodes[1].pods()[0]];
+        if !wait_until(PATIENCE, || pings(from, to.v4.into(), "")) {
+            return Err(format!("the pods of {} do not reach each other", self.name));
+        }
+        Ok(rig)
+    }
+}
+
+impl Kind {
+    fn peer_at(self, host: &Host) -> Peer {
+        match self {
+            Self::Kernel(_) => KernelNode::peer_at(host),
+            Self::Ovs => host.peer(None),
+            Self::Podwire(_) => host.peer(Some(derive_vtep_mac(host.underlay).to_string())),
+        }
+    }
+}
+
+/// One of the two.
+pub enum Node {
+    Kernel(KernelNode),
+    Ovs(OvsNode),
+    Podwire(Box<PodwireNode>),
+}
+
+impl Node {
+    fn start(kind: Kind, prefix: &Prefix, host: Host, peer: &Peer) -> Result<Self, String> {
+        Ok(match kind {
+            Kind::Kernel(shape) => {
+                let node = KernelNode::shaped(host, shape);
+                node.connect(peer);
+                Self::Kernel(node)
+            }
+            Kind::Ovs => Self::Ovs(OvsNode::start(prefix, host, peer)?),
+            Kind::Podwire(options) => {
+                Self::Podwire(Box::new(PodwireNode::start(prefix, host, options, vec![peer.clone()])))
+            }
+        })
+    }
+
+    pub fn host(&self) -> &Host {
+        match self {
+            Self::Kernel(node) => &node.host,
+            Self::Ovs(node) => &node.host,
+            Self::Podwire(node) => &node.host,
+        }
+    }
+
+    pub fn pods(&self) -> &[Pod] {
+        match self {
+            Self::Kernel(node) => &node.pods,
+            Self::Ovs(node) => &node.pods,
+            Self::Podwire(node) => &node.pods,
+        }
+    }
+
+    fn add_pod(&mut self, prefix: &Prefix, name: &str) -> Result<(), String> {
+        match self {
+            Self::Kernel(node) => node.add_pod(prefix, name),
+            Self::Ovs(node) => node.add_pod(prefix, name)?,
+            Self::Podwire(node) => node.add_pod(prefix, name),
+        }
+        Ok(())
+    }
+
+    /// How long the threads that carry packets have run on a CPU; zero where the kernel does.
+    pub fn worker_time(&self) -> Duration {
+        match self {
+            Self::Kernel(_) => Duration::ZERO,
+            Self::Ovs(node) => node.worker_time(),
+            Self::Podwire(node) => node.worker_time(),
+        }
+    }
+}
