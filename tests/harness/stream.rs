@@ -23,7 +23,7 @@ pub const RATE: u64 = 20_000;
 /// Where every pod listens.
 const PORT: u16 = 7020;
 
-/// A sender wakes up this often.
+/// A sender wakes up this often at that rate.
 const TICK_NS: u64 = 500_000;
 
 /// Datagrams of a tick.
@@ -90,6 +90,12 @@ pub struct Deliveries {
 
 /// Streams in all `flows` while `event` happens. All of `pods`, the receivers among them, listen for what is not theirs.
 pub fn stream_during(flows: &[Flow<'_>], pods: &[&Pod], event: impl FnOnce()) -> Deliveries {
+    stream_at(RATE, flows, pods, event)
+}
+
+/// The same with another number of datagrams a second of each stream.
+pub fn stream_at(rate: u64, flows: &[Flow<'_>], pods: &[&Pod], event: impl FnOnce()) -> Deliveries {
+    let tick_ns = BATCH as u64 * 1_000_000_000 / rate;
     let taps: Vec<_> = pods.iter().map(|pod| Tap::open(pod)).collect();
     let receivers: Vec<_> = flows.iter().map(Receiver::bind).collect();
     let (sending, receiving) = (AtomicBool::new(true), AtomicBool::new(true));
@@ -100,7 +106,7 @@ pub fn stream_during(flows: &[Flow<'_>], pods: &[&Pod], event: impl FnOnce()) ->
             .map(|(stream, flow)| {
                 let sending = &sending;
                 let socket = open(flow.from, flow.from.address_like(flow.address), 0);
-                scope.spawn(move || send(&socket, SocketAddr::new(flow.address, PORT), stream, sending))
+                scope.spawn(move || send(&socket, SocketAddr::new(flow.address, PORT), stream, tick_ns, sending))
             })
             .collect();
         // Also when the event panics, so that the scope can end.
@@ -116,7 +122,7 @@ pub fn stream_during(flows: &[Flow<'_>], pods: &[&Pod], event: impl FnOnce()) ->
         let mut deliveries = Deliveries::default();
         for ((stream, sends), arrivals) in (0u64..).zip(&sends).zip(arrivals) {
             let (own, foreign): (Vec<_>, Vec<_>) = arrivals.into_iter().partition(|arrival| arrival.stream == stream);
-            deliveries.streams.push(judge(sends, &own));
+            deliveries.streams.push(judge(sends, &own, tick_ns));
             deliveries.misdelivered += foreign.len() as u64;
         }
         deliveries.misdelivered += taps.iter().map(Tap::count).sum::<u64>();
@@ -135,7 +141,7 @@ struct Arrival {
 }
 
 /// Compares what was sent with what arrived, in the order of arrival.
-fn judge(sends: &[u64], arrivals: &[Arrival]) -> Delivery {
+fn judge(sends: &[u64], arrivals: &[Arrival], tick_ns: u64) -> Delivery {
     let mut seen = vec![false; sends.len()];
     let (mut duplicated, mut reordered, mut next) = (0, 0, 0);
     for arrival in arrivals {
@@ -148,8 +154,8 @@ fn judge(sends: &[u64], arrivals: &[Arrival]) -> Delivery {
     times.sort_unstable();
     let gaps =
         || [sends.first().copied()].into_iter().flatten().chain(times.iter().copied()).zip(times.iter().copied());
-    let network =
-        gaps().map(|(from, to)| to.saturating_sub(from) - silence(sends, from, to).min(to.saturating_sub(from)));
+    let network = gaps()
+        .map(|(from, to)| to.saturating_sub(from) - silence(sends, from, to, tick_ns).min(to.saturating_sub(from)));
     Delivery {
         sent: sends.len() as u64,
         lost: seen.iter().filter(|seen| !**seen).count() as u64,
@@ -162,13 +168,13 @@ fn judge(sends: &[u64], arrivals: &[Arrival]) -> Delivery {
 }
 
 /// By how much the sender's longest silence between two times was longer than it should have been.
-fn silence(sends: &[u64], from: u64, to: u64) -> u64 {
+fn silence(sends: &[u64], from: u64, to: u64, tick_ns: u64) -> u64 {
     // From the last that was sent before to the first that was sent after.
     let first = sends.partition_point(|&sent| sent <= from).saturating_sub(1);
     let end = (sends.partition_point(|&sent| sent < to) + 1).min(sends.len());
     let within = sends.get(first..end).unwrap_or_default();
     let pauses = within.windows(2).map(|pair| pair[1].min(to).saturating_sub(pair[0].max(from)));
-    pauses.max().unwrap_or(0).saturating_sub(TICK_NS)
+    pauses.max().unwrap_or(0).saturating_sub(tick_ns)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "nanoseconds for people")]
@@ -177,7 +183,7 @@ fn milliseconds(ns: Option<u64>) -> f64 {
 }
 
 /// Sends until told to stop. After a silence it goes on at its rate: it does not catch up.
-fn send(socket: &UdpSocket, to: SocketAddr, stream: u64, sending: &AtomicBool) -> Sends {
+fn send(socket: &UdpSocket, to: SocketAddr, stream: u64, tick_ns: u64, sending: &AtomicBool) -> Sends {
     prefer();
     let mut payloads = [[0u8; BYTES]; BATCH];
     for payload in &mut payloads {
@@ -189,7 +195,7 @@ fn send(socket: &UdpSocket, to: SocketAddr, stream: u64, sending: &AtomicBool) -
     let mut due_ns = now_ns(ClockId::CLOCK_MONOTONIC);
     while sending.load(Ordering::Relaxed) {
         sleep_until(due_ns);
-        due_ns = (due_ns + TICK_NS).max(now_ns(ClockId::CLOCK_MONOTONIC));
+        due_ns = (due_ns + tick_ns).max(now_ns(ClockId::CLOCK_MONOTONIC));
         for payload in &mut payloads {
             payload[16..].copy_from_slice(&(sends.len() as u64).to_be_bytes());
             sends.push(now_ns(ClockId::CLOCK_REALTIME));
@@ -414,19 +420,19 @@ fn a_stream_is_judged_by_what_arrives_and_when() {
     let arrival = |number: u64, at_ns: u64| Arrival { stream: 0, number, at_ns };
     let on_time = |number: u64| arrival(number, sends[usize::try_from(number).unwrap()] + 1000);
     let all: Vec<_> = (0..100).map(on_time).collect();
-    let whole = judge(&sends, &all);
+    let whole = judge(&sends, &all, TICK_NS);
     assert_eq!((whole.sent, whole.lost, whole.duplicated, whole.reordered), (100, 0, 0, 0));
     assert!((whole.longest_gap_ms - 0.5).abs() < 0.01, "{whole:?}");
     // 20 to 29 are lost, 40 comes twice, 60 after 61.
     let mut broken: Vec<_> = all.iter().copied().filter(|a| !(20..30).contains(&a.number)).collect();
     broken.insert(31, broken[30]);
     broken.swap(51, 52);
-    let judged = judge(&sends, &broken);
+    let judged = judge(&sends, &broken, TICK_NS);
     assert_eq!((judged.lost, judged.duplicated, judged.reordered), (10, 1, 2), "{judged:?}");
     assert!((judged.longest_gap_ms - 5.5).abs() < 0.01, "{judged:?}");
     assert!((judged.network_gap_ms - 5.5).abs() < 0.01, "{judged:?}");
     // Nothing after the 50th: the gap lasts until the last send.
-    assert!((judge(&sends, &all[..50]).longest_gap_ms - 25.0).abs() < 0.01);
+    assert!((judge(&sends, &all[..50], TICK_NS).longest_gap_ms - 25.0).abs() < 0.01);
 }
 
 #[test]
@@ -435,12 +441,12 @@ fn a_senders_silence_is_not_the_networks() {
     let at = |n: u64| if n < 50 { n * MS } else { n * MS + 30 * MS };
     let sends: Vec<_> = (0..100).map(at).collect();
     let arrivals: Vec<_> = (0..100).map(|number| Arrival { stream: 0, number, at_ns: at(number) + 1000 }).collect();
-    let judged = judge(&sends, &arrivals);
+    let judged = judge(&sends, &arrivals, TICK_NS);
     assert!((judged.longest_gap_ms - 31.0).abs() < 0.01 && (judged.sender_gap_ms - 31.0).abs() < 0.01, "{judged:?}");
     assert!(judged.network_gap_ms <= 1.0, "{judged:?}");
     // The network is silent for 10 ms more.
     let cut: Vec<_> = arrivals.into_iter().filter(|a| !(50..60).contains(&a.number)).collect();
-    let judged = judge(&sends, &cut);
+    let judged = judge(&sends, &cut, TICK_NS);
     assert!((judged.network_gap_ms - 10.5).abs() < 0.01, "{judged:?}");
 }
 

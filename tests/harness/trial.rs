@@ -58,8 +58,8 @@ pub fn notice(cluster: &mut Cluster, tail: Duration, event: impl FnOnce(&mut Clu
     Noticed { deliveries, connections: connections.close(), recovered_after_ms, counted }
 }
 
-/// What a node counts, by label.
-fn figures(node: &PodwireNode) -> Counters {
+/// What a node counts, by label; nothing when it does not say.
+pub fn figures(node: &PodwireNode) -> Counters {
     let Some(Stats { workers, retired, verdicts, .. }) = ask(node) else { return Counters::new() };
     let mut figures = Counters::new();
     for tallies in workers.into_iter().map(|worker| worker.tallies).chain([retired]) {
@@ -74,7 +74,7 @@ fn figures(node: &PodwireNode) -> Counters {
 }
 
 /// What grew.
-fn since(after: Counters, before: &Counters) -> Counters {
+pub fn since(after: Counters, before: &Counters) -> Counters {
     let grown = |(label, count): (String, u64)| {
         let grown = count.saturating_sub(before.get(&label).copied().unwrap_or(0));
         (grown > 0).then_some((label, grown))

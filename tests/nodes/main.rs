@@ -3,6 +3,9 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+#[path = "../soak/mod.rs"]
+mod endurance;
+
 /// Two tests of each check: with the data plane, and by the kernel path alone.
 macro_rules! in_both_modes {
     ($($check:ident),+ $(,)?) => {
