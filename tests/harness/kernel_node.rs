@@ -31,7 +31,7 @@ impl Shape {
     }
 
     /// VNI and UDP port.
-    fn tunnel(self) -> (u32, u16) {
+    pub fn tunnel(self) -> (u32, u16) {
         match self {
             Self::Flannel => (1, 8472),
             Self::Calico => (4096, 4789),

@@ -1,8 +1,8 @@
 //! A laboratory of nodes and pods in network namespaces, as every lecture on Kubernetes networking draws them:
 //! underlay 192.168.1.0/24, nodes .2, .3, .4, pods out of 10.244.0.0/16 and fd00:244::/48.
 //!
-//! Needs root and `ip`, `bridge`, `ethtool`, `ping`, `iperf3`, `tcpdump`, `traceroute`, `ss`; [`OvsNode`] Open vSwitch. A failure of the
-//! laboratory itself is a panic that names the command.
+//! Needs root and `ip`, `bridge`, `ethtool`, `ping`, `iperf3`, `tcpdump`, `traceroute`, `ss`; [`OvsNode`] needs Open
+//! vSwitch. A failure of the laboratory itself is a panic that names the command.
 #![allow(dead_code, unused_imports, reason = "each test crate uses its own part of the laboratory")]
 
 mod capture;

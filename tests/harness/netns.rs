@@ -237,6 +237,13 @@ impl Netns {
         self.link(device)["address"].as_str().expect("an Ethernet device").to_owned()
     }
 
+    /// The name of the device with an index.
+    pub fn device(&self, index: u64) -> String {
+        let links: serde_json::Value = serde_json::from_str(&self.run("ip -json link show")).expect("ip prints JSON");
+        let found = links.as_array().into_iter().flatten().find(|link| link["ifindex"] == index);
+        found.and_then(|link| link["ifname"].as_str()).unwrap_or_else(|| panic!("no device {index}")).to_owned()
+    }
+
     /// What `ip` says of a device.
     #[track_caller]
     pub fn link(&self, device: &str) -> serde_json::Value {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use super::machine::{CpuTime, as_f64, histogram};
-use super::report::Measure;
+use super::report::{Figures, Measure};
 use super::systems::{Node, Rig};
 use crate::harness::{Pod, try_iperf3};
 
@@ -25,15 +25,10 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    pub fn all(mtus: &[u32], flows: &[u32]) -> Vec<Self> {
-        let mut all = Vec::new();
-        for &mtu in mtus {
-            for &flows in flows {
-                all.extend([false, true].map(|backwards| Self { mtu, flows, backwards, beside: false }));
-            }
-            all.push(Self { mtu, flows: 8, backwards: false, beside: true });
-        }
-        all
+    pub fn all(mtu: u32, flows: &[u32]) -> Vec<Self> {
+        let ways = |&flows: &u32| [false, true].map(|backwards| Self { mtu, flows, backwards, beside: false });
+        let beside = Self { mtu, flows: 8, backwards: false, beside: true };
+        flows.iter().flat_map(ways).chain([beside]).collect()
     }
 
     pub fn name(self) -> String {
@@ -43,7 +38,7 @@ impl Scenario {
         format!("TCP, MTU {mtu}, {flows} flow{}, {way}{beside}", if flows == 1 { "" } else { "s" })
     }
 
-    pub fn measure(self, rig: &Rig, seconds: u32) -> Result<Vec<(Measure, f64)>, String> {
+    pub fn measure(self, rig: &Rig, seconds: u32) -> Result<Figures, String> {
         let [a, b] = rig.nodes.each_ref().map(Node::pods);
         let (from, to) = if self.backwards { (b, a) } else { (a, b) };
         if !self.beside {
@@ -67,7 +62,7 @@ const fn part(name: &'static str) -> Measure {
 
 const RETRANSMITS: Measure = Measure { name: "retransmits", digits: 0, compared: false };
 
-fn bulk(rig: &Rig, from: &Pod, to: &Pod, flows: u32, seconds: u32) -> Result<Vec<(Measure, f64)>, String> {
+fn bulk(rig: &Rig, from: &Pod, to: &Pod, flows: u32, seconds: u32) -> Result<Figures, String> {
     let worker_s = || rig.nodes.iter().map(|node| node.worker_time().as_secs_f64()).sum::<f64>();
     let (worker_before, before) = (worker_s(), CpuTime::now());
     let tcp = try_iperf3(from, to, to.v4.into(), seconds, &format!("-P {flows}"))?;

@@ -1,25 +1,33 @@
-//! The program behind `scripts/bench bulk`: podwire beside its peers.
+//! The program behind `scripts/bench bulk`, `rate` and `latency`: podwire beside its peers.
 //!
 //! Each system is built anew, two nodes with one wire between them, measured, and removed before the next one, in
 //! alternating rounds: machines drift. Nodes, pods and load share the machine's cores, so that ratios count, and those
 //! are only told of if the rounds bear them out.
 
+mod alone;
 mod bulk;
 #[path = "../../harness/mod.rs"]
 mod harness;
+mod latency;
+mod load;
 mod machine;
+mod rate;
 mod report;
 mod systems;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use alone::Alone;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser};
 use harness::{Wire, is_root};
+use latency::{Loaded, Pictures};
+use load::Load;
 use machine::Machine;
-use report::Report;
-use systems::{SYSTEMS, System};
+use rate::{Size, Way};
+use report::{Figures, Report};
+use systems::{Rig, SYSTEMS, System};
 
 /// Measures podwire beside its peers.
 #[derive(Parser)]
@@ -35,6 +43,28 @@ enum Verb {
         /// TCP connections at a time; can be repeated
         #[arg(long, value_name = "N", default_values_t = [1, 8, 32])]
         flows: Vec<u32>,
+    },
+    /// Packets a second of one node: the highest rate, and the highest without loss
+    Rate {
+        #[command(flatten)]
+        common: Common,
+        /// Only this way; can be repeated
+        #[arg(long, value_enum, default_values_t = [Way::Out, Way::In, Way::Both])]
+        way: Vec<Way>,
+        /// Only this size; can be repeated
+        #[arg(long, value_enum, default_values_t = [Size::Small, Size::Imix, Size::Large])]
+        size: Vec<Size>,
+        /// Pods of the node; can be repeated
+        #[arg(long, value_name = "N", default_values_t = [1, 16, 128, 250], value_parser = 1..=250)]
+        pods: Vec<i64>,
+    },
+    /// Round trips between pods of two nodes, alone and beside loads
+    Latency {
+        #[command(flatten)]
+        common: Common,
+        /// Draw a picture of each scenario, with all systems, into this directory
+        #[arg(long, value_name = "DIR")]
+        svg: Option<PathBuf>,
     },
 }
 
@@ -69,36 +99,79 @@ fn main() -> io::Result<()> {
     }
     match verb {
         Verb::Bulk { common, mtu, flows } => bulk(&common, &mtu, &flows),
+        Verb::Rate { common, way, size, pods } => rate(&common, &way, &size, &pods),
+        Verb::Latency { common, svg } => latency(&common, svg.as_deref()),
     }
 }
 
 fn bulk(common: &Common, mtus: &[u32], flows: &[u32]) -> io::Result<()> {
-    let (systems, scenarios) = (common.systems(), bulk::Scenario::all(mtus, flows));
-    let measurements = u64::from(common.rounds) * (systems.len() * scenarios.len()) as u64;
-    eprintln!("{measurements} measurements, {} minutes at least", measurements * u64::from(common.seconds) / 60);
-    let mut report = Report::new(Machine::look(), common.seconds, common.rounds, systems[0].name);
-    for round in 1..=common.rounds {
-        for system in &systems {
-            for &mtu in mtus {
-                let rig = system.build(Wire { mtu, ..Wire::default() }, 2);
-                for scenario in scenarios.iter().filter(|scenario| scenario.mtu == mtu) {
-                    let name = scenario.name();
+    let groups: Vec<_> = mtus.iter().map(|&mtu| (mtu, bulk::Scenario::all(mtu, flows))).collect();
+    let build = |system: &System, mtu| system.build(Wire { mtu, ..Wire::default() }, 2);
+    let measure = |_: &System, rig: &mut Rig, scenario: bulk::Scenario| scenario.measure(rig, common.seconds);
+    alternate(common, &common.systems(), &groups, bulk::Scenario::name, build, measure)
+}
+
+fn rate(common: &Common, ways: &[Way], sizes: &[Size], pods: &[i64]) -> io::Result<()> {
+    let groups: Vec<_> = pods
+        .iter()
+        .enumerate()
+        .map(|(n, &pods)| {
+            let pods = usize::try_from(pods).expect("at least one");
+            // What more pods cost shows with one size.
+            let sizes = if n == 0 { sizes } else { &sizes[..1] };
+            (pods, rate::Scenario::all(ways, sizes, pods))
+        })
+        .collect();
+    let systems: Vec<_> = common.systems().into_iter().filter(|system| !system.is_mixed()).collect();
+    let measure = |_: &System, (rig, load): &mut (Alone, Load), scenario: rate::Scenario| {
+        scenario.measure(rig, load, common.seconds)
+    };
+    alternate(common, &systems, &groups, rate::Scenario::name, System::build_alone, measure)
+}
+
+fn latency(common: &Common, svg: Option<&Path>) -> io::Result<()> {
+    let mut pictures = Pictures::default();
+    let measure = |system: &System, loaded: &mut Loaded, scenario: latency::Scenario| {
+        let (figures, trips) = scenario.measure(loaded, common.seconds)?;
+        pictures.add(scenario, system, trips);
+        Ok(figures)
+    };
+    let groups = [((), latency::Scenario::ALL.to_vec())];
+    let build = |system: &System, ()| system.build_loaded();
+    alternate(common, &common.systems(), &groups, latency::Scenario::name, build, measure)?;
+    svg.map_or(Ok(()), |dir| pictures.draw(dir))
+}
+
+/// Measures all scenarios of each group with what was built for it, and all systems in turn.
+fn alternate<K: Copy, S: Copy, R>(
+    common: &Common,
+    systems: &[System],
+    groups: &[(K, Vec<S>)],
+    name: impl Fn(S) -> String,
+    build: impl Fn(&System, K) -> Result<R, String>,
+    mut measure: impl FnMut(&System, &mut R, S) -> Result<Figures, String>,
+) -> io::Result<()> {
+    let Common { rounds, seconds, ref json, .. } = *common;
+    let scenarios: usize = groups.iter().map(|(_, scenarios)| scenarios.len()).sum();
+    eprintln!("{rounds} rounds of {} systems, {scenarios} scenarios each", systems.len());
+    let mut report = Report::new(Machine::look(), seconds, rounds, systems[0].name);
+    for round in 1..=rounds {
+        for system in systems {
+            for (key, scenarios) in groups {
+                let mut rig = build(system, *key);
+                for &scenario in scenarios {
+                    let name = name(scenario);
                     let outcome =
-                        rig.as_ref().map_err(Clone::clone).and_then(|rig| scenario.measure(rig, common.seconds));
-                    eprint!("round {round} of {}: {}: {name}: ", common.rounds, system.name);
-                    match outcome {
-                        Ok(figures) => {
-                            eprintln!("{:.2} {}", figures[0].1, figures[0].0.name);
-                            report.add(&name, system.name, &figures);
-                        }
-                        Err(reason) => {
-                            eprintln!("{reason}");
-                            report.fail(&name, system.name, reason);
-                        }
-                    }
+                        rig.as_mut().map_err(|reason| reason.clone()).and_then(|rig| measure(system, rig, scenario));
+                    let said = match &outcome {
+                        Ok(figures) => figures.iter().map(|(measure, value)| measure.tell(*value)).collect(),
+                        Err(reason) => reason.clone(),
+                    };
+                    eprintln!("round {round} of {rounds}: {}: {name}:{said}", system.name);
+                    report.add(&name, system.name, outcome);
                 }
             }
         }
     }
-    report.finish(common.json.as_deref())
+    report.finish(json.as_deref())
 }

@@ -19,6 +19,9 @@ pub struct Measure {
     pub compared: bool,
 }
 
+/// What one measurement found.
+pub type Figures = Vec<(Measure, f64)>;
+
 /// What one system did of one measure in one scenario.
 #[derive(Serialize)]
 struct Row {
@@ -50,28 +53,32 @@ impl Report {
         Self { machine, seconds, rounds, reference, rows: Vec::new(), failures: Vec::new() }
     }
 
-    /// Notes the figures of one round.
-    pub fn add(&mut self, scenario: &str, system: &'static str, figures: &[(Measure, f64)]) {
-        for &(measure, value) in figures {
-            let is_it =
-                |row: &&mut Row| (&*row.scenario, row.system, row.measure.name) == (scenario, system, measure.name);
-            match self.rows.iter_mut().find(is_it) {
-                Some(row) => row.rounds.push(value),
-                None => self.rows.push(Row {
-                    scenario: scenario.to_owned(),
-                    system,
-                    measure,
-                    rounds: vec![value],
-                    median: value,
-                    least: value,
-                    most: value,
-                    ratio: None,
-                }),
-            }
+    /// Notes what came of one round.
+    pub fn add(&mut self, scenario: &str, system: &'static str, outcome: Result<Figures, String>) {
+        match outcome {
+            Ok(figures) => figures.into_iter().for_each(|(measure, value)| self.note(scenario, system, measure, value)),
+            Err(reason) => self.fail(scenario, system, reason),
         }
     }
 
-    pub fn fail(&mut self, scenario: &str, system: &'static str, reason: String) {
+    fn note(&mut self, scenario: &str, system: &'static str, measure: Measure, value: f64) {
+        let is_it = |row: &&mut Row| (&*row.scenario, row.system, row.measure.name) == (scenario, system, measure.name);
+        match self.rows.iter_mut().find(is_it) {
+            Some(row) => row.rounds.push(value),
+            None => self.rows.push(Row {
+                scenario: scenario.to_owned(),
+                system,
+                measure,
+                rounds: vec![value],
+                median: value,
+                least: value,
+                most: value,
+                ratio: None,
+            }),
+        }
+    }
+
+    fn fail(&mut self, scenario: &str, system: &'static str, reason: String) {
         if !self.failures.iter().any(|(s, y, _)| (&**s, *y) == (scenario, system)) {
             self.failures.push((scenario.to_owned(), system, reason));
         }
@@ -138,6 +145,10 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 }
 
 impl Measure {
+    pub fn tell(self, value: f64) -> String {
+        format!(" {value:.digits$} {}", self.name, digits = self.digits)
+    }
+
     fn head(self) -> String {
         if self.compared { format!("{:>10}{:22}", self.name, "") } else { format!("{:>12}", self.name) }
     }

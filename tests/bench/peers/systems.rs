@@ -1,5 +1,6 @@
 //! What is measured: pairs of nodes with one wire between them, of podwire and of its peers.
 
+use std::path::Path;
 use std::time::Duration;
 
 use podwire::config::derive_vtep_mac;
@@ -13,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a node is set up.
 #[derive(Clone, Copy)]
-enum Kind {
+pub enum Kind {
     Kernel(Shape),
     /// Open vSwitch in userspace.
     Ovs,
@@ -29,7 +30,7 @@ const BUSY: Kind = Kind::Podwire(Options::BUSY);
 #[derive(Clone, Copy)]
 pub struct System {
     pub name: &'static str,
-    nodes: [Kind; 2],
+    pub nodes: [Kind; 2],
 }
 
 /// All that can be compared; the first one is what the others are measured by.
@@ -46,13 +47,18 @@ pub const SYSTEMS: [System; 6] = [
 /// What was built of a [`System`]. Dropped in this order: daemons first, the namespaces last.
 pub struct Rig {
     pub nodes: [Node; 2],
-    _prefix: Prefix,
+    prefix: Prefix,
 }
 
 impl System {
+    /// Whether its first node is that of another system too.
+    pub fn is_mixed(&self) -> bool {
+        matches!(self.nodes, [Kind::Podwire(_), Kind::Kernel(_)])
+    }
+
     /// Builds the nodes, each with so many pods, and waits until their first ones talk.
     pub fn build(&self, wire: Wire, pods: usize) -> Result<Rig, String> {
-        let prefix = Prefix::named("pwbench");
+        let prefix = Prefix::fresh();
         let [a, b] = cable(&prefix, wire);
         let [of_a, of_b] = self.nodes;
         let peers = [of_b.peer_at(&b), of_a.peer_at(&a)];
@@ -63,7 +69,7 @@ impl System {
                 node.add_pod(&prefix, &name)?;
             }
         }
-        let rig = Rig { nodes, _prefix: prefix };
+        let rig = Rig { nodes, prefix };
         let [from, to] = [&rig.nodes[0].pods()[0], &rig.nodes[1].pods()[0]];
         if !wait_until(PATIENCE, || pings(from, to.v4.into(), "")) {
             return Err(format!("the pods of {} do not reach each other", self.name));
@@ -72,8 +78,24 @@ impl System {
     }
 }
 
+impl Rig {
+    /// A directory for files of this laboratory.
+    pub fn dir(&self) -> &Path {
+        self.prefix.dir()
+    }
+}
+
 impl Kind {
-    fn peer_at(self, host: &Host) -> Peer {
+    /// VNI and UDP port.
+    pub fn tunnel(self) -> (u32, u16) {
+        match self {
+            Self::Kernel(shape) => shape.tunnel(),
+            Self::Ovs | Self::Podwire(_) => Shape::Flannel.tunnel(),
+        }
+    }
+
+    /// What the others must know of the node that this host is going to be.
+    pub fn peer_at(self, host: &Host) -> Peer {
         match self {
             Self::Kernel(_) => KernelNode::peer_at(host),
             Self::Ovs => host.peer(None),
@@ -90,7 +112,7 @@ pub enum Node {
 }
 
 impl Node {
-    fn start(kind: Kind, prefix: &Prefix, host: Host, peer: &Peer) -> Result<Self, String> {
+    pub fn start(kind: Kind, prefix: &Prefix, host: Host, peer: &Peer) -> Result<Self, String> {
         Ok(match kind {
             Kind::Kernel(shape) => {
                 let node = KernelNode::shaped(host, shape);
@@ -120,7 +142,7 @@ impl Node {
         }
     }
 
-    fn add_pod(&mut self, prefix: &Prefix, name: &str) -> Result<(), String> {
+    pub fn add_pod(&mut self, prefix: &Prefix, name: &str) -> Result<(), String> {
         match self {
             Self::Kernel(node) => node.add_pod(prefix, name),
             Self::Ovs(node) => node.add_pod(prefix, name)?,

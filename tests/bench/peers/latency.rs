@@ -1,0 +1,199 @@
+//! `scripts/bench latency`: round trips between pods of two nodes, while other pods load the same nodes.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+use hdrhistogram::Histogram;
+use podwire::latency::{self, Load as Requests, MIN_BYTES};
+
+use super::alone::{frame, let_leave, macs_of};
+use super::load::{Load, Packet};
+use super::machine::{as_f64, histogram};
+use super::rate::search;
+use super::report::{Figures, Measure};
+use super::systems::{Rig, System};
+use crate::harness::{Pod, Wire};
+
+/// Requests a second of the open loop.
+const RATE: u32 = 5000;
+
+/// So seldom that all has gone to sleep meanwhile.
+const SELDOM: u32 = 20;
+
+/// Flows and frame size of the load.
+const FLOWS: u16 = 4000;
+const SIZE: usize = 60;
+
+/// Of a trial of the search for the load's NDR.
+const TRIAL: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Scenario {
+    /// The next request follows the answer.
+    PingPong,
+    WakeUp,
+    /// An open loop beside a load of so many percent of the NDR.
+    Beside(u8),
+}
+
+const QUANTILES: [(Measure, f64); 5] = [
+    (us("p50 µs"), 0.5),
+    (us("p99 µs"), 0.99),
+    (us("p99.9 µs"), 0.999),
+    (us("p99.99 µs"), 0.9999),
+    (us("max µs"), 1.0),
+];
+const LOST: Measure = Measure { name: "lost", digits: 0, compared: false };
+const LOAD: Measure = Measure { name: "load Mpps", digits: 3, compared: false };
+
+const fn us(name: &'static str) -> Measure {
+    Measure { name, digits: 1, compared: true }
+}
+
+/// Two nodes, and a load from the first one's first pod to the other's.
+pub struct Loaded {
+    rig: Rig,
+    load: Load,
+    /// In packets a second.
+    ndr: f64,
+}
+
+impl System {
+    pub fn build_loaded(&self) -> Result<Loaded, String> {
+        let rig = self.build(Wire::default(), 2)?;
+        let [node, other] = &rig.nodes;
+        let (from, to) = (&node.pods()[0], &other.pods()[0]);
+        let mut load = Load::new(rig.dir())?;
+        let_leave(&mut load, 0, node, from)?;
+        load.sink(&to.netns, "eth0")?;
+        let [mac, gateway] = macs_of(from, to.v4);
+        let packet = |flow| Packet { device: 0, bytes: frame(mac, gateway, from.v4, to.v4, flow, SIZE) };
+        load.packets(&(0..FLOWS).map(packet).collect::<Vec<_>>())?;
+        let ndr = search(&mut load, TRIAL)?.ndr * 1e6;
+        Ok(Loaded { rig, load, ndr })
+    }
+}
+
+impl Scenario {
+    pub const ALL: [Self; 6] =
+        [Self::PingPong, Self::WakeUp, Self::Beside(0), Self::Beside(10), Self::Beside(50), Self::Beside(90)];
+
+    pub fn name(self) -> String {
+        match self {
+            Self::PingPong => "ping-pong".to_owned(),
+            Self::WakeUp => format!("wake-up: {SELDOM} requests a second"),
+            Self::Beside(0) => format!("{RATE} requests a second, no load"),
+            Self::Beside(percent) => format!("{RATE} requests a second beside {percent} % of the NDR"),
+        }
+    }
+
+    fn file(self) -> String {
+        match self {
+            Self::PingPong => "ping-pong.svg".to_owned(),
+            Self::WakeUp => "wake-up.svg".to_owned(),
+            Self::Beside(percent) => format!("load-{percent}.svg"),
+        }
+    }
+
+    pub fn measure(self, loaded: &mut Loaded, seconds: u32) -> Result<(Figures, Histogram<u64>), String> {
+        let Loaded { rig, load, ndr } = loaded;
+        let [from, to] = rig.nodes.each_ref().map(|node| &node.pods()[1]);
+        let share = if let Self::Beside(percent) = self { f64::from(percent) / 100.0 } else { 0.0 };
+        let rate = share * *ndr;
+        if share > 0.0 && rate == 0.0 {
+            return Err("its NDR is nothing".to_owned());
+        }
+        let requests = Requests {
+            rate: if self == Self::WakeUp { SELDOM } else { RATE },
+            requests: u64::from(seconds) * u64::from(if self == Self::WakeUp { SELDOM } else { RATE }),
+            bytes: MIN_BYTES,
+        };
+        let ask = |socket: &UdpSocket, target| match self {
+            Self::PingPong => ping_pong(socket, target, seconds),
+            _ => latency::measure(socket, target, requests, &AtomicBool::new(false))
+                .map(|outcome| (outcome.lost(), outcome.round_trips)),
+        };
+        let (lost, trips) = with_reflector(from, to, |socket, target| {
+            if rate == 0.0 {
+                return ask(socket, target);
+            }
+            thread::scope(|scope| {
+                let asking = scope.spawn(|| ask(socket, target));
+                load.run(Some(rate), Duration::from_secs(seconds.into()));
+                asking.join().unwrap_or_else(|panic| resume_unwind(panic))
+            })
+        })
+        .map_err(|error| error.to_string())?;
+        if trips.is_empty() {
+            return Err("no answer came".to_owned());
+        }
+        let figures = QUANTILES.iter().map(|&(measure, at)| (measure, as_f64(trips.value_at_quantile(at)) / 1e3));
+        Ok((figures.chain([(LOST, as_f64(lost)), (LOAD, rate / 1e6)]).collect(), trips))
+    }
+}
+
+/// Calls `ask` with a socket in one pod while a reflector at the given address answers in the other.
+fn with_reflector<T>(from: &Pod, to: &Pod, ask: impl FnOnce(&UdpSocket, SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let [client, server] = [from, to].map(|pod| pod.netns.within(|| UdpSocket::bind((pod.v4, 0))));
+    let (client, server) = (client?, server?);
+    let (target, ended) = (server.local_addr()?, AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| latency::reflect(&server, Instant::now() + DAY, &ended));
+        let outcome = ask(&client, target);
+        ended.store(true, Ordering::Relaxed);
+        outcome
+    })
+}
+
+/// How many answers did not come, and the others' round trips.
+fn ping_pong(socket: &UdpSocket, target: SocketAddr, seconds: u32) -> io::Result<(u64, Histogram<u64>)> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    // As `latency::reflect` takes it for a request.
+    let mut request = [0; MIN_BYTES];
+    request[..8].copy_from_slice(b"podwire?");
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    let (mut lost, mut trips) = (0, histogram());
+    let end = Instant::now() + Duration::from_secs(seconds.into());
+    while Instant::now() < end {
+        let start = Instant::now();
+        match socket.send(&request).and_then(|_| socket.recv(&mut [0; MIN_BYTES])) {
+            Ok(_) => trips.saturating_record(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+            Err(_) => lost += 1,
+        }
+    }
+    Ok((lost, trips))
+}
+
+/// Round trips of all rounds, to be drawn.
+#[derive(Default)]
+pub struct Pictures(Vec<(Scenario, String, Histogram<u64>)>);
+
+impl Pictures {
+    pub fn add(&mut self, scenario: Scenario, system: &System, trips: Histogram<u64>) {
+        let is_it = |(s, name, _): &&mut (Scenario, String, _)| (*s, &**name) == (scenario, system.name);
+        match self.0.iter_mut().find(is_it) {
+            Some((.., all)) => all.add(trips).expect("it grows as needed"),
+            None => self.0.push((scenario, system.name.to_owned(), trips)),
+        }
+    }
+
+    /// Draws a picture of each scenario, with all systems, into a directory.
+    pub fn draw(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)?;
+        for scenario in Scenario::ALL {
+            let of_it = self.0.iter().filter(|(s, ..)| *s == scenario);
+            let lines: Vec<_> = of_it.map(|(_, name, trips)| (name.clone(), trips)).collect();
+            if !lines.is_empty() {
+                let picture = latency::svg(&lines).map_err(|error| io::Error::other(error.to_string()))?;
+                fs::write(dir.join(scenario.file()), picture)?;
+            }
+        }
+        Ok(())
+    }
+}
