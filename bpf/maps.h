@@ -32,6 +32,7 @@ struct config {
 	__be32 vtep[4];		/* IPv4: the first word */
 	__u64 stale_ns;
 	__u64 quota;
+	__u64 bulk_bytes;	/* above: the kernel path; 0: never */
 	__u32 vni;
 	__u32 max_frame;
 	__u32 pod_mtu;

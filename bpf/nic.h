@@ -10,6 +10,7 @@
 #include <linux/if_ether.h>
 #include <linux/udp.h>
 
+#include "bulk.h"
 #include "ct.h"
 #include "parse.h"
 #include "worker.h"
@@ -221,6 +222,8 @@ static __always_inline enum verdict claim_for_queue(struct xdp_md *ctx,
 	if (!beat)
 		return VERDICT_STALE;
 	verdict = untranslated(in, inner, end, cfg->nat);
+	if (verdict == VERDICT_CLAIMED)
+		verdict = not_bulk(inner, end, cfg, now_ns);
 	if (verdict == VERDICT_CLAIMED)
 		call_worker(beat, now_ns);
 	return verdict;

@@ -10,6 +10,7 @@
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 
+#include "bulk.h"
 #include "ct.h"
 #include "parse.h"
 #include "worker.h"
@@ -125,6 +126,8 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	if (!beat)
 		return VERDICT_STALE;
 	verdict = untranslated(in, packet, end, cfg->nat);
+	if (verdict == VERDICT_CLAIMED)
+		verdict = not_bulk(packet, end, cfg, now_ns);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	/* A pod that sends more than its worker can take loses the rest: the

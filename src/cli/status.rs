@@ -107,6 +107,9 @@ fn dataplane(report: &DataplaneReport) -> String {
     let mut text = state.to_owned();
     if let Some(figures) = &report.figures {
         let _ = write!(text, ": {} XDP, {} frames in {}", figures.xdp, figures.frames, figures.memory);
+        if figures.leaves_bulk {
+            text += ", bulk TCP by the kernel path";
+        }
     }
     if let Some(reason) = &report.reason {
         let _ = write!(text, ": {reason}");

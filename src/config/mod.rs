@@ -119,6 +119,8 @@ pub struct Dataplane {
     /// Whether tunnel packets that do not come from a peer's `underlay` are dropped. Default true; false where the
     /// underlay translates source addresses.
     pub known_vteps_only: bool,
+    /// Default auto.
+    pub bulk: Bulk,
 }
 
 /// Where Prometheus finds the node's metrics: nowhere by default, as a node's ports are its operator's to give.
@@ -194,6 +196,16 @@ pub enum ZeroCopy {
     /// Copy.
     Off,
     /// Where the driver can.
+    Auto,
+}
+
+/// Who carries TCP connections that move much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bulk {
+    Workers,
+    /// The kernel path.
+    Kernel,
+    /// The workers, but the kernel path where AF_XDP copies.
     Auto,
 }
 
@@ -312,6 +324,7 @@ macro_rules! words {
 
 words!(Mode { Busy => "busy", Adaptive => "adaptive", Kernel => "kernel" });
 words!(Xdp { Native => "native", Generic => "generic", Auto => "auto" });
+words!(Bulk { Workers => "workers", Kernel => "kernel", Auto => "auto" });
 words!(ZeroCopy { Require => "require", Off => "off", Auto => "auto" });
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use super::check;
 use super::range::{self, AddressRange};
 use super::reader::{At, Document, Section};
 use super::{
-    Cluster, Config, ConfigError, Dataplane, Ipam, Kubernetes, Metrics, Mode, Node, Peer, Probe, Vxlan, Xdp, ZeroCopy,
-    derive_vtep_mac,
+    Bulk, Cluster, Config, ConfigError, Dataplane, Ipam, Kubernetes, Metrics, Mode, Node, Peer, Probe, Vxlan, Xdp,
+    ZeroCopy, derive_vtep_mac,
 };
 use crate::wire::{Mac, Vni};
 
@@ -198,6 +198,7 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
         hub_slots: section.or("hub_slots", 256, |slots: &u32| within(8, 4096)(u64::from(*slots))),
         stale_ms: section.or("stale_ms", 20, |ms: &u64| within(10, 10_000)(*ms)),
         known_vteps_only: section.or("known_vteps_only", true, |_| Ok(())),
+        bulk: section.or("bulk", Bulk::Auto, |_| Ok(())),
     };
     section.finish();
     dataplane

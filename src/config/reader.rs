@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{AddressRange, Mode, Problem, Xdp, ZeroCopy};
+use super::{AddressRange, Bulk, Mode, Problem, Xdp, ZeroCopy};
 use crate::wire::Mac;
 
 /// How much of a faulty value an error shows, in characters.
@@ -273,6 +273,7 @@ from_string! {
     Mode, |reason| reason;
     Xdp, |reason| reason;
     ZeroCopy, |reason| reason;
+    Bulk, |reason| reason;
 }
 
 impl Value for PathBuf {

@@ -80,6 +80,7 @@ fn sections_with_defaults_may_be_left_out() {
     let dataplane = &config.dataplane;
     assert_eq!((dataplane.frames, dataplane.hub_slots, dataplane.stale_ms), (8192, 256, 20));
     assert!(dataplane.known_vteps_only);
+    assert_eq!(dataplane.bulk, Bulk::Auto);
     assert!(dataplane.cores.is_empty() && config.peers.is_empty());
     assert_eq!(config.metrics, Metrics { listen: None, socket: false, per_pod: true, per_peer: true });
 }

@@ -49,6 +49,10 @@ use workers::Workers;
 /// The fewest frames that a pod may have on their way to its worker.
 const LEAST_QUOTA: u64 = 32;
 
+/// What a TCP connection moves before it counts as bulk: more than the answers to most requests, and little of what a
+/// transfer that matters moves.
+const BULK_BYTES: u64 = 128 << 10;
+
 /// How often it is looked whether the programs are still attached.
 const REPAIR: Duration = Duration::from_secs(1);
 
@@ -166,7 +170,10 @@ impl Dataplane {
     /// Tells the programs what the node is like and how many workers run.
     fn configure(&self, settings: &Settings) -> Result<(), SteerError> {
         let workers = if self.workers.is_some() { worker_count(settings) } else { 0 };
-        self.steer.set_config(&steer_config(settings, workers, self.rings, &self.view))
+        let leave_bulk = self.workers.as_ref().is_some_and(Workers::leave_bulk);
+        let bulk_bytes = if leave_bulk { BULK_BYTES } else { 0 };
+        let config = steer_config(settings, workers, self.rings, &self.view);
+        self.steer.set_config(&SteerConfig { bulk_bytes, ..config })
     }
 }
 
@@ -264,6 +271,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, view: &View) -> S
         rings,
         stale_ns: settings.stale_ms * 1_000_000,
         quota: (slots / sharers).max(LEAST_QUOTA),
+        bulk_bytes: 0,
         hub: settings.hub,
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,

@@ -116,6 +116,7 @@ fn settings(config: &Config, vtep: &Vtep, hub: IfIndex) -> Settings {
         cores: dataplane.cores.clone(),
         xdp: dataplane.xdp,
         zero_copy: dataplane.zero_copy,
+        bulk: dataplane.bulk,
         frames: dataplane.frames,
         hub_slots: dataplane.hub_slots,
         stale_ms: dataplane.stale_ms,

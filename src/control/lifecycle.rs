@@ -360,7 +360,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::config::{Mode, Xdp, ZeroCopy};
+    use crate::config::{Bulk, Mode, Xdp, ZeroCopy};
     use crate::control::view::{PodView, TimesStatus, WorkerStatus};
     use crate::fib::LocalPod;
     use crate::ids::{IfIndex, PodId};
@@ -453,6 +453,7 @@ mod tests {
             cores: vec![1],
             xdp: Xdp::Auto,
             zero_copy: ZeroCopy::Auto,
+            bulk: Bulk::Auto,
             frames: 1024,
             hub_slots: 64,
             stale_ms: 20,

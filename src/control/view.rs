@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Mode, Xdp, ZeroCopy};
+use crate::config::{Bulk, Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
 use crate::ids::IfIndex;
 use crate::steer::{NatCheck, PodPath};
@@ -41,6 +41,7 @@ pub struct Settings {
     pub cores: Vec<usize>,
     pub xdp: Xdp,
     pub zero_copy: ZeroCopy,
+    pub bulk: Bulk,
     /// Chunks of packet memory of each worker.
     pub frames: u32,
     /// Slots of each worker's packet ring.
@@ -104,6 +105,8 @@ pub struct DataplaneStatus {
     pub frames: u64,
     /// What backs the packet memory, for people: `hugepages` or `pages`.
     pub memory: String,
+    /// Whether the kernel path takes over TCP connections that move much.
+    pub leaves_bulk: bool,
     pub queues: Vec<QueueStatus>,
     pub workers: Vec<WorkerStatus>,
     pub pods: Vec<CreditStatus>,

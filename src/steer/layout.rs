@@ -11,12 +11,13 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
 /// `struct config`.
-pub(super) fn config(config: &SteerConfig) -> [u8; 72] {
+pub(super) fn config(config: &SteerConfig) -> [u8; 80] {
     let underlay = if config.vtep.is_ipv4() { ETH_P_IP } else { ETH_P_IPV6 };
     concat(&[
         &vtep(config.vtep),
         &config.stale_ns.to_ne_bytes(),
         &config.quota.to_ne_bytes(),
+        &config.bulk_bytes.to_ne_bytes(),
         &config.vni.get().to_ne_bytes(),
         &config.max_frame.to_ne_bytes(),
         &config.pod_mtu.to_ne_bytes(),
@@ -113,6 +114,7 @@ mod tests {
             rings: 4,
             stale_ns: 20_000_000,
             quota: 64,
+            bulk_bytes: 1 << 33,
             hub: IfIndex(9),
             nat: NatCheck::Kernel,
             known_vteps_only: true,
@@ -122,6 +124,7 @@ mod tests {
             ("known_vteps_only", &[1]),
             ("stale_ns", &20_000_000_u64.to_ne_bytes()),
             ("quota", &64_u64.to_ne_bytes()),
+            ("bulk_bytes", &(1_u64 << 33).to_ne_bytes()),
             ("vni", &0x0001_0203_u32.to_ne_bytes()),
             ("max_frame", &2048_u32.to_ne_bytes()),
             ("pod_mtu", &1450_u32.to_ne_bytes()),

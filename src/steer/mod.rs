@@ -86,6 +86,8 @@ pub struct SteerConfig {
     pub stale_ns: u64,
     /// Frames of one pod that may be on their way to its worker.
     pub quota: u64,
+    /// Bytes that a TCP connection moves in full packets before it takes the kernel path; 0: it never does.
+    pub bulk_bytes: u64,
     /// The device that pods' frames for workers are redirected to, at ingress.
     pub hub: IfIndex,
     /// How flows that the node translates are told from others.

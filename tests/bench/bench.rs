@@ -33,7 +33,7 @@ struct Arguments {
 }
 
 const MODES: [(&str, Options); 3] =
-    [("kernel", Options::KERNEL), ("adaptive", Options::ADAPTIVE), ("busy", Options::BUSY)];
+    [("kernel", Options::KERNEL), ("adaptive", Options::DEFAULT), ("busy", Options { bulk: "auto", ..Options::BUSY })];
 
 /// What is measured: a name, a unit, and how.
 type Measure = (&'static str, &'static str, fn(&Cluster, u32) -> f64);

@@ -50,7 +50,7 @@ fn main() -> io::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("starting nodes a and b (podwire) and c (plain kernel VXLAN), two pods each");
-    let mut cluster = Cluster::start(Prefix::named(PREFIX), Wire::default(), Options::ADAPTIVE);
+    let mut cluster = Cluster::start(Prefix::named(PREFIX), Wire::default(), Options::DEFAULT);
     let findings = measure::measure(&mut cluster, arguments.seconds);
     print!("{}", report::Report(&findings));
     if let Some(file) = arguments.json {

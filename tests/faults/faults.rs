@@ -42,7 +42,7 @@ fn main() -> io::Result<ExitCode> {
     }
     let wanted = |fault: &&Fault| arguments.only.is_empty() || arguments.only.iter().any(|name| name == fault.name);
     let mut rows = Vec::new();
-    for options in [Options::ADAPTIVE, Options::KERNEL] {
+    for options in [Options::DEFAULT, Options::KERNEL] {
         let faults: Vec<_> = FAULTS.iter().filter(wanted).filter(|fault| fault.applies(options)).collect();
         if faults.is_empty() {
             continue;

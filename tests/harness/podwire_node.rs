@@ -33,6 +33,8 @@ pub struct Options {
     /// Whether pods leave the cluster with the node's address.
     pub masquerade: bool,
     pub known_vteps_only: bool,
+    /// Who carries TCP connections that move much.
+    pub bulk: &'static str,
     /// Whether it serves metrics, at [`PodwireNode::METRICS`] and on a Unix socket.
     pub metrics: bool,
     /// More sections of the file.
@@ -40,18 +42,21 @@ pub struct Options {
 }
 
 impl Options {
-    /// The data plane as it comes, with one worker.
+    /// The data plane with one worker that carries all that it can, as most tests are about.
     pub const ADAPTIVE: Self = Self {
         mode: "adaptive",
         xdp: "auto",
         workers: 1,
         masquerade: false,
         known_vteps_only: true,
+        bulk: "workers",
         metrics: false,
         sections: "",
     };
     /// The data plane with a worker that never sleeps.
     pub const BUSY: Self = Self { mode: "busy", ..Self::ADAPTIVE };
+    /// The data plane as it comes.
+    pub const DEFAULT: Self = Self { bulk: "auto", ..Self::ADAPTIVE };
     /// The kernel path alone.
     pub const KERNEL: Self = Self { mode: "kernel", ..Self::ADAPTIVE };
 
@@ -257,7 +262,7 @@ impl PodwireNode {
     }
 
     fn kubernetes_config(&self) -> String {
-        let Options { mode, xdp, sections, .. } = self.options;
+        let Options { mode, xdp, bulk, sections, .. } = self.options;
         let [kubeconfig, subnet_env] = [self.kubeconfig(), self.subnet_env()];
         format!(
             r#"[node]
@@ -272,6 +277,7 @@ subnet_env = "{}"
 mode = "{mode}"
 cores = [{}]
 xdp = "{xdp}"
+bulk = "{bulk}"
 
 {sections}"#,
             self.host.name(),
@@ -294,7 +300,7 @@ xdp = "{xdp}"
 
     fn file_config(&self) -> String {
         let Host { index, uplink, underlay, .. } = &self.host;
-        let Options { mode, xdp, workers, masquerade, known_vteps_only, metrics, sections } = self.options;
+        let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, metrics, sections } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
         let mut text = format!(
@@ -319,6 +325,7 @@ cores = {cores:?}
 xdp = "{xdp}"
 zero_copy = "auto"
 known_vteps_only = {known_vteps_only}
+bulk = "{bulk}"
 
 {sections}"#,
             self.host.name(),

@@ -5,9 +5,10 @@ use podwire::frame::Region;
 use podwire::ids::IfIndex;
 use podwire::offload::{Segmenter, VirtioNetHdr};
 use podwire::packet::Sender;
+use podwire::steer::{Program, Verdict};
 
 use super::cluster;
-use super::harness::{Capture, Netns, Options, Prefix, Wire, is_root, tcp_transfer};
+use super::harness::{Capture, Netns, Options, PodwireNode, Prefix, Wire, is_root, tcp_transfer};
 
 #[test]
 fn segments_from_the_wire_reach_a_pod_as_super_packets() {
@@ -24,6 +25,34 @@ fn segments_from_the_wire_reach_a_pod_as_super_packets() {
     let stats = cluster.a.stats();
     let count = |label: &str| stats.workers[0].tallies.counts[label];
     assert!(count("pod_tx_merged") > 5 * count("pod_tx_super"), "{:?}", stats.workers[0].tallies.counts);
+    assert_eq!(cluster.bad_checksums(), 0);
+}
+
+#[test]
+fn where_af_xdp_copies_the_kernel_path_takes_over_what_moves_much() {
+    let Some(cluster) = cluster(Wire::default(), Options::DEFAULT) else { return };
+    let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
+    let taken_over = || {
+        let of = |node: &PodwireNode| [Program::Nic, Program::Pod].map(|program| node.verdict(program, Verdict::Bulk));
+        cluster.podwire_nodes().map(of)
+    };
+    for node in cluster.podwire_nodes() {
+        let figures = node.status().dataplane.figures.expect("a data plane runs");
+        assert!(figures.leaves_bulk && figures.queues.iter().all(|queue| !queue.zero_copy));
+    }
+    for destination in to.addresses() {
+        for _ in 0..20 {
+            tcp_transfer(from, to, destination, 50_000).expect("TCP");
+        }
+    }
+    assert_eq!(taken_over(), [[0; 2]; 2], "what is short is the workers'");
+    for destination in to.addresses() {
+        let before = taken_over();
+        tcp_transfer(from, to, destination, 10_000_000).expect("TCP");
+        let more =
+            |(after, before): (&[u64; 2], &[u64; 2])| after.iter().zip(before).all(|(after, before)| after > before);
+        assert!(taken_over().iter().zip(&before).all(more), "data and acknowledgements on both nodes");
+    }
     assert_eq!(cluster.bad_checksums(), 0);
 }
 

@@ -49,6 +49,7 @@ pub fn config(family: usize) -> SteerConfig {
         rings: 1,
         stale_ns: STALE_NS,
         quota: QUOTA,
+        bulk_bytes: 0,
         hub: IfIndex(1),
         nat: NatCheck::None,
         known_vteps_only: false,

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::seat::{Common, Seat};
 use super::steered::addresses;
 use super::{DataplaneError, worker_count};
+use crate::config::Bulk;
 use crate::control::trace::Plan;
 use crate::control::view::{DataplaneStatus, RemoteView, Settings, TrafficStatus, View};
 use crate::fib::{Fib, NextHop, Publisher, Remote};
@@ -97,6 +98,15 @@ impl Workers {
         if seat.provoke(fault) { Ok(()) } else { Err(format!("worker {worker} does not read its inbox").into()) }
     }
 
+    /// Whether TCP connections that move much are left to the kernel path.
+    pub fn leave_bulk(&self) -> bool {
+        match self.settings.bulk {
+            Bulk::Workers => false,
+            Bulk::Kernel => true,
+            Bulk::Auto => self.seats.iter().flat_map(Seat::queues).any(|queue| !queue.zero_copy),
+        }
+    }
+
     /// What the workers have carried for a pod.
     pub fn pod(&self, pod: PodId) -> TrafficStatus {
         self.seats.iter().map(|seat| seat.pod(pod)).sum()
@@ -111,6 +121,7 @@ impl Workers {
             },
             frames: self.seats.iter().map(Seat::chunks).sum(),
             memory: if self.seats.iter().all(Seat::has_hugepages) { "hugepages" } else { "pages" }.to_owned(),
+            leaves_bulk: self.leave_bulk(),
             queues: self.seats.iter().flat_map(Seat::queues).collect(),
             workers: self.seats.iter().map(|seat| seat.status(&self.settings)).collect(),
             ..DataplaneStatus::default()
