@@ -23,8 +23,8 @@ pub enum Kind {
 
 const FLANNEL: Kind = Kind::Kernel(Shape::Flannel);
 const CALICO: Kind = Kind::Kernel(Shape::Calico);
-const ADAPTIVE: Kind = Kind::Podwire(Options::ADAPTIVE);
-const BUSY: Kind = Kind::Podwire(Options::BUSY);
+const ADAPTIVE: Kind = Kind::Podwire(Options::DEFAULT);
+const BUSY: Kind = Kind::Podwire(Options { bulk: "auto", ..Options::BUSY });
 
 /// Two nodes that can talk.
 #[derive(Clone, Copy)]
