@@ -289,6 +289,27 @@ fn a_range_without_a_free_address_is_named_and_when_one_is_free_no_more() {
     says(&cluster, |says| says.no_more());
 }
 
+/// Whether the daemon listens to all IP packets of its uplink.
+fn listens_to_uplink(node: &PodwireNode) -> bool {
+    let index = node.host.netns.link(&node.host.uplink)["ifindex"].to_string();
+    // Socket, references, type, EtherType, device.
+    let sockets = node.host.netns.run("cat /proc/net/packet");
+    let mut sockets = sockets.lines().map(|line| line.split_whitespace().skip(3).take(2).collect::<Vec<_>>());
+    sockets.any(|socket| socket == ["0800", &index])
+}
+
+#[test]
+fn the_uplink_is_listened_to_only_while_a_peer_does_not_answer() {
+    let Some(cluster) = healthy(Options::KERNEL) else { return };
+    let Cluster { a, b, .. } = &cluster;
+    let set = |state: &str| drop(b.host.netns.run(&format!("ip link set eth0 {state}")));
+    assert!(wait_until(PATIENCE, || !listens_to_uplink(a)), "all is well");
+    set("down");
+    assert!(wait_until(PATIENCE, || listens_to_uplink(a)), "{}", a.log_text());
+    set("up");
+    assert!(wait_until(PATIENCE, || !listens_to_uplink(a)), "all is well again");
+}
+
 #[test]
 fn probes_can_be_turned_off() {
     let Some(cluster) = cluster(Wire::default(), Options { sections: "[probe]\ninterval_s = 0\n", ..Options::KERNEL })

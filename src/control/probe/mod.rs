@@ -11,8 +11,8 @@
 //! One small packet a peer and interval, one peer after the other, and no more than [`RATE`] peers a second: with many
 //! peers the interval grows. Nothing wakes the control thread between two turns: replies wait in their sockets, with the
 //! kernel's time of arrival. What a reply must bear is in [`Echo`]; what else arrives is not received at all. What the
-//! kernel drops of the peers' own probes, and why, is seen by a [`Witness`] at the uplink; [`diagnose`] puts
-//! all of it in words.
+//! kernel drops of a peer's tunnel packets, and why, is seen by a [`Witness`] at the uplink while one does not answer;
+//! [`diagnose`] puts all of it in words.
 
 mod diagnosis;
 mod echo;
@@ -78,7 +78,9 @@ struct Sockets {
     /// Through the overlay, one for each family.
     overlay: Vec<(bool, EchoSocket)>,
     underlay: EchoSocket,
-    witness: Witness,
+    /// Only while a peer does not answer: with it the kernel clones each IP packet that the uplink hands to its stack,
+    /// before the filter is asked (`__netif_receive_skb_core` in `net/core/dev.c`, `ip_rcv_core`).
+    witness: Option<Witness>,
 }
 
 /// Probes all peers in turn.
@@ -155,6 +157,10 @@ impl Prober {
         let turn: Vec<usize> = (0..peers).map(|n| (self.next + n) % self.peers.len()).collect();
         self.next = (self.next + peers) % self.peers.len().max(1);
         for &index in &turn {
+            self.peers[index].1.settle();
+        }
+        self.watch();
+        for &index in &turn {
             self.probe(index);
         }
         let turn = turn.into_iter().map(|index| &self.peers[index].0);
@@ -166,7 +172,7 @@ impl Prober {
         let Some((_, sockets)) = &self.ground else { return };
         // First: whoever is seen here and not there is dropped in between.
         for _ in 0..DRAUGHT {
-            let Ok(Some(sighting)) = sockets.witness.take() else { break };
+            let Some(Ok(Some(sighting))) = sockets.witness.as_ref().map(Witness::take) else { break };
             if let Some((target, record)) = find(&mut self.peers, &self.by_underlay, sighting.from) {
                 record.see(sighting.what, target.mac, target.address, now);
             }
@@ -267,12 +273,24 @@ impl Prober {
         (one * together, (together as usize).min(self.peers.len()))
     }
 
+    /// Looks at what arrives of tunnels from the first request that is lost, until all are answered again.
+    fn watch(&mut self) {
+        let is_wanted = self.peers.iter().any(|(_, record)| record.small.lost_in_a_row > 0);
+        let Some((ground, sockets)) = &mut self.ground else { return };
+        if is_wanted == sockets.witness.is_some() {
+            return;
+        }
+        match is_wanted.then(|| Witness::open(ground.own.clone())).transpose() {
+            Ok(witness) => sockets.witness = witness,
+            Err(error) => self.problem = Some(error.into()),
+        }
+    }
+
     fn probe(&mut self, index: usize) {
         let id = self.id();
         let (Some((ground, sockets)), Some((target, record))) = (&self.ground, self.peers.get_mut(index)) else {
             return;
         };
-        record.settle();
         for kind in record.wanted() {
             self.count += 1;
             #[expect(clippy::cast_possible_truncation, reason = "a sequence number begins again")]
@@ -304,7 +322,7 @@ impl Sockets {
         Ok(Self {
             overlay: ground.own.addresses.iter().map(overlay).collect::<Result<_, ProbeError>>()?,
             underlay: open(ground.own.underlay, None)?,
-            witness: Witness::open(ground.own.clone())?,
+            witness: None,
         })
     }
 }
