@@ -148,3 +148,55 @@ impl Watched {
         is_news.then(|| "the daemon was started anew; its counters begin again".to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read as _;
+    use std::process::Command;
+    use std::{env, thread};
+
+    use nix::pty::{Winsize, openpty};
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+
+    use super::*;
+
+    /// Has this test be the one that panics.
+    const PANICS: &str = "PODWIRE_TEST_TOP_PANICS";
+
+    /// Runs itself again in a terminal of its own, to panic there.
+    #[test]
+    fn a_panic_leaves_the_terminal_as_it_was_and_is_to_be_read() {
+        const NAME: &str = "cli::top::tests::a_panic_leaves_the_terminal_as_it_was_and_is_to_be_read";
+        if env::var_os(PANICS).is_some() {
+            let mut terminal = Terminal::open().unwrap();
+            terminal.0.draw(|frame| Screen::default().draw(frame)).unwrap();
+            panic!("a fault of the live view");
+        }
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(&size, None).unwrap();
+        let end = || pty.slave.try_clone().unwrap();
+        let mut command = Command::new("setsid");
+        command.arg("--ctty").arg(env::current_exe().unwrap()).args(["--exact", NAME, "--nocapture"]);
+        let mut child = command.env(PANICS, "1").stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        let mut output = File::from(pty.master);
+        let shown = thread::spawn(move || {
+            let (mut screen, mut bytes, mut entered) = (vt100::Parser::new(24, 80, 0), [0; 4096], false);
+            while let Ok(length @ 1..) = output.read(&mut bytes) {
+                for byte in &bytes[..length] {
+                    screen.process(&[*byte]);
+                    entered |= screen.screen().alternate_screen();
+                }
+            }
+            (entered, screen.screen().clone())
+        });
+        assert!(!child.wait().unwrap().success());
+        let flags = tcgetattr(&pty.slave).unwrap().local_flags;
+        assert!(flags.contains(LocalFlags::ECHO | LocalFlags::ICANON), "{flags:?}");
+        drop(command);
+        drop(pty.slave);
+        let (entered, screen) = shown.join().unwrap();
+        assert!(entered && !screen.alternate_screen(), "{}", screen.contents());
+        assert!(screen.contents().contains("a fault of the live view"), "{}", screen.contents());
+    }
+}
