@@ -1,5 +1,6 @@
 //! What the steering programs take for a packet, by the kernel's own clock: without conntrack's look-ups, with look-ups
-//! that find nothing, and with look-ups that find a flow among 10,000. Needs root and the tool `conntrack`.
+//! that find nothing, and with look-ups that find a flow among 10,000; and what a trace adds whose ring is full. Needs root
+//! and the tool `conntrack`.
 //!
 //! `pod_steer` is measured up to the credit, which is refused: a claimed frame is tagged, and could not be judged again.
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use libbpf_rs::libbpf_sys;
-use podwire::steer::{NatCheck, Program, SteerConfig, Verdict};
+use podwire::steer::{NatCheck, Program, ProgramTap, SteerConfig, Verdict, Verdicts};
 use podwire::wire::Mac;
 
 use lab::Lab;
@@ -105,8 +106,11 @@ fn measure(criterion: &mut Criterion, family: usize, name: &str) {
                 let frame = frame(program, family, is_tcp, port);
                 let (verdict, _) = rig.judge(program, &frame, 0);
                 assert_eq!(verdict, expected, "{label} {name} {protocol}: {row}");
-                run(&mut group, &rig, program, row, &frame);
+                run(&mut group, &rig, program, row, &frame, None);
             }
+            rig.steer.set_config(&SteerConfig { quota, ..config(V4) }).expect("the map can be written");
+            let tap = rig.steer.tap(Verdicts::such_as(|_, _| true)).expect("the ring can be read");
+            run(&mut group, &rig, program, "no look-up, traced", &frame(program, family, is_tcp, UNKNOWN), Some(&tap));
         }
     }
 }
@@ -127,11 +131,21 @@ fn frame(program: Program, family: usize, is_tcp: bool, port: u16) -> Vec<u8> {
     if program == Program::Nic { encapsulate(V4, &packet) } else { packet }
 }
 
-fn run(group: &mut BenchmarkGroup<'_, WallTime>, rig: &Rig, program: Program, row: &str, frame: &[u8]) {
+fn run(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    rig: &Rig,
+    program: Program,
+    row: &str,
+    frame: &[u8],
+    tap: Option<&ProgramTap>,
+) {
     let fd = rig.steer.program_fd(program).as_raw_fd();
     group.bench_function(row, |bencher| {
         bencher.iter_custom(|runs| {
             rig.heartbeat.beat(rig::now_ns());
+            if let Some(tap) = tap {
+                tap.renew(rig::now_ns());
+            }
             let full = (0..runs / RUNS).map(|_| repeat(fd, frame, RUNS));
             full.chain([repeat(fd, frame, runs % RUNS)]).sum()
         });

@@ -52,7 +52,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct config);
-} config SEC(".maps");
+} configs SEC(".maps");
 
 /* The AF_XDP sockets of the uplink's queues, and the worker behind each. */
 struct {
@@ -174,7 +174,7 @@ static __always_inline const struct config *config_get(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&config, &zero);
+	return bpf_map_lookup_elem(&configs, &zero);
 }
 
 #endif

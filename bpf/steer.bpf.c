@@ -9,6 +9,7 @@
 #include "maps.h"
 #include "nic.h"
 #include "pod.h"
+#include "trace.h"
 #include "verdict.h"
 
 /* On the uplink. "frags", because a program without it makes drivers refuse or
@@ -19,7 +20,7 @@ int nic_steer(struct xdp_md *ctx)
 {
 	enum verdict verdict = judge_nic(ctx);
 
-	count(PROGRAM_NIC, verdict);
+	conclude_nic(ctx, verdict);
 	switch (verdict) {
 	case VERDICT_CLAIMED:
 		return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
@@ -37,7 +38,7 @@ int pod_steer(struct __sk_buff *skb)
 	struct target to = {};
 	enum verdict verdict = judge_pod(skb, &to);
 
-	count(PROGRAM_POD, verdict);
+	conclude_pod(skb, verdict);
 	switch (verdict) {
 	case VERDICT_CLAIMED:
 		/* cannot fail: the frame has no tag yet */

@@ -69,8 +69,7 @@ struct {
 	__type(value, struct tally);
 } verdicts SEC(".maps");
 
-/* Not inlined, so that the object's BTF holds both enums. */
-static __noinline void count(enum program program, enum verdict verdict)
+static __always_inline void count(enum program program, enum verdict verdict)
 {
 	__u32 key = program;
 	struct tally *tally = bpf_map_lookup_elem(&verdicts, &key);

@@ -107,13 +107,13 @@ pub(super) enum Verb {
         after_help = "Example:\n  podwire bench reflect --from web &          # on the node of the pod web, 10.244.2.7\n  podwire bench latency --from db --to 10.244.2.7 --svg latency.svg"
     )]
     Bench(BenchVerb),
-    /// Show packets as the workers see them: before and after encapsulation, with the verdict and the next hop.
+    /// Show packets as workers and steering programs see them: before and after encapsulation, with the verdict.
     ///
     /// It lasts until Ctrl-C or a bound, one at a time. The packets are not held up: what comes too fast is left out of
     /// the trace and counted. Without --write each packet is a line; times are UTC.
     #[command(
         args_conflicts_with_subcommands = true,
-        after_help = "Example:\n  podwire trace --pod web --port 80\n  podwire trace --peer node-b --protocol icmp --count 20 --write ping.pcapng\n  podwire trace --host 10.244.2.7 --write - | tshark -r -\n  podwire trace drops"
+        after_help = "Example:\n  podwire trace --pod web --port 80\n  podwire trace --peer node-b --protocol icmp --count 20 --write ping.pcapng\n  podwire trace --host 10.244.2.7 --write - | tshark -r -\n  podwire trace --pod web --path kernel\n  podwire trace drops"
     )]
     Trace(trace::args::Trace),
     /// Have container runtimes call this binary as their CNI plugin.

@@ -1,4 +1,5 @@
-//! The two BPF arrays that the workers and the steering programs both write: signs of life and credits.
+//! The BPF arrays that we and the steering programs both write: signs of life and credits by the workers, and what is
+//! traced by control.
 //!
 //! A [`Heartbeat`] belongs to one worker; the programs write `called_ns` when they claim a frame for a sleeper
 //! (`bpf/worker.h`). [`Credits`] are shared by the workers: each writes `consumed` of the pods whose frames it
@@ -20,7 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::ids::{PodId, WorkerId};
 use crate::xsk::Mapping;
 
-/// One entry of either array: a cache line of words. `struct heartbeat` and `struct credit` of `bpf/maps.h`.
+/// One entry of an array: a cache line of words. `struct heartbeat` and `struct credit` of `bpf/maps.h`, and either half
+/// of `struct trace` of `bpf/trace.h`.
 type Entry = [AtomicU64; 8];
 
 /// The words of a heartbeat.
@@ -31,6 +33,13 @@ const CALLED_NS: usize = 2;
 /// The words of a credit.
 const PRODUCED: usize = 0;
 const CONSUMED: usize = 1;
+
+/// The entries of what is traced, and the words in them.
+const ORDER: usize = 0;
+const WANTED: usize = 0;
+const UNTIL_NS: usize = 2;
+const LOSSES: usize = 1;
+const LOST: usize = 0;
 
 /// An mmapable BPF array of entries.
 #[derive(Debug)]
@@ -202,6 +211,36 @@ impl Credits {
 
     fn word(&self, pod: PodId, word: usize) -> Option<&AtomicU64> {
         self.table.get(usize::from(pod.get()))?.get(word)
+    }
+}
+
+/// What the programs are to tell whoever traces, until when, and how much of it they could not tell.
+#[derive(Clone, Debug)]
+pub struct TraceOrder {
+    table: Arc<Table>,
+}
+
+impl TraceOrder {
+    /// How long its table is.
+    pub const ENTRIES: usize = 2;
+
+    pub fn new(table: Arc<Table>) -> Self {
+        Self { table }
+    }
+
+    /// Has each program tell of the verdicts whose bits are set, until `until_ns`.
+    pub fn want(&self, wanted: [u64; 2], until_ns: u64) {
+        let Some(order) = self.table.get(ORDER) else { return };
+        let words = order.get(UNTIL_NS).into_iter().zip([until_ns]);
+        // Who sees what is wanted sees until when, and takes nothing back.
+        for (word, value) in words.chain(order.iter().skip(WANTED).zip(wanted)) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    /// How many frames the programs have found no room for since they were loaded.
+    pub fn lost(&self) -> u64 {
+        self.table.get(LOSSES).and_then(|losses| losses.get(LOST)).map_or(0, |lost| lost.load(Ordering::Relaxed))
     }
 }
 

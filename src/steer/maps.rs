@@ -38,6 +38,10 @@ impl Map {
         self.handle.as_fd()
     }
 
+    pub(super) fn handle(&self) -> &MapHandle {
+        &self.handle
+    }
+
     pub(super) fn max_entries(&self) -> u32 {
         self.handle.max_entries()
     }
@@ -66,7 +70,7 @@ impl Map {
         Ok(values.map_err(|e| self.error("read", &index, &e))?.unwrap_or_default())
     }
 
-    fn error(&self, act: &'static str, what: &impl ToString, error: &libbpf_rs::Error) -> SteerError {
+    pub(super) fn error(&self, act: &'static str, what: &impl ToString, error: &libbpf_rs::Error) -> SteerError {
         SteerError::Map { act, map: self.name, key: what.to_string(), source: os_error(error) }
     }
 }

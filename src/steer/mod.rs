@@ -25,6 +25,7 @@ mod link;
 mod maps;
 mod nat;
 mod pins;
+mod tap;
 mod tc;
 mod trial;
 mod verdict;
@@ -45,6 +46,7 @@ pub use attach::{Repair, foreign_programs, is_our_filter, remove};
 pub use error::SteerError;
 pub use nat::{NatCheck, knows_conntrack};
 pub use pins::Pins;
+pub use tap::{ProgramTap, Sighting, Verdicts};
 pub use tc::TcChoice;
 pub use trial::{AttachedProgram, Trial, XdpDevice, XdpDriver};
 pub use verdict::{Outcome, Program, Verdict};
@@ -52,7 +54,7 @@ pub use xdp::{XdpChoice, XdpMode};
 
 use crate::fib::LocalPod;
 use crate::ids::{IfIndex, QueueId, WorkerId};
-use crate::shared::{Credits, Heartbeat, Table};
+use crate::shared::{Credits, Heartbeat, Table, TraceOrder};
 use crate::wire::{Mac, Vni};
 use maps::{Map, os_error};
 use tc::Attachment;
@@ -137,6 +139,7 @@ struct Maps {
     remote6: Map,
     vteps: Map,
     verdicts: Map,
+    trace_ring: Map,
 }
 
 /// The loaded programs, their maps and their attachments.
@@ -147,6 +150,7 @@ pub struct Steer {
     hearts: Arc<Table>,
     max_workers: u32,
     credits: Credits,
+    trace: TraceOrder,
     pins: Pins,
     uplink: Option<Uplink>,
     tc: TcChoice,
@@ -166,7 +170,7 @@ impl Steer {
         let skel = open.load().map_err(refused)?;
         let programs = Programs::of(&skel).map_err(SteerError::Load)?;
         let maps = Maps {
-            config: Map::of("config", &skel.maps.config)?,
+            config: Map::of("configs", &skel.maps.configs)?,
             xsks: Map::of("xsks", &skel.maps.xsks)?,
             queue_worker: Map::of("queue_worker", &skel.maps.queue_worker)?,
             local4: Map::of("local4", &skel.maps.local4)?,
@@ -175,14 +179,18 @@ impl Steer {
             remote6: Map::of("remote6", &skel.maps.remote6)?,
             vteps: Map::of("vteps", &skel.maps.vteps)?,
             verdicts: Map::of("verdicts", &skel.maps.verdicts)?,
+            trace_ring: Map::of("trace_ring", &skel.maps.trace_ring)?,
         };
         let heartbeats = Map::of("heartbeats", &skel.maps.heartbeats)?;
         let credits = Map::of("credits", &skel.maps.credits)?;
         let credits = Table::map(credits.fd(), credits.max_entries() as usize).map_err(SteerError::Load)?;
+        let trace = Map::of("trace", &skel.maps.data_trace)?;
+        let trace = Table::map(trace.fd(), TraceOrder::ENTRIES).map_err(SteerError::Load)?;
         let steer = Self {
             hearts: Arc::new(Table::map(heartbeats.fd(), heartbeats.max_entries() as usize).map_err(SteerError::Load)?),
             max_workers: heartbeats.max_entries(),
             credits: Credits::new(Arc::new(credits)).ok_or(SteerError::Credits)?,
+            trace: TraceOrder::new(Arc::new(trace)),
             programs,
             maps,
             pins,
@@ -193,7 +201,9 @@ impl Steer {
         };
         steer.set_config(config)?;
         for map in skel.object().maps() {
-            steer.pins.pin_map(&map.name().to_string_lossy(), map.as_fd())?;
+            let name = map.name().to_string_lossy();
+            // Those of sections begin with a dot, which the BPF file system does not take (`bpf_lookup`, kernel/bpf/inode.c).
+            steer.pins.pin_map(name.trim_start_matches('.').replace('.', "_").as_str(), map.as_fd())?;
         }
         Ok(steer)
     }
@@ -275,6 +285,11 @@ impl Steer {
     /// The credits of all pods.
     pub fn credits(&self) -> Credits {
         self.credits.clone()
+    }
+
+    /// Has the programs tell of frames that get one of these verdicts. For one reader at a time.
+    pub fn tap(&self, wanted: Verdicts) -> Result<ProgramTap, SteerError> {
+        ProgramTap::open(self.trace.clone(), &self.maps.trace_ring, wanted)
     }
 
     /// How many frames got each verdict since the first programs of this namespace that counted as these do.

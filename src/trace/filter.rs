@@ -107,12 +107,6 @@ impl Fates {
         Self(self.0 | other.0)
     }
 
-    /// Packets of both sets.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-
     pub fn contains(self, fate: Fate) -> bool {
         let one = match fate {
             Fate::Forwarded(_) => Self::FORWARDED,

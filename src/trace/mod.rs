@@ -13,6 +13,7 @@
 
 mod filter;
 mod flow;
+mod sampler;
 mod tap;
 
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use crate::ids::PodId;
 
 pub use filter::{Fates, Filter, Party, Prefix};
 pub use flow::Flow;
+pub use sampler::Sampler;
 pub use tap::{Feed, Record, SNAP, Tap};
 
 /// Who is told of packets by the pipeline. A packet that is lost when it is handed over is told of twice: as it was to

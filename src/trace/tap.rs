@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
-use super::{Fate, Filter, Flow, Hop, Point, Trace};
+use super::{Fate, Filter, Flow, Hop, Point, Sampler, Trace};
 use crate::counters::DropReason;
 use crate::fib::{LocalPod, Remote};
 use crate::ids::IfIndex;
@@ -76,13 +76,12 @@ impl Feed {
 pub struct Tap {
     feed: Arc<Feed>,
     now_ns: u64,
-    /// Packets until the next one is taken.
-    pass_over: u32,
+    sampler: Sampler,
 }
 
 impl Tap {
     pub fn new(feed: Arc<Feed>) -> Self {
-        Self { feed, now_ns: 0, pass_over: 0 }
+        Self { sampler: Sampler::new(feed.sample), feed, now_ns: 0 }
     }
 
     /// Says when what follows is seen, in nanoseconds of `CLOCK_MONOTONIC`.
@@ -91,17 +90,12 @@ impl Tap {
     }
 
     fn saw(&mut self, point: Point, frame: &[u8], fate: Fate) {
-        let Feed { filter, sample, snap, records, lost } = &*self.feed;
+        let Feed { filter, snap, records, lost, .. } = &*self.feed;
         let flow = || Flow::read(frame, filter.vxlan_port);
         if !filter.fates.contains(fate) || !filter.matches(point.direction(), IfIndex::NONE, flow().as_ref()) {
             return;
         }
-        if self.pass_over > 0 {
-            self.pass_over -= 1;
-            return;
-        }
-        self.pass_over = sample.saturating_sub(1);
-        if records.push(Record::new(self.now_ns, point, fate, frame, *snap)).is_err() {
+        if self.sampler.takes() && records.push(Record::new(self.now_ns, point, fate, frame, *snap)).is_err() {
             lost.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -23,6 +23,7 @@ mod bulk;
 mod failover;
 mod hostile;
 mod hosts;
+mod judged;
 mod latency;
 mod lookup;
 mod newcomers;

@@ -16,14 +16,14 @@ use super::harness::{
 use super::hostile::{datagram_with, mark_congested, to_vtep};
 
 /// A trace that runs.
-struct Trace {
-    client: Child,
+pub(super) struct Trace {
+    pub(super) client: Child,
     stderr: BufReader<ChildStderr>,
 }
 
 impl Trace {
     /// Begins one, which is on when this returns.
-    fn start(node: &PodwireNode, line: &str, stdout: impl Into<Stdio>) -> Self {
+    pub(super) fn start(node: &PodwireNode, line: &str, stdout: impl Into<Stdio>) -> Self {
         let mut command = node.command(&format!("trace {line}"));
         let mut client = command.stdout(stdout).stderr(Stdio::piped()).spawn().expect("nsenter starts");
         let mut stderr = BufReader::new(client.stderr.take().expect("piped"));
@@ -34,13 +34,13 @@ impl Trace {
     }
 
     /// Ends it as Ctrl-C does.
-    fn finish(self) -> Ended {
+    pub(super) fn finish(self) -> Ended {
         signal(&self.client, libc::SIGINT);
         self.ended()
     }
 
     /// Waits until it has ended by itself.
-    fn ended(mut self) -> Ended {
+    pub(super) fn ended(mut self) -> Ended {
         let mut stdout = String::new();
         if let Some(mut pipe) = self.client.stdout.take() {
             pipe.read_to_string(&mut stdout).expect("text");
@@ -54,16 +54,23 @@ impl Trace {
 
 /// What a trace has said.
 #[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(super) struct Ended {
+    pub(super) code: Option<i32>,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
 }
 
 impl Ended {
+    /// The packets that the trace says it has lost.
+    #[track_caller]
+    pub(super) fn lost(&self) -> u64 {
+        let lost = self.stderr.split(" packet(s), ").nth(1).and_then(|rest| rest.split(' ').next());
+        lost.expect("a figure").parse().expect("a number")
+    }
+
     /// The packets of `--output json`, and how it ended.
     #[track_caller]
-    fn events(&self) -> (Vec<Packet>, End) {
+    pub(super) fn events(&self) -> (Vec<Packet>, End) {
         assert_eq!(self.code, Some(0), "{self:?}");
         let mut packets = Vec::new();
         let mut end = None;
@@ -78,7 +85,7 @@ impl Ended {
 }
 
 /// A field of each packet of a file, as tshark reads it.
-fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
+pub(super) fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
     let mut command = Command::new("tshark");
     command.args(["-d", "udp.port==8472,vxlan", "-T", "fields", "-E", "separator=|", "-r"]).arg(file);
     for field in fields {
@@ -91,7 +98,7 @@ fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
 }
 
 /// The device at the host end of a pod.
-fn device(node: &PodwireNode, pod: &Pod) -> String {
+pub(super) fn device(node: &PodwireNode, pod: &Pod) -> String {
     let pods: Vec<api::Pod> = serde_json::from_str(&node.cli("pods list --output json")).expect("JSON");
     pods.into_iter().find(|known| known.name == pod.name).expect("the pod").host_ifname
 }
@@ -139,7 +146,7 @@ fn a_file_shows_each_packet_before_and_after_encapsulation_to_tshark() {
 }
 
 /// Whether `capinfos`-like reading finds no fault: tshark's expert information has no malformed packet.
-fn pcapng_is_sound(file: &Path) -> bool {
+pub(super) fn pcapng_is_sound(file: &Path) -> bool {
     let malformed = Command::new("tshark").args(["-Y", "_ws.malformed", "-r"]).arg(file).output();
     malformed.expect("tshark starts").stdout.is_empty()
 }
@@ -277,8 +284,7 @@ fn a_client_that_does_not_read_loses_packets_of_the_trace_and_none_of_the_pods()
     signal(&trace.client, libc::SIGCONT);
     let ended = trace.finish();
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    let lost = ended.stderr.split(" packet(s), ").nth(1).and_then(|rest| rest.split(' ').next());
-    let lost: u64 = lost.expect("a figure").parse().expect("a number");
+    let lost = ended.lost();
     assert!(lost > 1000, "{ended:?}");
     let told: u64 = tshark(&file, &["frame.drop_count"]).iter().filter_map(|row| row[0].parse::<u64>().ok()).sum();
     assert!(told <= lost, "{told} of {lost}");

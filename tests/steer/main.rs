@@ -18,3 +18,4 @@ mod queue;
 mod rig;
 mod shaping;
 mod takeover;
+mod trace;

@@ -173,7 +173,7 @@ fn a_pin_with_another_devices_link_or_no_link_at_all_is_replaced() {
     scene.attach_all(&mut steer);
     let links = scene.pins.join("links");
     std::fs::rename(links.join("hub"), links.join(scene.pod_link())).unwrap();
-    std::fs::rename(scene.pins.join("maps/config"), links.join("hub")).unwrap();
+    std::fs::rename(scene.pins.join("maps/configs"), links.join("hub")).unwrap();
     let mut next = scene.lab.load(&config(V4));
     scene.attach_all(&mut next);
     let [pod, hub, _] = scene.links();

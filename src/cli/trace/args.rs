@@ -10,12 +10,15 @@ pub(in crate::cli) struct Trace {
     pub verb: Option<TraceVerb>,
     #[command(flatten)]
     pub filter: TraceFilter,
-    /// Only packets with one of these verdicts: `forwarded`, or a label of `podwire stats`.
+    /// Only packets with one of these verdicts: `forwarded`, or a label of drops or verdicts in `podwire stats`.
     #[arg(long, value_name = "LABEL", value_delimiter = ',')]
     pub verdict: Vec<String>,
     /// Only packets that are dropped, or only those that are dropped for this reason.
     #[arg(long, value_name = "REASON", num_args = 0..=1, default_missing_value = "")]
     pub drops: Option<String>,
+    /// Only packets that go this way; without this, --verdict or --drops: the fast path, and what is dropped.
+    #[arg(long, value_enum, conflicts_with = "drops")]
+    pub path: Option<TracePath>,
     /// Write them as pcapng, `-` for standard output; each with its verdict as a comment.
     #[arg(long, value_name = "FILE", conflicts_with = "output")]
     pub write: Option<PathBuf>,
@@ -64,6 +67,16 @@ pub(in crate::cli) struct TraceFilter {
     /// End after so long.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum TracePath {
+    /// By the workers, or straight to another pod of the node.
+    Fast,
+    /// Left to the kernel, each with the reason; what else the uplink carries only by --verdict.
+    Kernel,
+    /// Either, and what is dropped.
+    All,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

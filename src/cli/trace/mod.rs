@@ -17,11 +17,12 @@ use super::CliError;
 use super::args::{Args, Format};
 use super::table::Table;
 use super::verbs::{ask, unexpected};
-use crate::control::api::trace::{Ask, Direction, End, Event, Packet, Protocol};
+use crate::control::api::trace::{Ask, Direction, End, Event, Outcome, Packet, Protocol};
 use crate::control::api::{Reply, Request};
 use crate::control::client::{self, ClientError};
 use crate::counters::DropReason;
-use args::{Trace, TraceDirection, TraceFilter, TraceProtocol, TraceVerb};
+use crate::steer::{self, Verdict};
+use args::{Trace, TraceDirection, TraceFilter, TracePath, TraceProtocol, TraceVerb};
 use pcapng::Pcapng;
 
 /// `podwire trace`, and `podwire trace drops`.
@@ -31,7 +32,14 @@ pub(super) fn run(args: &Args, verb: &Trace) -> Result<(), CliError> {
         None => (&verb.filter, false),
     };
     let verdicts = verb.verdict.iter().chain(verb.drops.iter().filter(|reason| !reason.is_empty())).cloned().collect();
-    let question = Ask { verdicts, dropped: is_about_drops || verb.drops.is_some(), ..question(filter) };
+    let outcomes = match verb.path {
+        _ if is_about_drops || verb.drops.is_some() => vec![Outcome::Dropped],
+        None => Vec::new(),
+        Some(TracePath::Fast) => vec![Outcome::Fast],
+        Some(TracePath::Kernel) => vec![Outcome::Kernel],
+        Some(TracePath::All) => vec![Outcome::Fast, Outcome::Kernel, Outcome::Dropped],
+    };
+    let question = Ask { verdicts, outcomes, ..question(filter) };
     let mut out: Box<dyn Sink> = match (&verb.write, args.output) {
         (Some(file), _) => Box::new(Pcapng::new(open(file)?)?),
         (None, Format::Text) => Box::new(text::Lines::default()),
@@ -155,7 +163,7 @@ fn question(filter: &TraceFilter) -> Ask {
             TraceDirection::ToPod => Direction::ToPod,
         }),
         verdicts: Vec::new(),
-        dropped: false,
+        outcomes: Vec::new(),
         snap: filter.snaplen,
         sample: filter.sample,
         count: filter.count,
@@ -176,7 +184,12 @@ fn drops(args: &Args) -> Result<Drops, CliError> {
         let count = tallies.filter_map(|tallies| tallies.drops.get(reason.label())).sum();
         (format!("worker {}", reason.label()), reason.help(), count)
     });
-    Ok(by_workers.collect())
+    let is_drop = |verdict: &&Verdict| verdict.outcome() == steer::Outcome::Dropped;
+    let by_programs = Verdict::ALL.iter().filter(is_drop).flat_map(|verdict| {
+        let rows = stats.verdicts.iter().filter(|row| row.verdict == verdict.label());
+        rows.map(|row| (format!("{} {}", row.program, row.verdict), verdict.help(), row.packets))
+    });
+    Ok(by_workers.chain(by_programs).collect())
 }
 
 /// What was dropped between two looks, whether the trace showed it or not.

@@ -24,8 +24,8 @@ pub struct Ask {
     pub direction: Option<Direction>,
     /// With one of these labels; with any when empty.
     pub verdicts: Vec<String>,
-    /// Only what is dropped.
-    pub dropped: bool,
+    /// With one of these outcomes. When empty: with any if verdicts are named, else with any but [`Outcome::Kernel`].
+    pub outcomes: Vec<Outcome>,
     /// Bytes of each frame that are wanted.
     pub snap: u16,
     /// Of so many packets one is taken.

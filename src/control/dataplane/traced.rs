@@ -39,10 +39,11 @@ impl Dataplane {
         if self.traced.trace.is_some() {
             return Err("a trace runs already, and there can be one at a time; end that one first".into());
         }
+        let programs = self.steer.tap(plan.verdicts)?;
         let tie = Tie::default();
         let feeds = self.workers.as_ref().map_or_else(|| Ok(Vec::new()), |workers| workers.trace(plan))?;
         self.traced.trace = Some((tie.clone(), feeds.clone()));
-        Ok(Sources { feeds, tie })
+        Ok(Sources { feeds, programs, tie })
     }
 
     /// Ends a trace whose other end has let go.

@@ -4,14 +4,16 @@
 //! them on a thread of its own and writes to the client. The two hold a [`Tie`]: when one lets go, the other stops.
 //!
 //! ```text
-//!   client ──▶ server ──▶ control loop ──▶ data plane ── taps ──▶ workers ──▶ feeds ─┐
-//!     ▲                        └─▶ session ◀──────────────────────────────────────────┘
+//!   client ──▶ server ──▶ control loop ──▶ data plane ─┬─ taps ──▶ workers ──▶ feeds ─┐
+//!     ▲                                                └─ order ─▶ programs ─▶ ring ──┤
+//!     │                        ┌─▶ session ◀──────────────────────────────────────────┘
 //!     └───────────────────────────────┘
 //! ```
 
 mod names;
 mod plan;
 mod session;
+mod telling;
 
 use std::sync::{Arc, OnceLock};
 
@@ -22,6 +24,7 @@ pub use session::Session;
 use super::api::Refusal;
 use super::api::trace::Ask;
 use super::node::Node;
+use crate::steer::ProgramTap;
 use crate::trace::Feed;
 
 /// What a data plane gives to a trace.
@@ -29,6 +32,8 @@ use crate::trace::Feed;
 pub struct Sources {
     /// One of each worker.
     pub feeds: Vec<Arc<Feed>>,
+    pub programs: ProgramTap,
+    /// Let go last: another trace may begin then.
     pub tie: Tie,
 }
 

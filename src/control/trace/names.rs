@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock};
 
 use super::super::node::Node;
-use crate::ids::PodId;
+use crate::ids::{IfIndex, PodId};
 use crate::trace::{Flow, Hop};
 
 /// What the node calls the things that packets pass; replaced while they are read.
@@ -27,6 +27,7 @@ pub struct PodName {
     pub name: String,
     /// The host end of its veth pair.
     pub device: String,
+    ifindex: IfIndex,
 }
 
 impl Names {
@@ -55,8 +56,17 @@ impl NameTable {
 
     /// The pod of this node that a packet comes from, or else the one that it goes to.
     pub fn pod_of(&self, flow: &Flow) -> Option<&PodName> {
-        let at = |address| self.by_address.get(address).and_then(|&at| self.pods.get(at));
-        at(&flow.source).or_else(|| at(&flow.destination))
+        self.pod_with(flow.source).or_else(|| self.pod_with(flow.destination))
+    }
+
+    /// The pod of this node with an address.
+    pub fn pod_with(&self, address: IpAddr) -> Option<&PodName> {
+        self.by_address.get(&address).and_then(|&at| self.pods.get(at))
+    }
+
+    /// The pod behind a device.
+    pub fn pod_at(&self, device: IfIndex) -> Option<&PodName> {
+        self.pods.iter().find(|pod| pod.ifindex == device)
     }
 
     /// A next hop for people.
@@ -77,8 +87,12 @@ impl NameTable {
 impl Node {
     pub(super) fn name_table(&self) -> NameTable {
         let known = self.store.pods();
-        let named =
-            known.iter().map(|pod| PodName { id: pod.id, name: pod.name.clone(), device: pod.host_ifname.clone() });
+        let named = known.iter().map(|pod| PodName {
+            id: pod.id,
+            name: pod.name.clone(),
+            device: pod.host_ifname.clone(),
+            ifindex: pod.host_ifindex,
+        });
         let addresses =
             known.iter().enumerate().flat_map(|(at, pod)| pod.addresses.iter().map(move |address| (*address, at)));
         NameTable {

@@ -2,12 +2,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::super::api::trace::{Ask, Direction, Protocol};
+use super::super::api::trace::{Ask, Direction, Outcome, Protocol};
 use super::super::api::{Refusal, RefusalKind};
 use super::super::wiring::Pod;
 use crate::config::{Config, Peer};
 use crate::counters::DropReason;
 use crate::ids::IfIndex;
+use crate::steer::{self, Program, Verdict, Verdicts};
 use crate::trace::{self, Fates, Filter, Party, Prefix, SNAP};
 use crate::wire;
 
@@ -18,6 +19,8 @@ pub const FORWARDED: &str = "forwarded";
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub filter: Filter,
+    /// What the programs are to tell of.
+    pub verdicts: Verdicts,
     /// Of so many packets one is taken.
     pub sample: u32,
     /// Bytes of each frame that are kept.
@@ -27,9 +30,10 @@ pub struct Plan {
 impl Plan {
     /// Understands a request, or says which part of it makes no sense on this node.
     pub fn new(ask: &Ask, config: &Config, pods: &[Pod]) -> Result<Self, Refusal> {
+        let (fates, verdicts) = wanted(ask)?;
         let filter = Filter {
             vxlan_port: config.vxlan.port,
-            fates: fates(ask)?,
+            fates,
             direction: ask.direction.map(Into::into),
             parties: parties(ask, config, pods)?,
             port: ask.port,
@@ -38,7 +42,7 @@ impl Plan {
         if ask.sample == 0 || !(1..=SNAP).contains(&usize::from(ask.snap)) {
             return Err(Refusal::invalid(format!("a sample is one of 1 packet or more, of 1 to {SNAP} bytes each")));
         }
-        Ok(Self { filter, sample: ask.sample, snap: ask.snap.into() })
+        Ok(Self { filter, verdicts, sample: ask.sample, snap: ask.snap.into() })
     }
 }
 
@@ -68,24 +72,44 @@ fn missing(kind: &str, name: &str, verb: &str) -> Refusal {
     Refusal::new(RefusalKind::NotFound, format!("no {kind} is called `{name}`; see `podwire {verb}`"))
 }
 
-/// What workers may do with a packet that is wanted.
-fn fates(ask: &Ask) -> Result<Fates, Refusal> {
-    let mut named = if ask.verdicts.is_empty() { Fates::FORWARDED.or(Fates::all_dropped()) } else { Fates::NONE };
-    for label in &ask.verdicts {
-        named = named.or(fates_called(label)?);
+/// What workers and programs may decide on a packet that is wanted.
+fn wanted(ask: &Ask) -> Result<(Fates, Verdicts), Refusal> {
+    if let Some(unknown) = ask.verdicts.iter().find(|label| !labels().any(|known| known == *label)) {
+        let known: Vec<_> = labels().collect();
+        return Err(Refusal::invalid(format!("no verdict is called `{unknown}`; there are {}", known.join(", "))));
     }
-    Ok(if ask.dropped { named.and(Fates::all_dropped()) } else { named })
+    let by_name = !ask.verdicts.is_empty();
+    let is_wanted = |label: &str, outcome: Outcome| {
+        let is_asked = if ask.outcomes.is_empty() {
+            by_name || outcome != Outcome::Kernel
+        } else {
+            ask.outcomes.contains(&outcome)
+        };
+        is_asked && (!by_name || ask.verdicts.iter().any(|name| name == label))
+    };
+    let dropped = DropReason::ALL.iter().filter(|reason| is_wanted(reason.label(), Outcome::Dropped));
+    let forwarded = if is_wanted(FORWARDED, Outcome::Fast) { Fates::FORWARDED } else { Fates::NONE };
+    let fates = dropped.fold(forwarded, |fates, &reason| fates.or(Fates::dropped(reason)));
+    let verdicts = Verdicts::such_as(|program, verdict| {
+        is_wanted(verdict.label(), verdict.outcome().into()) && (by_name || !is_for_name_only(program, verdict))
+    });
+    if fates == Fates::NONE && verdicts == Verdicts::default() {
+        return Err(Refusal::invalid(format!("{} never ends in the way that is asked for", ask.verdicts.join(", "))));
+    }
+    Ok((fates, verdicts))
 }
 
-fn fates_called(label: &str) -> Result<Fates, Refusal> {
-    if label == FORWARDED {
-        return Ok(Fates::FORWARDED);
-    }
-    let reason = DropReason::ALL.iter().find(|reason| reason.label() == label);
-    reason.map(|&reason| Fates::dropped(reason)).ok_or_else(|| {
-        let labels: Vec<_> = DropReason::ALL.iter().map(|reason| reason.label()).collect();
-        Refusal::invalid(format!("no verdict is called `{label}`; there are {FORWARDED}, {}", labels.join(", ")))
-    })
+/// What workers and programs may say, each label once.
+fn labels() -> impl Iterator<Item = &'static str> {
+    let by_workers = [FORWARDED].into_iter().chain(DropReason::ALL.iter().map(|reason| reason.label()));
+    let is_new = |label: &&str| DropReason::ALL.iter().all(|reason| reason.label() != *label);
+    by_workers.chain(Verdict::ALL.iter().map(|verdict| verdict.label()).filter(is_new))
+}
+
+/// What is traced only when its label is asked for: what a worker tells of too, and what of the uplink is no tunnel's.
+fn is_for_name_only(program: Program, verdict: Verdict) -> bool {
+    let is_of_node = matches!(verdict, Verdict::NotVxlan | Verdict::NotIp | Verdict::Vlan);
+    verdict == Verdict::Claimed || (program == Program::Nic && is_of_node)
 }
 
 fn numbers(protocol: Protocol) -> &'static [wire::Protocol] {
@@ -113,5 +137,60 @@ impl From<trace::Direction> for Direction {
             trace::Direction::ToPod => Self::ToPod,
             trace::Direction::Local => Self::Local,
         }
+    }
+}
+
+impl From<steer::Outcome> for Outcome {
+    fn from(outcome: steer::Outcome) -> Self {
+        match outcome {
+            steer::Outcome::Fast => Self::Fast,
+            steer::Outcome::Kernel => Self::Kernel,
+            steer::Outcome::Dropped => Self::Dropped,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(verdicts: &[&str], outcomes: &[Outcome]) -> Result<(Fates, Verdicts), Refusal> {
+        let verdicts = verdicts.iter().map(|&label| label.to_owned()).collect();
+        wanted(&Ask { verdicts, outcomes: outcomes.to_vec(), ..Ask::default() })
+    }
+
+    #[test]
+    fn what_is_wanted_goes_by_label_and_outcome() {
+        let (fates, verdicts) = ask(&[], &[]).unwrap();
+        assert_eq!(fates, Fates::FORWARDED.or(Fates::all_dropped()));
+        let usual = |_, verdict: Verdict| verdict == Verdict::Local || verdict.outcome() == steer::Outcome::Dropped;
+        assert_eq!(verdicts, Verdicts::such_as(usual));
+
+        let dropped = Verdicts::such_as(|_, verdict| verdict.outcome() == steer::Outcome::Dropped);
+        assert_eq!(ask(&[], &[Outcome::Dropped]).unwrap(), (Fates::all_dropped(), dropped));
+        let (fates, verdicts) = ask(&[], &[Outcome::Kernel]).unwrap();
+        let left = |program, verdict: Verdict| {
+            verdict.outcome() == steer::Outcome::Kernel && (program == Program::Pod || verdict != Verdict::NotVxlan)
+        };
+        let left = |program, verdict| left(program, verdict) && !is_for_name_only(program, verdict);
+        assert_eq!((fates, verdicts), (Fates::NONE, Verdicts::such_as(left)));
+
+        let both = ask(&["too_big", "not_vxlan"], &[]).unwrap();
+        let named = |_, verdict| matches!(verdict, Verdict::TooBig | Verdict::NotVxlan);
+        assert_eq!(both, (Fates::dropped(DropReason::TooBig), Verdicts::such_as(named)));
+        assert_eq!(
+            ask(&["too_big"], &[Outcome::Dropped]).unwrap(),
+            (Fates::dropped(DropReason::TooBig), Verdicts::default())
+        );
+    }
+
+    #[test]
+    fn labels_that_are_none_are_refused_and_the_known_ones_are_told_once() {
+        let refusal = ask(&["lost"], &[]).unwrap_err().to_string();
+        for label in ["forwarded", "ecn_illegal", "spoof_ip", "stale"] {
+            assert_eq!(refusal.matches(&format!(" {label},")).count(), 1, "{refusal}");
+        }
+        assert_eq!(labels().filter(|&label| label == "too_big").count(), 1);
+        assert!(ask(&["claimed"], &[Outcome::Dropped]).unwrap_err().to_string().contains("claimed never ends"));
     }
 }

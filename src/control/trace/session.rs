@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::super::api::trace::{self as api, Ask, End, Event, Packet};
+use super::super::api::trace::{Ask, End, Event, Packet};
 use super::super::api::{self as line, Reply, ReplyLine};
-use super::names::{NameTable, Names};
-use super::plan::FORWARDED;
+use super::names::Names;
+use super::telling::Telling;
 use super::{Plan, Sources};
-use crate::trace::{Fate, Filter, Flow, Point, Record};
+use crate::trace::{Filter, Sampler};
 use crate::worker::now_ns;
 
 /// How long the sources are left alone between two looks.
@@ -30,6 +30,10 @@ const BY_CLIENT: &str = "the client ended it";
 pub struct Session {
     sources: Sources,
     filter: Filter,
+    /// Of what the programs tell, and the filter lets through. The workers' taps do the same for themselves.
+    sampler: Sampler,
+    /// Bytes of each frame that are told.
+    snap: usize,
     names: Arc<Names>,
     /// Packets still to be told of.
     left: u64,
@@ -45,6 +49,8 @@ impl Session {
         Self {
             sources,
             filter: plan.filter,
+            sampler: Sampler::new(plan.sample),
+            snap: plan.snap,
             names,
             left: ask.count.unwrap_or(u64::MAX),
             until: seconds.and_then(|time| Instant::now().checked_add(time)),
@@ -64,11 +70,13 @@ impl Session {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(PAUSE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
+        self.sources.programs.renew(now_ns());
         let mut text = Vec::new();
         push(&mut text, &ReplyLine { version: line::VERSION, reply: Reply::Tracing })?;
         self.write(stream, &mut text)?;
         let reason = loop {
             let over = if has_ended(stream)? { Some(BY_CLIENT) } else { self.is_over() };
+            self.sources.programs.renew(now_ns());
             for packet in self.gather() {
                 push(&mut text, &Event::Packet(Box::new(packet)))?;
             }
@@ -99,7 +107,9 @@ impl Session {
             match stream.write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.is_over().is_none() => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.is_over().is_none() => {
+                    self.sources.programs.renew(now_ns());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -110,11 +120,17 @@ impl Session {
 
     /// What has been seen since the last time, in order, as far as it is to be told.
     fn gather(&mut self) -> Vec<Packet> {
-        let epoch_ns = epoch_ns();
-        let lost = self.sources.lost();
-        let mut packets: Vec<_> = self.names.read(|names| {
-            let records = self.sources.feeds.iter().flat_map(|feed| std::iter::from_fn(|| feed.take()).take(BATCH));
-            records.map(|record| self.tell(names, epoch_ns, &record)).collect()
+        let Self { sources, filter, sampler, snap, names, .. } = self;
+        let lost = sources.lost();
+        let mut packets: Vec<_> = names.read(|names| {
+            let telling = Telling { names, vxlan_port: filter.vxlan_port, epoch_ns: epoch_ns() };
+            let records = sources.feeds.iter().flat_map(|feed| std::iter::from_fn(|| feed.take()).take(BATCH));
+            let by_workers = records.map(|record| telling.of_worker(&record));
+            let sightings = sources.programs.take(BATCH).into_iter().filter(|sighting| {
+                let (direction, flow) = telling.way(sighting);
+                filter.matches(direction, sighting.device, flow.as_ref()) && sampler.takes()
+            });
+            by_workers.chain(sightings.map(|sighting| telling.of_program(&sighting, *snap))).collect()
         });
         packets.sort_by_key(|packet| packet.time_ns);
         packets.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
@@ -126,45 +142,13 @@ impl Session {
         self.left -= packets.len() as u64;
         packets
     }
-
-    fn tell(&self, names: &NameTable, epoch_ns: u64, record: &Record) -> Packet {
-        let flow = Flow::read(record.bytes(), self.filter.vxlan_port);
-        let pod = flow.as_ref().and_then(|flow| names.pod_of(flow));
-        let side = match record.point {
-            Point::PodRx | Point::PodTx => api::Side::Pod,
-            Point::WireRx | Point::WireTx => api::Side::Wire,
-        };
-        let interface = match side {
-            api::Side::Wire => names.uplink(),
-            api::Side::Pod => pod.map_or(names.hub(), |pod| pod.device.as_str()),
-        };
-        let (outcome, verdict, meaning, next_hop) = match record.fate {
-            Fate::Forwarded(hop) => (api::Outcome::Fast, FORWARDED, "sent on by a worker", Some(names.hop(hop))),
-            Fate::Dropped(reason) => (api::Outcome::Dropped, reason.label(), reason.help(), None),
-        };
-        Packet {
-            time_ns: epoch_ns.saturating_add(record.time_ns),
-            interface: interface.to_owned(),
-            side,
-            direction: record.point.direction().into(),
-            seen_by: "worker".to_owned(),
-            outcome,
-            verdict: verdict.to_owned(),
-            meaning: meaning.to_owned(),
-            pod: pod.map(|pod| pod.name.clone()),
-            next_hop,
-            flow: flow.map(Into::into),
-            length: record.length as u64,
-            lost: 0,
-            bytes: hex(record.bytes()),
-        }
-    }
 }
 
 impl Sources {
-    /// How many packets found no room since the trace began.
+    /// How many packets found no room since the trace began, those of programs whether the filter would have let them
+    /// through or not.
     fn lost(&self) -> u64 {
-        self.feeds.iter().map(|feed| feed.lost()).sum()
+        self.feeds.iter().map(|feed| feed.lost()).sum::<u64>() + self.programs.lost()
     }
 }
 
@@ -188,22 +172,4 @@ fn epoch_ns() -> u64 {
     let monotonic_ns = now_ns();
     let since_1970 = clock_gettime(ClockId::CLOCK_REALTIME).map(Duration::from).unwrap_or_default();
     u64::try_from(since_1970.as_nanos()).unwrap_or(0).saturating_sub(monotonic_ns)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-    bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]).collect()
-}
-
-impl From<Flow> for api::Flow {
-    fn from(flow: Flow) -> Self {
-        Self {
-            source: flow.source,
-            destination: flow.destination,
-            protocol: flow.protocol.0,
-            source_port: flow.ports.map(|(source, _)| source),
-            destination_port: flow.ports.map(|(_, destination)| destination),
-            tunnel: flow.outer,
-        }
-    }
 }
