@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 # Debian packages: what compiling takes, and what nodes and pods in network namespaces are made of.
 needed=(
     clang gcc make pkg-config libc6-dev linux-libc-dev libelf-dev zlib1g-dev protobuf-compiler
-    iproute2 iputils-ping iperf3 tcpdump ethtool traceroute util-linux procps
+    iproute2 iputils-ping curl iperf3 tcpdump ethtool traceroute util-linux procps
     nftables conntrack iptables containernetworking-plugins systemd tshark
 )
 

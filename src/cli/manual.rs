@@ -92,7 +92,10 @@ fn each_key_of_the_configuration_is_explained() {
 /// The pages for users.
 fn pages() -> Vec<PathBuf> {
     let manual = fs::read_dir(root().join("deploy/manual")).unwrap().map(|entry| entry.unwrap().path());
-    manual.chain([root().join("tuning/README.md")]).collect()
+    manual
+        .filter(|path| path.is_file())
+        .chain(["README.md", "tuning/README.md"].map(|page| root().join(page)))
+        .collect()
 }
 
 /// What a shell makes of a line: its words, up to a comment or an operator.
@@ -122,7 +125,8 @@ fn commands(page: &str) -> Vec<String> {
         let required = spans.map(|span| span.split(" [").next().unwrap_or_default().to_owned());
         commands.extend(required.filter(|span| span.starts_with("podwire ")));
         let code = blocks.next().unwrap_or_default();
-        commands.extend(code.lines().map(str::trim).filter(|line| line.starts_with("podwire ")).map(str::to_owned));
+        let lines = code.lines().map(|line| line.trim().trim_start_matches("$ "));
+        commands.extend(lines.filter(|line| line.starts_with("podwire ")).map(str::to_owned));
     }
     commands
 }

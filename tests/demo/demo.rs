@@ -6,6 +6,7 @@ mod harness;
 
 mod findings;
 mod measure;
+mod picture;
 mod report;
 mod transcript;
 
@@ -26,8 +27,8 @@ struct Arguments {
     /// Write what was found to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write what `podwire top` and others show meanwhile to this file too
-    #[arg(long, value_name = "FILE")]
+    /// Write what operators see to this directory too: the page `tour.md`, and its pictures
+    #[arg(long, value_name = "DIR")]
     transcript: Option<PathBuf>,
     /// Leave the nodes up, and print how to enter them
     #[arg(long)]
@@ -56,8 +57,8 @@ fn main() -> io::Result<ExitCode> {
     if let Some(file) = arguments.json {
         fs::write(file, serde_json::to_string_pretty(&findings)? + "\n")?;
     }
-    if let Some(file) = arguments.transcript {
-        fs::write(file, transcript::transcript(&cluster))?;
+    if let Some(dir) = arguments.transcript {
+        transcript::write(&mut cluster, &dir)?;
     }
     if arguments.keep {
         cluster.keep();

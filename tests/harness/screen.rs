@@ -49,6 +49,11 @@ impl Screen {
         self.shown.lock().expect("nobody panics with it").screen().contents()
     }
 
+    /// The same with its colours.
+    pub fn cells(&self) -> vt100::Screen {
+        self.shown.lock().expect("nobody panics with it").screen().clone()
+    }
+
     /// Whether the program has the screen to itself.
     pub fn is_alternate(&self) -> bool {
         self.shown.lock().expect("nobody panics with it").screen().alternate_screen()
