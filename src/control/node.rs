@@ -86,6 +86,13 @@ pub struct Observed {
     pub failures: BTreeSet<String>,
 }
 
+impl Observed {
+    /// Our end of the tunnel, once it is there with all its addresses.
+    pub fn tunnel_end(&self) -> Option<&Vtep> {
+        self.vtep.as_ref().filter(|vtep| vtep.addresses.iter().all(|own| self.addresses.contains(own)))
+    }
+}
+
 impl Node {
     /// A node that is not yet as its configuration wants it: see [`Node::reconcile`].
     pub fn new(
@@ -264,10 +271,7 @@ impl Node {
 
     /// Has the prober know the peers and our end of the tunnel as they are.
     fn follow_peers(&mut self, now: Instant) {
-        let vtep = self.observed.vtep.as_ref();
-        let has_address = |own: &IpAddr| self.observed.addresses.contains(own);
-        let vtep = vtep.filter(|vtep| vtep.addresses.iter().all(has_address));
-        self.prober.follow(&self.config, vtep, self.kernel.known.tunnel, now);
+        self.prober.follow(&self.config, self.observed.tunnel_end(), self.kernel.known.tunnel, now);
     }
 
     /// Probes the peers whose turn it is, and tells the log what is new of them.

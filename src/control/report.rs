@@ -74,9 +74,7 @@ impl Node {
     /// Why no pod can be attached now, if none can: that takes our end of the tunnel, whose addresses are the source of
     /// the pods' routes.
     pub(super) fn not_ready(&self) -> Option<String> {
-        let vtep = self.observed.vtep.as_ref();
-        let is_there = vtep.is_some_and(|vtep| vtep.addresses.iter().all(|own| self.observed.addresses.contains(own)));
-        (!is_there).then(|| self.obstacles())
+        self.observed.tunnel_end().is_none().then(|| self.obstacles())
     }
 
     /// Why no pod can be attached, when none can.

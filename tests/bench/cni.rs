@@ -139,10 +139,8 @@ fn tallies(plugin: &'static str, ways: [u32; 2]) -> Vec<Tally> {
 /// Waits until so many pods have their steering program, which comes after ADD has returned: the removal of a pod that
 /// never had it would be cheaper.
 fn wait_for_programs(node: &PodwireNode, pods: usize) {
-    let is_pod = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("pod_");
-    let count = || fs::read_dir(node.pins().join("links")).into_iter().flatten().flatten().filter(is_pod).count();
     let start = Instant::now();
-    assert!(wait_until(PATIENCE, || count() == pods), "{} of {pods} pods have a program", count());
+    assert!(wait_until(PATIENCE, || node.steered() == pods), "{} of {pods} pods have a program", node.steered());
     println!("all pods may take the fast path {:.1} s after the last ADD", start.elapsed().as_secs_f64());
 }
 

@@ -22,7 +22,7 @@ impl Cluster {
         let mut c = KernelNode::start(c);
         let (peer_a, peer_b) = (a.peer(None), b.peer(None));
         let a = PodwireNode::start(&prefix, a, options, vec![peer_b, c.peer()]);
-        let b_options = if options.mode == "busy" { Options::ADAPTIVE } else { options };
+        let b_options = if options.mode == "busy" { Options { mode: "adaptive", ..options } } else { options };
         let b = PodwireNode::start(&prefix, b, b_options, vec![peer_a, c.peer()]);
         c.connect(&a.peer());
         c.connect(&b.peer());

@@ -360,6 +360,12 @@ bulk = "{bulk}"
         path::Path::new("/sys/fs/bpf/podwire").join(self.host.netns.cookie().to_string())
     }
 
+    /// How many pods have their program.
+    pub fn steered(&self) -> usize {
+        let links = fs::read_dir(self.pins().join("links")).into_iter().flatten().flatten();
+        links.filter(|entry| entry.file_name().to_string_lossy().starts_with("pod_")).count()
+    }
+
     fn log(&self) -> PathBuf {
         self.dir.join("log")
     }

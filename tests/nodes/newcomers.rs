@@ -1,6 +1,5 @@
 //! Pods that a runtime adds by CNI: they begin on the kernel path.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -26,12 +25,6 @@ fn attachment(container: &str, netns: &Netns) -> Attachment {
     }
 }
 
-/// How many pods of node `a` have their program.
-fn steered(cluster: &Cluster) -> usize {
-    let links = fs::read_dir(cluster.a.pins().join("links")).expect("pins");
-    links.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("pod_")).count()
-}
-
 #[track_caller]
 fn assert_talks(cluster: &Cluster, pod: &Netns) {
     for other in [&cluster.a.pods[0], &cluster.b.pods[0], &cluster.c.pods[0]] {
@@ -45,19 +38,19 @@ fn assert_talks(cluster: &Cluster, pod: &Netns) {
 #[test]
 fn a_pod_that_a_runtime_adds_talks_at_once_and_is_steered_while_others_come_and_go() {
     let Some(cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
-    let (runtime, before) = (runtime(&cluster), steered(&cluster));
+    let (runtime, before) = (runtime(&cluster), cluster.a.steered());
     let [first, other] = ["first", "other"].map(|name| cluster.prefix.netns(name));
     runtime.add(&attachment("first", &first)).expect("it is added");
     assert_talks(&cluster, &first);
-    assert!(wait_until(PATIENCE, || steered(&cluster) == before + 1), "nobody waits, and it has no program");
+    assert!(wait_until(PATIENCE, || cluster.a.steered() == before + 1), "nobody waits, and it has no program");
     assert_talks(&cluster, &first);
     runtime.del(&attachment("first", &first)).expect("it is removed");
-    assert!(wait_until(PATIENCE, || steered(&cluster) == before));
+    assert!(wait_until(PATIENCE, || cluster.a.steered() == before));
 
     // Calls that never pause, each as soon as the one before is answered.
     runtime.add(&attachment("first", &first)).expect("it is added");
     let start = Instant::now();
-    while steered(&cluster) == before {
+    while cluster.a.steered() == before {
         runtime.add(&attachment("other", &other)).expect("it is added");
         runtime.del(&attachment("other", &other)).expect("it is removed");
         assert!(start.elapsed() < PATIENCE, "calls go on, and no pod gets its program");

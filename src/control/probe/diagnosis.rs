@@ -242,20 +242,24 @@ mod tests {
         record
     }
 
-    /// What is said of a silent peer after a change; `MEMORY` and less is recent.
-    fn says(change: impl Fn(&mut Record, &mut Scene<'_>, Instant), age: Duration) -> Diagnosis {
-        let (own, then) = (own(), Instant::now());
-        let mut record = after(SILENCE, then, &[Kind::Underlay]);
-        let mut scene = Scene {
-            own: &own,
+    fn scene(own: &Own, now: Instant) -> Scene<'_> {
+        Scene {
+            own,
             uplink: "eth0",
             uplink_is_up: true,
             device: "podwire.1",
             mtu: 1450,
             no_hop: None,
-            now: then + age,
+            now,
             memory: MEMORY,
-        };
+        }
+    }
+
+    /// What is said of a silent peer after a change; `MEMORY` and less is recent.
+    fn says(change: impl Fn(&mut Record, &mut Scene<'_>, Instant), age: Duration) -> Diagnosis {
+        let (own, then) = (own(), Instant::now());
+        let mut record = after(SILENCE, then, &[Kind::Underlay]);
+        let mut scene = scene(&own, then + age);
         change(&mut record, &mut scene, then);
         diagnose(&target(), &record, &scene).expect("it is silent")
     }
@@ -300,16 +304,7 @@ mod tests {
     #[test]
     fn a_narrow_way_is_told_only_while_small_packets_pass() {
         let (own, now) = (own(), Instant::now());
-        let scene = Scene {
-            own: &own,
-            uplink: "eth0",
-            uplink_is_up: true,
-            device: "podwire.1",
-            mtu: 1450,
-            no_hop: None,
-            now,
-            memory: MEMORY,
-        };
+        let scene = scene(&own, now);
         let told = |record: &Record| diagnose(&target(), record, &scene);
         assert_eq!(told(&Record::default()), None);
         let mut record = after(6, now, &[Kind::Small, Kind::Full]);
