@@ -138,6 +138,12 @@ pub(super) enum Verb {
         after_help = "Example:\n  podwire uninstall --keep-kernel   # the pods go on by the kernel path\n  podwire uninstall --yes           # also when pods are attached, which lose their network"
     )]
     Uninstall(Uninstall),
+    /// Move this node with its pods from Flannel to podwire, or back, without restarting them.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  podwire migrate from-flannel --config /etc/podwire.toml          # what it would do\n  podwire migrate from-flannel --config /etc/podwire.toml --yes"
+    )]
+    Migrate(MigrateVerb),
     /// Write man pages or a shell's completions.
     #[command(
         subcommand,
@@ -240,6 +246,48 @@ pub(super) enum GenerateVerb {
         /// Which shell.
         shell: Shell,
     },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum MigrateVerb {
+    /// Take over Flannel's tunnel and the pods behind its bridge.
+    ///
+    /// flanneld must not run. Connections of the pods go on, and the other nodes notice nothing. Pods that cannot be taken
+    /// over are named with the reason; they stay behind the bridge until they restart. Interrupted, it can be run again.
+    #[command(
+        after_help = "Example:\n  podwire migrate from-flannel --config /etc/podwire.toml\n  podwire migrate from-flannel --config /etc/podwire.toml --yes && podwire run --config /etc/podwire.toml"
+    )]
+    FromFlannel(Migrate),
+    /// Give tunnel and pods back to Flannel.
+    ///
+    /// A daemon of podwire is stopped; what would start it again, such as a service or a DaemonSet, must be kept away
+    /// before. Connections of the pods go on, and the other nodes notice nothing. Start flanneld when it is done.
+    #[command(
+        after_help = "Example:\n  podwire migrate to-flannel --config /etc/podwire.toml\n  podwire migrate to-flannel --config /etc/podwire.toml --yes"
+    )]
+    ToFlannel(Migrate),
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(super) struct Migrate {
+    /// podwire's configuration of this node.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Do it; without this it is only told what would be done.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub yes: bool,
+    /// Only tell what would be done, which is the default.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where CNI's plugins and runtimes keep their state.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni")]
+    pub cni_state: PathBuf,
+    /// Where runtimes look for network configurations.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+    /// Flannel's file about this node's range.
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    pub subnet_env: PathBuf,
 }
 
 #[derive(Clone, Debug, ClapArgs)]

@@ -98,6 +98,32 @@ fn pages() -> Vec<PathBuf> {
         .collect()
 }
 
+/// The texts of the sources below a directory.
+fn sources(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let texts = entries.flat_map(|path| match path.extension() {
+        _ if path.is_dir() => sources(&path),
+        Some(extension) if extension == "rs" => vec![read(&path)],
+        _ => Vec::new(),
+    });
+    texts.collect()
+}
+
+#[test]
+fn each_sharp_edge_of_flannel_has_a_test_or_a_reason() {
+    let rows = rows(&manual("flannel.md"), "## Sharp edges");
+    let code = [sources(&root().join("src")), sources(&root().join("tests"))].concat();
+    assert_eq!(rows.len(), 12);
+    for (row, number) in rows.iter().zip(1..) {
+        assert!(row.len() == 3 && row[0].starts_with(&format!("{number}. ")), "{row:?}");
+        let tests: Vec<_> = row[2].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty() || row[1].contains("no test: "), "{row:?}");
+        for test in tests {
+            assert!(code.iter().any(|text| text.contains(test)), "there is no test {test}");
+        }
+    }
+}
+
 /// What a shell makes of a line: its words, up to a comment or an operator.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];

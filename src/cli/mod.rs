@@ -8,6 +8,7 @@ mod generate;
 mod ipam;
 #[cfg(test)]
 mod manual;
+mod migrate;
 mod output;
 mod peers;
 mod rates;
@@ -41,6 +42,8 @@ enum CliError {
     Daemon(#[from] crate::control::daemon::DaemonError),
     #[error(transparent)]
     Uninstall(#[from] crate::control::uninstall::UninstallError),
+    #[error(transparent)]
+    Migrate(#[from] crate::control::migrate::MigrateError),
     #[error(transparent)]
     Install(#[from] crate::cni::install::InstallError),
     #[error("cannot write the output: {0}")]

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::args::{Args, Attach, ConfigVerb, FaultKind, Format, PodsVerb, Provoke, Verb};
 use super::table::Table;
 use super::{
-    CliError, bench, cni, doctor, generate, ipam, output, peers, routes, stats, status, top, trace, uninstall,
+    CliError, bench, cni, doctor, generate, ipam, migrate, output, peers, routes, stats, status, top, trace, uninstall,
 };
 use crate::config::{Config, ConfigError};
 use crate::control::api::{self, Pod, Provocation, Reply, Request};
@@ -35,6 +35,7 @@ pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
         Verb::Cni(verb) => cni::run(args, verb),
         Verb::Doctor(verb) => doctor::run(args, verb),
         Verb::Uninstall(verb) => uninstall::run(args, verb),
+        Verb::Migrate(verb) => migrate::run(args, verb),
         Verb::Generate(verb) => generate::run(verb),
         Verb::Fault(fault) => provoke(args, fault),
     }

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+pub use crate::control::conflist::is_read;
+
 use super::version::Version;
+use crate::control::conflist::calls;
 use crate::control::runtime::DEFAULT_DIR;
 
 /// What runtimes call the plugin, and the name of its file.
 pub(super) const PLUGIN: &str = "podwire";
-
-/// Files that runtimes read as network configurations (`libcni`, `ConfFiles`).
-const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
 /// A list of podwire and the plugins `chain` after it.
 pub(super) fn conflist(version: Version, name: &str, runtime_dir: &Path, chain: &[String]) -> Value {
@@ -40,21 +40,7 @@ fn chained(kind: &str) -> Value {
 
 /// Whether a configuration, of a list or of a single plugin, calls podwire, be it through a plugin that delegates.
 pub fn calls_podwire(text: &[u8]) -> bool {
-    fn is_called(value: &Value) -> bool {
-        match value {
-            Value::Object(members) => {
-                members.get("type").is_some_and(|kind| kind == PLUGIN) || members.values().any(is_called)
-            }
-            Value::Array(items) => items.iter().any(is_called),
-            _ => false,
-        }
-    }
-    serde_json::from_slice(text).is_ok_and(|config| is_called(&config))
-}
-
-/// Whether runtimes read a file of this name.
-pub fn is_read(file: &Path) -> bool {
-    file.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
+    calls(text, PLUGIN)
 }
 
 #[cfg(test)]

@@ -50,9 +50,7 @@ impl Config {
     /// machine, are left out. Fails, with the reason, when what the registry says of this node cannot be.
     pub fn join(&self, own: &OwnNode, members: &Members, own_addresses: &BTreeSet<IpAddr>) -> Result<Joined, String> {
         let mut config = self.clone();
-        if config.vxlan.device == default_device(config.vxlan.vni) {
-            config.vxlan.device = default_device(members.vni);
-        }
+        config.vxlan.device = self.device_of(members.vni);
         (config.vxlan.vni, config.vxlan.port) = (members.vni, members.port);
         config.vxlan.underlay_mtu = members.underlay_mtu;
         config.cluster.pod_cidrs.clone_from(&members.pod_cidrs);
@@ -75,6 +73,15 @@ impl Config {
             }
         }
         Ok(Joined { config, left_out })
+    }
+
+    /// What the VXLAN device is called once its VNI is known: as the file has it, or after the VNI.
+    pub fn device_of(&self, vni: Vni) -> String {
+        if self.vxlan.device == default_device(self.vxlan.vni) {
+            default_device(vni)
+        } else {
+            self.vxlan.device.clone()
+        }
     }
 }
 

@@ -3,13 +3,13 @@
 //! container's id and, since 0.7, after a line break the name of its interface; beside these a lock and the addresses
 //! given out last.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::api::ipam::{Entry, Skipped};
+use super::foreign_file;
 
 /// Where host-local keeps its networks unless it is told otherwise.
 const DEFAULT_DIR: &str = "/var/lib/cni/networks";
@@ -65,7 +65,7 @@ pub fn read(dir: &Path) -> io::Result<HostLocal> {
 
 fn entry(name: &str, path: &Path) -> Result<Entry, String> {
     let address: IpAddr = name.parse().map_err(|_| "its name is not an address".to_owned())?;
-    let text = contents(path).map_err(|error| error.to_string())?;
+    let text = foreign_file::read(path, MOST_BYTES).map_err(|error| error.to_string())?;
     let mut lines = text.trim().lines();
     let word = |line: &str| {
         let is_word = !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_graphic());
@@ -77,19 +77,6 @@ fn entry(name: &str, path: &Path) -> Result<Entry, String> {
         Some(_) => Err("it has more than two lines".to_owned()),
         None => Ok(Entry { address, container, ifname }),
     }
-}
-
-/// The text of a plain file. Waits for nobody and follows no link.
-fn contents(path: &Path) -> io::Result<String> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    let mut bytes = Vec::new();
-    if file.take(MOST_BYTES + 1).read_to_end(&mut bytes)? as u64 > MOST_BYTES {
-        return Err(io::Error::other(format!("it is longer than {MOST_BYTES} bytes")));
-    }
-    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text"))
 }
 
 #[cfg(test)]

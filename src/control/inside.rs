@@ -232,7 +232,7 @@ fn route_apart(desired: &mut Vec<Object>, pod: &Pod, table: u8) {
 }
 
 /// What the pod's end has: addresses, then gateways, then default routes through them.
-fn objects(pod: &Pod, index: IfIndex) -> Vec<Object> {
+pub(super) fn objects(pod: &Pod, index: IfIndex) -> Vec<Object> {
     let objects = |address: &IpAddr| {
         let (gateway, any): (IpAddr, IpAddr) = match address {
             IpAddr::V4(_) => (GATEWAY_V4.into(), Ipv4Addr::UNSPECIFIED.into()),

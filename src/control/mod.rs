@@ -2,11 +2,13 @@
 
 pub mod api;
 pub mod client;
+pub mod conflist;
 pub mod daemon;
 pub mod dataplane;
 pub mod explain;
 pub mod host_local;
 pub mod lifecycle;
+pub mod migrate;
 pub mod notes;
 mod ruleset;
 pub mod runtime;
@@ -23,6 +25,7 @@ mod desired;
 mod devices;
 mod durable;
 mod fault;
+mod foreign_file;
 mod forwarding;
 mod guard;
 mod host_side;

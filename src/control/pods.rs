@@ -1,7 +1,7 @@
 //! Attaching pods to this node and detaching them.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::api::{self, Owner, Refusal, RefusalKind};
@@ -249,7 +249,7 @@ impl Node {
         if !is_device_name(&ifname) {
             return Err(PodError::Ifname(ifname));
         }
-        if !netns.is_absolute() || netns.starts_with("/proc/self") || netns.starts_with("/proc/thread-self") {
+        if !is_followable(&netns) {
             return Err(PodError::Netns(netns));
         }
         if let Some(mac) = mac.filter(|mac| !mac.is_unicast() || *mac == GATEWAY_MAC) {
@@ -278,7 +278,12 @@ pub(super) fn check_owner(Owner { network, container, workload }: &Owner) -> Res
     }
 }
 
-fn lowest_free_id(taken: &BTreeSet<PodId>) -> Option<PodId> {
+/// Whether a path names the same network namespace to every process.
+pub(super) fn is_followable(netns: &Path) -> bool {
+    netns.is_absolute() && !netns.starts_with("/proc/self") && !netns.starts_with("/proc/thread-self")
+}
+
+pub(super) fn lowest_free_id(taken: &BTreeSet<PodId>) -> Option<PodId> {
     (1..=PodId::MAX).filter_map(PodId::new).find(|id| !taken.contains(id))
 }
 

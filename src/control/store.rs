@@ -194,6 +194,7 @@ impl Store {
             contents.last.extend(given);
             contents.forget_rested(rest);
             contents.quarantine.retain(|released| !pod.addresses.contains(&released.address));
+            contents.held.retain(|held| !pod.addresses.contains(&held.address));
             contents.pods.push(pod);
             contents.pods.sort_by_key(|pod| pod.id);
         })

@@ -31,7 +31,7 @@ use super::underlay;
 use crate::ids::IfIndex;
 
 /// How long a daemon may take to leave once it has said so,
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// and how often to look.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -140,7 +140,7 @@ fn attached(kernel: &mut Kernel, runtime_dir: &Path) -> Result<Vec<String>, Unin
 }
 
 /// Whether a daemon ran, which now ends.
-fn ask_to_leave(runtime_dir: &Path) -> Result<bool, UninstallError> {
+pub(super) fn ask_to_leave(runtime_dir: &Path) -> Result<bool, UninstallError> {
     let netns = Netns::current()?.id()?;
     match client::call(runtime_dir, Request::Leave { netns }) {
         Ok(Reply::Leaving) => Ok(true),
@@ -151,7 +151,7 @@ fn ask_to_leave(runtime_dir: &Path) -> Result<bool, UninstallError> {
 }
 
 /// Claims what another podwire holds as soon as it is free.
-fn within<T>(patience: Duration, claim: impl Fn() -> Result<T, RuntimeError>) -> Result<T, RuntimeError> {
+pub(super) fn within<T>(patience: Duration, claim: impl Fn() -> Result<T, RuntimeError>) -> Result<T, RuntimeError> {
     let end = Instant::now() + patience;
     loop {
         match claim() {

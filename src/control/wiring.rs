@@ -246,7 +246,7 @@ impl Pod {
     }
 }
 
-fn host_end(id: PodId) -> String {
+pub(super) fn host_end(id: PodId) -> String {
     format!("{HOST_END}{id}")
 }
 

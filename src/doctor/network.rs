@@ -92,7 +92,10 @@ pub(super) fn vxlan_clash(evidence: &Evidence) -> Vec<Opinion> {
             ),
             "the kernel has one device of a VNI and a port: podwire's cannot be made, or gets no packets",
         )
-        .advice(format!("end what made it and remove it (ip link del {}), or choose another vxlan.vni", link.name))
+        .advice(format!(
+            "if it is Flannel's, take it over with its pods (podwire migrate from-flannel); else end what made it and remove it (ip link del {}), or choose another vxlan.vni",
+            link.name
+        ))
     };
     let clashes: Vec<_> = links.iter().filter(foreign).map(opinion).collect();
     if clashes.is_empty() { vec![Opinion::ok("no other VXLAN device is in the way")] } else { clashes }

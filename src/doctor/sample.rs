@@ -164,6 +164,8 @@ fn device(index: u32, name: &str, mtu: u32, kind: LinkKind) -> Link {
         mtu,
         up: true,
         running: true,
+        master: None,
+        lower: None,
         kind,
         conf: LinkConf { rp_filter: Some(0), ..LinkConf::default() },
     }

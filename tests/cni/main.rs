@@ -3,10 +3,12 @@
 mod attachments;
 mod away;
 mod chain;
+mod flannel;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod hostile;
 mod install;
+mod migrate;
 mod plugin;
 mod refusals;
 mod verbs;

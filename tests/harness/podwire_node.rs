@@ -70,6 +70,8 @@ pub struct PodwireNode {
     pub pods: Vec<Pod>,
     options: Options,
     peers: Vec<Peer>,
+    /// The MAC of its VTEP; one that follows from the underlay address when `None`.
+    vtep_mac: Option<String>,
     /// Whether ranges and peers come from the Kubernetes API, by [`PodwireNode::kubeconfig`], instead of the file.
     asks_api: bool,
     dir: PathBuf,
@@ -83,12 +85,18 @@ impl PodwireNode {
 
     /// Starts the daemon and waits until it carries packets for all `peers` as its mode says.
     pub fn start(prefix: &Prefix, host: Host, options: Options, peers: Vec<Peer>) -> Self {
+        let mut node = Self::prepare(prefix, host, options, peers, None);
+        node.launch();
+        node
+    }
+
+    /// Writes the configuration of a node, which is yet to be launched.
+    pub fn prepare(prefix: &Prefix, host: Host, options: Options, peers: Vec<Peer>, vtep_mac: Option<String>) -> Self {
         let dir = prefix.dir().join(host.name());
         fs::create_dir_all(&dir).expect("a directory for the node");
-        let mut node =
-            Self { host, pods: Vec::new(), options, peers, asks_api: false, dir, daemon: None, lasting: false };
+        let (pods, asks_api) = (Vec::new(), false);
+        let node = Self { host, pods, options, peers, vtep_mac, asks_api, dir, daemon: None, lasting: false };
         node.write_config();
-        node.launch();
         node
     }
 
@@ -97,7 +105,8 @@ impl PodwireNode {
         let dir = prefix.dir().join(host.name());
         fs::create_dir_all(&dir).expect("a directory for the node");
         let (pods, peers) = (Vec::new(), Vec::new());
-        let mut node = Self { host, pods, options, peers, asks_api: true, dir, daemon: None, lasting: false };
+        let vtep_mac = None;
+        let mut node = Self { host, pods, options, peers, vtep_mac, asks_api: true, dir, daemon: None, lasting: false };
         fs::write(node.kubeconfig(), kubeconfig).expect("write the kubeconfig");
         node.write_config();
         node.spawn();
@@ -302,6 +311,7 @@ bulk = "{bulk}"
         let Host { index, uplink, underlay, .. } = &self.host;
         let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, metrics, sections } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
+        let vtep_mac = self.vtep_mac.as_ref().map(|mac| format!("vtep_mac = \"{mac}\"")).unwrap_or_default();
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
         let mut text = format!(
             r#"[node]
@@ -309,6 +319,7 @@ name = "{}"
 uplink = "{uplink}"
 underlay = "{underlay}"
 pod_cidrs = {:?}
+{vtep_mac}
 
 [cluster]
 pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]

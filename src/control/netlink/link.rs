@@ -4,8 +4,8 @@ use std::os::fd::RawFd;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
 use super::{Netlink, NetlinkError};
@@ -26,6 +26,10 @@ pub struct Link {
     /// Whether the kernel has seen its carrier (operational state "up", RFC 2863): it sends.
     /// Devices without a carrier of their own never say so.
     pub running: bool,
+    /// The bridge that it is a port of.
+    pub master: Option<IfIndex>,
+    /// The device below it; of a veth the other end, by its index in that one's namespace.
+    pub lower: Option<IfIndex>,
     pub kind: LinkKind,
     pub conf: LinkConf,
 }
@@ -55,6 +59,7 @@ pub enum LinkKind {
     /// A VXLAN device of another shape: learning, with a default destination, or the like.
     OtherVxlan,
     Veth,
+    Bridge,
     Other,
 }
 
@@ -148,6 +153,37 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewLink(near), NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// Makes a bridge, down, whose MAC does not follow its ports'.
+    pub fn add_bridge(&mut self, name: &str, mac: Mac, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+        ];
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Makes a device a port of the bridge `master`, or of none.
+    pub fn set_master(&mut self, index: IfIndex, master: Option<IfIndex>) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index.0;
+        message.attributes.push(LinkAttribute::Controller(master.unwrap_or(IfIndex::NONE).0));
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Has a bridge send frames back by the port that they came by.
+    pub fn set_hairpin(&mut self, port: IfIndex) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = port.0;
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ]));
+        self.change(RouteNetlinkMessage::NewLink(message), 0)
+    }
+
     /// Applies `settings` to a device.
     pub fn set_link(&mut self, index: IfIndex, settings: LinkSettings) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
@@ -238,6 +274,8 @@ fn read(object: RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         running: false,
+        master: None,
+        lower: None,
         kind: LinkKind::Other,
         conf: LinkConf::default(),
     };
@@ -248,6 +286,8 @@ fn read(object: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::OperState(state) => link.running = state == State::Up,
+            LinkAttribute::Controller(index) => link.master = Some(IfIndex(index)),
+            LinkAttribute::Link(index) => link.lower = Some(IfIndex(index)),
             LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
             LinkAttribute::AfSpecUnspec(families) => link.conf = conf(&families),
             _ => {}
@@ -286,6 +326,8 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
     };
     if infos.contains(&LinkInfo::Kind(InfoKind::Veth)) {
         LinkKind::Veth
+    } else if infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) {
+        LinkKind::Bridge
     } else if infos.contains(&LinkInfo::Kind(InfoKind::Vxlan)) {
         infos.iter().find_map(vxlan).map_or(LinkKind::OtherVxlan, LinkKind::Vxlan)
     } else {

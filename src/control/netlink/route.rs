@@ -68,6 +68,13 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewRoute(message(route, protocol)), NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// Adds a route that counts only where there is none of the default metric for the destination.
+    pub fn add_route_of_metric(&mut self, route: &Route, protocol: u8, metric: u32) -> Result<(), NetlinkError> {
+        let mut message = message(route, protocol);
+        message.attributes.push(RouteAttribute::Priority(metric));
+        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
     /// Puts a route in the place of the one for the same destination, whatever protocol that one carries.
     pub fn replace_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
         let message = RouteNetlinkMessage::NewRoute(message(route, protocol));

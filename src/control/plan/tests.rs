@@ -185,6 +185,8 @@ fn a_device_is_kept_corrected_recreated_or_refused() {
         mtu,
         up,
         running: up,
+        master: None,
+        lower: None,
         kind,
         conf: LinkConf::default(),
     };

@@ -1,0 +1,127 @@
+//! What there is of Flannel on a node.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::network::Network;
+use super::{MigrateError, Task, flanneld_obstacle};
+use crate::control::host_local::{self, HostLocal};
+use crate::control::kernel::Kernel;
+use crate::control::netlink::{Link, LinkKind, Vxlan, name_of};
+use crate::control::plan::ALIAS;
+use crate::ids::IfIndex;
+
+/// Flannel's part of a node.
+#[derive(Debug)]
+pub struct Seen {
+    pub network: Network,
+    pub links: Vec<Link>,
+    pub bridge: Option<Link>,
+    /// The bridge's addresses: the pods' gateways, each with the length of the node's range.
+    pub gateways: Vec<IpNet>,
+    /// What host-local has given away.
+    pub given: HostLocal,
+}
+
+impl Seen {
+    /// Looks at the node. Changes nothing.
+    pub fn look(kernel: &mut Kernel, task: &Task<'_>) -> Result<Self, MigrateError> {
+        let network = Network::find(&task.conf_dir);
+        let links = kernel.netlink.links()?;
+        let is_bridge = |link: &&Link| link.kind == LinkKind::Bridge && link.name == network.bridge;
+        let bridge = links.iter().find(is_bridge).cloned();
+        let gateways = match &bridge {
+            Some(bridge) => kernel.netlink.addresses(Some(bridge.index))?.into_iter().map(|own| own.address).collect(),
+            None => Vec::new(),
+        };
+        let dir = task.cni_state.join("networks").join(&network.name);
+        let none = HostLocal { network: network.name.clone(), entries: Vec::new(), skipped: Vec::new() };
+        let given =
+            if dir.exists() { host_local::read(&dir).map_err(|error| MigrateError::Read(dir, error))? } else { none };
+        Ok(Self { network, links, bridge, gateways, given })
+    }
+
+    /// Flannel's VXLAN device.
+    pub fn tunnel(&self) -> Option<(&Link, Option<Vxlan>)> {
+        self.links.iter().find_map(|link| match &link.kind {
+            LinkKind::Vxlan(vxlan) if link.name == flannel_device(vxlan) => Some((link, Some(*vxlan))),
+            LinkKind::OtherVxlan if link.name.starts_with("flannel.") => Some((link, None)),
+            _ => None,
+        })
+    }
+
+    /// The ports of the bridge.
+    pub fn ports(&self) -> impl Iterator<Item = &Link> {
+        let bridge = self.bridge.as_ref().map(|bridge| bridge.index);
+        self.links.iter().filter(move |link| link.master.is_some() && link.master == bridge)
+    }
+
+    pub fn link(&self, index: IfIndex) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    /// The addresses of the bridge.
+    pub fn is_gateway(&self, address: IpAddr) -> bool {
+        self.gateways.iter().any(|gateway| gateway.addr() == address)
+    }
+
+    /// What keeps the node from being taken over.
+    pub fn obstacles(&self, task: &Task<'_>) -> Vec<String> {
+        let mut obstacles: Vec<String> = flanneld_obstacle().into_iter().collect();
+        let is_ours = |link: &Link| link.alias == ALIAS && matches!(link.kind, LinkKind::Vxlan(_));
+        match self.tunnel() {
+            Some((link, Some(vxlan))) => obstacles.extend(self.differences(task, link, &vxlan)),
+            Some((link, None)) => obstacles.push(format!(
+                "{} learns, has a group policy or a default destination, which podwire's VXLAN device has not: change \
+                 Backend in net-conf.json on all nodes",
+                link.name
+            )),
+            None if self.bridge.is_some() && !self.links.iter().any(is_ours) => obstacles.push(
+                "there is no VXLAN device flannel.VNI: Flannel's backend here is another one, and podwire speaks vxlan only"
+                    .to_owned(),
+            ),
+            None => {}
+        }
+        obstacles
+    }
+
+    /// How Flannel's tunnel differs from what the configuration asks for, which the other nodes would notice.
+    fn differences(&self, task: &Task<'_>, link: &Link, vxlan: &Vxlan) -> Vec<String> {
+        let (config, name) = (task.config, &link.name);
+        let mut found = Vec::new();
+        let mut differ = |is_same: bool, text: String| found.extend((!is_same).then_some(text));
+        let uplink = name_of(&self.links, vxlan.uplink);
+        differ(uplink == config.node.uplink, format!("{name} uses {uplink}: set node.uplink = \"{uplink}\""));
+        let underlay = config.node.underlay;
+        let local = vxlan.local;
+        differ(
+            underlay.is_none_or(|own| own == local),
+            format!("{name} has the address {local}: set node.underlay = \"{local}\""),
+        );
+        // With the API as the source, it says the rest.
+        if config.kubernetes.is_some() {
+            return found;
+        }
+        let (vni, port) = (vxlan.vni, vxlan.port);
+        differ(config.vxlan.vni == vni, format!("{name} has VNI {}: set vxlan.vni to it", vni.get()));
+        differ(config.vxlan.port == port, format!("{name} uses UDP port {port}: set vxlan.port to it"));
+        if let Some(mac) = link.mac {
+            let text = format!("the other nodes know this one by the MAC of {name}: set node.vtep_mac = \"{mac}\"");
+            differ(config.node.vtep_mac == Some(mac), text);
+        }
+        for gateway in &self.gateways {
+            let range = gateway.trunc();
+            differ(
+                config.node.pod_cidrs.contains(&range),
+                format!("Flannel's pods are in {range}: it must be in node.pod_cidrs"),
+            );
+        }
+        found
+    }
+}
+
+/// What Flannel calls a VXLAN device.
+pub fn flannel_device(vxlan: &Vxlan) -> String {
+    format!("flannel.{}", vxlan.vni.get())
+}
