@@ -27,6 +27,10 @@ monitoring=(prometheus)
 # shellcheck disable=SC2034
 peers=(openvswitch-switch-dpdk)
 
+# The longest-prefix match that podwire's is measured beside.
+# shellcheck disable=SC2034
+dpdk=(libdpdk-dev)
+
 say() {
     printf '\n== %s\n' "$*"
 }

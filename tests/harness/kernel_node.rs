@@ -88,6 +88,11 @@ impl KernelNode {
         ]);
     }
 
+    /// The name of its VXLAN device.
+    pub fn device(&self) -> &'static str {
+        self.shape.device()
+    }
+
     pub fn vtep_mac(&self) -> String {
         vtep_mac(&self.host)
     }

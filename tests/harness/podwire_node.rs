@@ -21,6 +21,9 @@ use super::traffic::wait_until;
 /// How long a daemon may take to do what it was asked.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// And how much longer for each peer.
+const PER_PEER: Duration = Duration::from_millis(10);
+
 /// The name of the kernel's VXLAN device.
 pub const VXLAN_DEVICE: &str = "podwire.1";
 
@@ -148,14 +151,14 @@ impl PodwireNode {
     fn wait_ready(&mut self) {
         let wanted = if self.options.is_kernel() { DataplaneState::Kernel } else { DataplaneState::Running };
         let mut last = String::from("no answer");
-        let ready = wait_until(PATIENCE, || {
+        let peers = self.peers.len() + self.options.sections.matches("[[peers]]").count();
+        let patience = PATIENCE + PER_PEER * u32::try_from(peers).expect("a few thousand");
+        let ready = wait_until(patience, || {
             assert!(self.is_running(), "the daemon of {} ended\n{}", self.host.name(), self.log_text());
             let Ok(status) = self.try_status().map_err(|e| last = e) else { return false };
             let fast = status.peers.iter().all(|peer| peer.path == Path::Fast);
             last = format!("{:?} {:?}", status.dataplane.state, status.peers);
-            status.dataplane.state == wanted
-                && status.peers.len() == self.peers.len()
-                && (self.options.is_kernel() || fast)
+            status.dataplane.state == wanted && status.peers.len() == peers && (self.options.is_kernel() || fast)
         });
         assert!(ready, "{} is not ready: {last}\n{}", self.host.name(), self.log_text());
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use etherparse::PacketBuilder;
 
 use super::load::{Load, PORT};
+use super::routes;
 use super::systems::{Node, System};
 use crate::harness::{Host, Pod, Prefix, Wire, cable, wait_until};
 
@@ -26,6 +27,8 @@ type Mac = [u8; 6];
 pub struct Alone {
     pub node: Node,
     other: Host,
+    /// One to the other host's pods, and more to those of [`routes`].
+    routes: u32,
     /// VNI and UDP port.
     tunnel: (u32, u16),
     /// Outer and inner addresses of frames for the node: from, to.
@@ -37,21 +40,28 @@ pub struct Alone {
 }
 
 impl System {
-    /// Builds the first node alone, with so many pods, and has the load leave by all devices and arrive there.
-    pub fn build_alone(&self, pods: usize) -> Result<(Alone, Load), String> {
+    /// Builds the first node alone, with so many pods and routes, and has the load leave by all devices and arrive there.
+    pub fn build_alone(&self, (pods, routes): (usize, u32)) -> Result<(Alone, Load), String> {
         let prefix = Prefix::fresh();
         let [host, other] = cable(&prefix, Wire::default());
         let [kind, _] = self.nodes;
+        let kind = if routes > 1 { kind.with_routes(routes)? } else { kind };
         let (own, peer) = (kind.peer_at(&host), kind.peer_at(&other));
         let macs = [&other, &host].map(|host| mac(&host.netns.mac("eth0")));
+        if routes > 1 {
+            routes::lead_by(&host.netns, &other.underlay.to_string());
+        }
         let mut node = Node::start(kind, &prefix, host, &peer)?;
+        if let Node::Kernel(node) = &node {
+            routes::add(node, routes - 1, prefix.dir());
+        }
         for n in 1..=pods {
             node.add_pod(&prefix, &format!("a{n}"))?;
         }
         let pods = node.pods().iter().map(|pod| macs_of(pod, remote(&other))).collect();
         let inner = [&peer, &own].map(|peer| peer.vtep_mac.as_deref().map_or([2, 0, 0, 0, 0, 1], mac));
         let mut load = Load::new(prefix.dir())?;
-        let rig = Alone { node, other, tunnel: kind.tunnel(), outer: macs, inner, pods, _prefix: prefix };
+        let rig = Alone { node, other, routes, tunnel: kind.tunnel(), outer: macs, inner, pods, _prefix: prefix };
         rig.connect(&mut load)?;
         Ok((rig, load))
     }
@@ -68,10 +78,15 @@ impl Alone {
         Ok(())
     }
 
-    /// A frame of `size` bytes of a flow, from a pod to the other node's range.
+    /// A frame of `size` bytes of a flow, from a pod by one of the routes.
     pub fn out(&self, pod: usize, flow: u16, size: usize) -> Vec<u8> {
         let [from, to] = self.pods[pod];
-        frame(from, to, self.node.pods()[pod].v4, remote(&self.other), flow, size)
+        let remote = match self.routes {
+            1 => remote(&self.other),
+            // Far apart.
+            routes => routes::pod(u32::from(flow).wrapping_mul(7919) % (routes - 1)),
+        };
+        frame(from, to, self.node.pods()[pod].v4, remote, flow, size)
     }
 
     /// The same the other way, in its tunnel.

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{fs, io, thread};
+use std::{fs, thread};
 
 use libbpf_rs::{
     MapCore, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput, ProgramMut, TC_INGRESS, TcHookBuilder,
@@ -151,7 +151,7 @@ impl Load {
     }
 
     /// Runs the program on the calling thread, on the first core, until another thread interrupts it. It spins between
-    /// packets, and is to take no time from what is measured.
+    /// packets, so the core is its own or shared evenly.
     fn generate(&mut self, time: Duration) -> Duration {
         self.stop.store(false, Ordering::Relaxed);
         let (frame, stop) = (self.frame.clone(), Arc::clone(&self.stop));
@@ -160,7 +160,6 @@ impl Load {
         let mut first = CpuSet::new();
         first.set(0);
         sched_setaffinity(None, &first).expect("the first core");
-        set_policy(libc::SCHED_IDLE);
         // SAFETY: no argument, no failure.
         let generator = unsafe { libc::pthread_self() };
         let ended = AtomicBool::new(false);
@@ -189,7 +188,6 @@ impl Load {
             ended.store(true, Ordering::Relaxed);
             start.elapsed()
         });
-        set_policy(libc::SCHED_OTHER);
         sched_setaffinity(None, &cores).expect("the cores that it had");
         elapsed
     }
@@ -222,14 +220,6 @@ impl Load {
         let mut programs = self.object.progs_mut();
         programs.find(|program| program.name() == name).unwrap_or_else(|| panic!("load.bpf.c has no program {name}"))
     }
-}
-
-/// How the calling thread shares its core.
-fn set_policy(policy: i32) {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the pointer is valid during the call.
-    let outcome = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
-    assert_eq!(outcome, 0, "the scheduling policy: {}", io::Error::last_os_error());
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {

@@ -13,9 +13,11 @@ mod load;
 mod machine;
 mod rate;
 mod report;
+mod routes;
 mod systems;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use alone::Alone;
@@ -57,6 +59,9 @@ enum Verb {
         /// Pods of the node; can be repeated
         #[arg(long, value_name = "N", default_values_t = [1, 16, 128, 250], value_parser = 1..=250)]
         pods: Vec<i64>,
+        /// Routes of the node, which packets of one pod take; can be repeated
+        #[arg(long, value_name = "N", default_values_t = [1, 10_000], value_parser = 1..=i64::from(routes::MOST))]
+        routes: Vec<i64>,
     },
     /// Round trips between pods of two nodes, alone and beside loads
     Latency {
@@ -99,7 +104,7 @@ fn main() -> io::Result<()> {
     }
     match verb {
         Verb::Bulk { common, mtu, flows } => bulk(&common, &mtu, &flows),
-        Verb::Rate { common, way, size, pods } => rate(&common, &way, &size, &pods),
+        Verb::Rate { common, way, size, pods, routes } => rate(&common, &way, &size, &groups(&pods, &routes)),
         Verb::Latency { common, svg } => latency(&common, svg.as_deref()),
     }
 }
@@ -111,17 +116,26 @@ fn bulk(common: &Common, mtus: &[u32], flows: &[u32]) -> io::Result<()> {
     alternate(common, &common.systems(), &groups, bulk::Scenario::name, build, measure)
 }
 
-fn rate(common: &Common, ways: &[Way], sizes: &[Size], pods: &[i64]) -> io::Result<()> {
-    let groups: Vec<_> = pods
-        .iter()
-        .enumerate()
-        .map(|(n, &pods)| {
-            let pods = usize::try_from(pods).expect("at least one");
-            // What more pods cost shows with one size.
-            let sizes = if n == 0 { sizes } else { &sizes[..1] };
-            (pods, rate::Scenario::all(ways, sizes, pods))
-        })
-        .collect();
+/// What is built for each group of scenarios: pods and routes.
+type Extent = (usize, u32);
+
+/// Each number of pods with the first number of routes, and the first of pods with each further one of routes.
+fn groups(pods: &[i64], routes: &[i64]) -> Vec<Extent> {
+    let extent = |(pods, routes): (i64, i64)| {
+        (usize::try_from(pods).expect("positive"), u32::try_from(routes).expect("at most 2^16"))
+    };
+    let by_pods = pods.iter().map(|&pods| (pods, routes[0]));
+    let by_routes = routes[1..].iter().map(|&routes| (pods[0], routes));
+    by_pods.chain(by_routes).map(extent).collect()
+}
+
+fn rate(common: &Common, ways: &[Way], sizes: &[Size], extents: &[Extent]) -> io::Result<()> {
+    let scenarios = |(n, &(pods, routes)): (usize, &Extent)| {
+        // What more pods and routes cost shows with one size.
+        let sizes = if n == 0 { sizes } else { &sizes[..1] };
+        ((pods, routes), rate::Scenario::all(ways, sizes, pods, routes))
+    };
+    let groups: Vec<_> = extents.iter().enumerate().map(scenarios).collect();
     let systems: Vec<_> = common.systems().into_iter().filter(|system| !system.is_mixed()).collect();
     let measure = |_: &System, (rig, load): &mut (Alone, Load), scenario: rate::Scenario| {
         scenario.measure(rig, load, common.seconds)
@@ -158,7 +172,9 @@ fn alternate<K: Copy, S: Copy, R>(
     for round in 1..=rounds {
         for system in systems {
             for (key, scenarios) in groups {
-                let mut rig = build(system, *key);
+                // What the laboratory cannot build it tells of by a panic; the others go on.
+                let outcome = catch_unwind(AssertUnwindSafe(|| build(system, *key)));
+                let mut rig = outcome.unwrap_or_else(|_| Err("it could not be built, see the panic above".to_owned()));
                 for &scenario in scenarios {
                     let name = name(scenario);
                     let outcome =

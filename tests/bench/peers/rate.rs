@@ -54,6 +54,7 @@ pub struct Scenario {
     pub way: Way,
     pub size: Size,
     pub pods: usize,
+    pub routes: u32,
 }
 
 const PEAK: Measure = Measure { name: "peak Mpps", digits: 3, compared: true };
@@ -61,13 +62,13 @@ const NDR: Measure = Measure { name: "NDR Mpps", digits: 3, compared: true };
 const OFFERED: Measure = Measure { name: "offered", digits: 2, compared: false };
 
 impl Scenario {
-    pub fn all(ways: &[Way], sizes: &[Size], pods: usize) -> Vec<Self> {
-        let of_way = |&way: &Way| sizes.iter().map(move |&size| Self { way, size, pods });
+    pub fn all(ways: &[Way], sizes: &[Size], pods: usize, routes: u32) -> Vec<Self> {
+        let of_way = |&way: &Way| sizes.iter().map(move |&size| Self { way, size, pods, routes });
         ways.iter().flat_map(of_way).collect()
     }
 
     pub fn name(self) -> String {
-        let Self { way, size, pods } = self;
+        let Self { way, size, pods, routes } = self;
         let way = match way {
             Way::Out => "pods to wire",
             Way::In => "wire to pods",
@@ -78,7 +79,7 @@ impl Scenario {
             Size::Imix => "IMIX",
             Size::Large => "1400 B",
         };
-        format!("UDP, {way}, {size}, {pods} pod{}", if pods == 1 { "" } else { "s" })
+        format!("UDP, {way}, {size}, {pods} pod{}, {routes} route{}", plural(pods > 1), plural(routes > 1))
     }
 
     pub fn measure(self, rig: &Alone, load: &mut Load, seconds: u32) -> Result<Figures, String> {
@@ -101,6 +102,10 @@ impl Scenario {
             Way::Both => out.zip(inwards).flat_map(|(out, inwards)| [out, inwards]).collect(),
         }
     }
+}
+
+fn plural(many: bool) -> &'static str {
+    if many { "s" } else { "" }
 }
 
 /// In millions of packets a second.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use podwire::config::derive_vtep_mac;
 
+use super::routes;
 use crate::harness::{
     Host, KernelNode, Options, OvsNode, Peer, Pod, PodwireNode, Prefix, Shape, Wire, cable, pings, wait_until,
 };
@@ -91,6 +92,19 @@ impl Kind {
         match self {
             Self::Kernel(shape) => shape.tunnel(),
             Self::Ovs | Self::Podwire(_) => Shape::Flannel.tunnel(),
+        }
+    }
+
+    /// The same with routes to so many nodes, as far as they are part of what it is.
+    pub fn with_routes(self, routes: u32) -> Result<Self, String> {
+        match self {
+            Self::Kernel(_) => Ok(self),
+            Self::Ovs => Err("its tunnels to so many nodes are not set up here".to_owned()),
+            Self::Podwire(options) => {
+                // Options are constants everywhere else.
+                let sections = routes::peers(routes - 1).leak();
+                Ok(Self::Podwire(Options { sections, ..options }))
+            }
         }
     }
 

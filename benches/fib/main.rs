@@ -1,4 +1,5 @@
-//! Longest-prefix match: time per look-up beside two crates, on the same tables and the same trace.
+//! Longest-prefix match: time per look-up, time to build and memory, beside two crates, on the same tables and the same
+//! trace; and beside DPDK's, where `PODWIRE_DPDK` names the compiled `dpdk.c` (`scripts/bench lpm` sees to it).
 //!
 //! Tables: 100, 10,000 and a million prefixes with the lengths of the Internet's routes, and
 //! a cluster of 5,000 nodes with 250 pods on this one, which get half of the look-ups. The trace is
@@ -6,13 +7,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench may stop on what cannot happen")]
 
+mod dpdk;
+
 use std::collections::BTreeSet;
+use std::env;
+use std::fs;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
+use dpdk::{Contest, Dpdk};
 use ip_network_table_deps_treebitmap::IpLookupTable;
 use ipnet::{Ipv4Net, Ipv6Net};
 use podwire::fib::{Key, Poptrie};
@@ -57,6 +64,8 @@ trait Family: Key + 'static {
     fn pod(node: u32, number: u8) -> Self;
     fn address(self) -> Self::Address;
     fn net(self, len: u8) -> Self::Net;
+    /// In network byte order, from the first byte on.
+    fn octets(self) -> [u8; 16];
 }
 
 impl Family for u32 {
@@ -98,6 +107,10 @@ impl Family for u32 {
     fn net(self, len: u8) -> Ipv4Net {
         Ipv4Net::new(self.into(), len).unwrap()
     }
+
+    fn octets(self) -> [u8; 16] {
+        (u128::from(self) << 96).to_be_bytes()
+    }
 }
 
 impl Family for u128 {
@@ -128,6 +141,10 @@ impl Family for u128 {
 
     fn net(self, len: u8) -> Ipv6Net {
         Ipv6Net::new(self.into(), len).unwrap()
+    }
+
+    fn octets(self) -> [u8; 16] {
+        self.to_be_bytes()
     }
 }
 
@@ -165,27 +182,53 @@ fn trace<F: Family>(classes: &[&[(F, u8)]], random: &mut Random) -> Vec<F> {
     (0..TRACE).map(draw).collect()
 }
 
-/// Time per look-up: `pass` looks up the whole trace.
-fn bench(group: &mut BenchmarkGroup<'_, WallTime>, who: &str, table: &str, mut pass: impl FnMut()) {
+/// Time per look-up: `time` says how long so many passes over the trace take.
+fn bench(group: &mut BenchmarkGroup<'_, WallTime>, who: &str, table: &str, mut time: impl FnMut(u64) -> Duration) {
     group.bench_function(BenchmarkId::new(who, table), |bencher| {
         bencher.iter_custom(|look_ups| {
             let passes = look_ups.div_ceil(TRACE as u64);
-            let start = Instant::now();
-            (0..passes).for_each(|_| pass());
             let all = u32::try_from(passes * TRACE as u64).unwrap();
-            start.elapsed() * u32::try_from(look_ups).unwrap() / all
+            time(passes) * u32::try_from(look_ups).unwrap() / all
         });
     });
 }
 
-fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, prefixes: &[(F, u8)], trace: &[F]) {
-    let poptrie = Poptrie::build((0..).zip(prefixes).map(|(value, &(bits, len))| (bits, len, value)));
-    let mut treebitmap = IpLookupTable::new();
-    let mut prefix_map = PrefixMap::new();
-    for (value, &(bits, len)) in (0_u32..).zip(prefixes) {
-        treebitmap.insert(bits.address(), len.into(), value);
-        prefix_map.insert(bits.net(len), value);
+/// How long passes over the trace take.
+fn timed(mut pass: impl FnMut()) -> impl FnMut(u64) -> Duration {
+    move |passes| {
+        let start = Instant::now();
+        (0..passes).for_each(|_| pass());
+        start.elapsed()
     }
+}
+
+/// Builds a table and says how long it took; then, what it takes.
+fn built<F: Family, T>(who: &str, table: &str, build: impl FnOnce() -> T, bytes: impl Fn(&T) -> usize) -> T {
+    let start = Instant::now();
+    let contestant = build();
+    tell::<F>(who, table, start.elapsed(), bytes(&contestant));
+    contestant
+}
+
+fn tell<F: Family>(who: &str, table: &str, build: Duration, bytes: usize) {
+    println!("{}/{who}/{table}: built in {build:.1?}, takes {} KiB", F::NAME, bytes / 1024);
+}
+
+fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, prefixes: &[(F, u8)], trace: &[F]) {
+    let values = || (0_u32..).zip(prefixes);
+    let poptrie = || Poptrie::build(values().map(|(value, &(bits, len))| (bits, len, value)));
+    let poptrie = built::<F, _>("poptrie", table, poptrie, Poptrie::memory_bytes);
+    let treebitmap = || {
+        let mut treebitmap = IpLookupTable::new();
+        values().for_each(|(value, &(bits, len))| _ = treebitmap.insert(bits.address(), len.into(), value));
+        treebitmap
+    };
+    let treebitmap = built::<F, _>("treebitmap", table, treebitmap, |table| {
+        let (nodes, results) = table.mem_usage();
+        nodes + results
+    });
+    let prefix_map = || values().map(|(value, &(bits, len))| (bits.net(len), value)).collect::<PrefixMap<_, _>>();
+    let prefix_map = built::<F, _>("prefix-trie", table, prefix_map, PrefixMap::mem_size);
     let addresses: Vec<_> = trace.iter().map(|key| key.address()).collect();
     let hosts: Vec<_> = trace.iter().map(|key| key.net(F::WIDTH)).collect();
     for ((key, address), host) in trace.iter().zip(&addresses).zip(&hosts) {
@@ -194,28 +237,79 @@ fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, pre
         assert_eq!(value, prefix_map.get_lpm(host).map(|(_, value)| *value));
     }
 
-    bench(group, "poptrie, burst", table, || {
-        let mut values = [0; BURST];
-        for keys in trace.chunks(BURST) {
-            poptrie.lookup_burst(black_box(keys), &mut values);
-            black_box(&values);
-        }
-    });
-    bench(group, "poptrie", table, || {
-        for &key in trace {
-            black_box(poptrie.lookup(black_box(key)));
-        }
-    });
-    bench(group, "treebitmap", table, || {
-        for &address in &addresses {
-            black_box(treebitmap.longest_match(black_box(address)));
-        }
-    });
-    bench(group, "prefix-trie", table, || {
-        for host in &hosts {
-            black_box(prefix_map.get_lpm(black_box(host)));
-        }
-    });
+    bench(
+        group,
+        "poptrie, burst",
+        table,
+        timed(|| {
+            let mut values = [0; BURST];
+            for keys in trace.chunks(BURST) {
+                poptrie.lookup_burst(black_box(keys), &mut values);
+                black_box(&values);
+            }
+        }),
+    );
+    bench(
+        group,
+        "poptrie",
+        table,
+        timed(|| {
+            for &key in trace {
+                black_box(poptrie.lookup(black_box(key)));
+            }
+        }),
+    );
+    bench(
+        group,
+        "treebitmap",
+        table,
+        timed(|| {
+            for &address in &addresses {
+                black_box(treebitmap.longest_match(black_box(address)));
+            }
+        }),
+    );
+    bench(
+        group,
+        "prefix-trie",
+        table,
+        timed(|| {
+            for host in &hosts {
+                black_box(prefix_map.get_lpm(black_box(host)));
+            }
+        }),
+    );
+    if let Some(program) = env::var_os("PODWIRE_DPDK").map(PathBuf::from) {
+        let sum = trace.iter().filter_map(|key| poptrie.lookup(*key)).map(u64::from).sum();
+        against_dpdk::<F>(group, &program, table, prefixes, trace, sum);
+    }
+}
+
+fn against_dpdk<F: Family>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    program: &Path,
+    table: &str,
+    prefixes: &[(F, u8)],
+    trace: &[F],
+    sum: u64,
+) {
+    let contest = Contest {
+        is_ipv6: F::WIDTH > 32,
+        prefixes: prefixes.iter().map(|&(bits, len)| (bits.octets(), len)).collect(),
+        trace: trace.iter().map(|key| key.octets()).collect(),
+    };
+    let input = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&input, contest.to_bytes()).unwrap();
+    for kind in ["rte_lpm", "rte_fib"] {
+        let who = format!("{kind}, burst");
+        let Some(mut dpdk) = Dpdk::start(program, input.path(), kind) else {
+            println!("{}/{who}/{table}: not measured", F::NAME);
+            continue;
+        };
+        assert_eq!(dpdk.sum, sum, "{kind} finds something else");
+        tell::<F>(kind, table, dpdk.build, dpdk.bytes);
+        bench(group, &who, table, |passes| dpdk.passes(passes));
+    }
 }
 
 fn family<F: Family>(c: &mut Criterion) {
