@@ -174,5 +174,6 @@ run_example() {
     target=$(realpath "${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu")
     say "running it"
     cd "$caller" || return
-    as_root env PODWIRE_BIN="$target/release/podwire" "$target/debug/examples/$name" "$@"
+    as_root env PODWIRE_BIN="$target/release/podwire" PODWIRE_KUBERNETES="$kubernetes" \
+        "$target/debug/examples/$name" "$@"
 }

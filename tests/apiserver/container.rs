@@ -12,7 +12,7 @@ use crate::harness::{
     Attachment, CniRuntime, Host, KernelNode, Netns, Peer, Pod, Podman, Prefix, Switch, VXLAN_DEVICE, Wire,
     assert_all_pairs_talk, binary, is_root, wait_until,
 };
-use crate::manifests::{deploy, object};
+use crate::kubernetes::{deploy, object};
 
 const IMAGE: &str = "podwire:test";
 const NAME: &str = "podwire";

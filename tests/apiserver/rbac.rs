@@ -7,7 +7,7 @@ use kube::{Client, Error};
 use serde_json::{Value, json};
 
 use crate::Site;
-use crate::manifests::objects;
+use crate::kubernetes::objects;
 
 const NAMESPACE: &str = "podwire";
 const ACCOUNT: &str = "podwire";

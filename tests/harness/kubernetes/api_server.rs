@@ -15,7 +15,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 
 use super::pki::Pki;
-use crate::harness::{Host, Prefix, Switch, is_root, signal, wait_until};
+use crate::harness::{Host, Prefix, Switch, host, is_root, signal, wait_until};
 
 /// How long the server may take to start, and to do what it was asked.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -111,6 +111,12 @@ impl ApiServer {
     fn is_ready(&self) -> bool {
         let request = || hyper::Request::get("/readyz").body(Vec::new()).expect("a request");
         self.try_ask(&self.admin(), async |client| client.request_text(request()).await).is_ok()
+    }
+
+    /// What the server's program says that it is, such as `Kubernetes v1.20.2`.
+    pub fn version() -> String {
+        let path = program("kube-apiserver");
+        host(&format!("{} --version", path.display())).trim().to_owned()
     }
 
     /// How the administrator reaches the server.
