@@ -17,7 +17,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Route, name_of};
+use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Request, Route, name_of};
 use super::originals::Originals;
 use super::plan::{self, Action, Change, NODES_TABLE, Object, ObjectChange, PROTOCOL};
 use super::shaping::Shaped;
@@ -268,26 +268,37 @@ impl Kernel {
         Ok(())
     }
 
-    /// Makes the changes of a plan. A change that fails is reported and does not stop the others.
+    /// Makes the changes of a plan, many at a time. A change that fails is reported and does not stop the others.
     pub(super) fn apply_plan(&mut self, changes: Vec<ObjectChange>, done: &mut Done) {
-        for mut change in changes {
-            let mut result = apply(&mut self.netlink, change.action, &change.object);
-            let Object::Route(Route { table, destination, .. }) = change.object else {
-                done.note(change, result);
-                continue;
-            };
-            // Ours was there: someone has put another one in its place.
-            if is_taken(&result) && change.action == Action::Add && self.known.routes.contains(&(table, destination)) {
-                change.action = Action::Replace;
-                result = apply(&mut self.netlink, change.action, &change.object);
+        for run in changes.chunk_by(|one, next| request_of(one).is_some() == request_of(next).is_some()) {
+            let results = self.netlink.change_all(run.iter().filter_map(request_of).collect());
+            let mut results = results.unwrap_or_default().into_iter();
+            for change in run {
+                self.settle(change.clone(), results.next(), done);
             }
-            match (&result, change.action) {
-                (Ok(()), Action::Delete) => self.known.routes.remove(&(table, destination)),
-                (Ok(()), _) => self.known.routes.insert((table, destination)),
-                (Err(_), _) => false,
-            };
-            done.note(change, result);
         }
+    }
+
+    /// Notes what became of a change, after the detours that a refused one may take; makes it if nobody has.
+    fn settle(&mut self, mut change: ObjectChange, result: Option<Result<(), NetlinkError>>, done: &mut Done) {
+        let mut result = match result {
+            Some(Ok(())) => Ok(()),
+            _ => apply(&mut self.netlink, change.action, &change.object),
+        };
+        let Object::Route(Route { table, destination, .. }) = change.object else {
+            return done.note(change, result);
+        };
+        // Ours was there: someone has put another one in its place.
+        if is_taken(&result) && change.action == Action::Add && self.known.routes.contains(&(table, destination)) {
+            change.action = Action::Replace;
+            result = apply(&mut self.netlink, change.action, &change.object);
+        }
+        match (&result, change.action) {
+            (Ok(()), Action::Delete) => self.known.routes.remove(&(table, destination)),
+            (Ok(()), _) => self.known.routes.insert((table, destination)),
+            (Err(_), _) => false,
+        };
+        done.note(change, result);
     }
 
     /// Whether devices have changed since the last call. Cheap: for what the kernel tells nobody of.
@@ -355,6 +366,20 @@ impl Kernel {
         objects.extend(self.netlink.rules(PROTOCOL)?.into_iter().map(Object::Rule));
         Ok(objects)
     }
+}
+
+/// The change as a request of the kind that many are made at a time of, if it is of that kind.
+fn request_of(change: &ObjectChange) -> Option<Request> {
+    Some(match (change.action, &change.object) {
+        (_, Object::Address(_) | Object::Rule(_)) => return None,
+        (Action::Delete, Object::Neighbour(neighbour)) => Request::delete_neighbour(neighbour.index, neighbour.address),
+        (Action::Delete, Object::Fdb(entry)) => Request::delete_fdb(entry),
+        (Action::Delete, Object::Route(route)) => Request::delete_route(route.table, route.destination, PROTOCOL),
+        (_, Object::Neighbour(neighbour)) => Request::set_neighbour(neighbour),
+        (_, Object::Fdb(entry)) => Request::set_fdb(entry),
+        (Action::Add, Object::Route(route)) => Request::add_route(route, PROTOCOL),
+        (Action::Replace, Object::Route(route)) => Request::replace_route(route, PROTOCOL),
+    })
 }
 
 /// Whether a route was refused because there may be another in its place (see [`Netlink::replace_route`]).

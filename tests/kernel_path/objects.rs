@@ -356,11 +356,14 @@ fn foreign_devices_with_the_hubs_names_are_named_and_left_as_they_are() {
     assert!(lab.ip("a", "link show pwhub1").contains("alias podwire"));
 }
 
+/// No socket has this number: the kernel itself has.
+const NOBODY: u32 = 0xffff_ffff;
+
 #[test]
 fn the_monitor_tells_of_changes_and_of_nothing_else() {
     let Some(one) = One::new() else { return };
     let netns = Netns::open(&one.lab.netns_path("a")).unwrap();
-    let mut monitor = netns.within(|| Monitor::open().unwrap()).unwrap();
+    let mut monitor = netns.within(|| Monitor::open(NOBODY).unwrap()).unwrap();
     assert_eq!(monitor.drain().unwrap(), News::Nothing);
     for change in [
         "ip link set podwire.1 mtu 1400",

@@ -3,14 +3,17 @@
 use std::io;
 
 use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, Parseable,
+    ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, Parseable,
 };
 use netlink_sys::{Socket, SocketAddr};
 
 /// More than the kernel packs into one datagram of a dump (`NLMSG_GOODSIZE` and the 32 KiB cap
 /// of `netlink_dump`, `net/netlink/af_netlink.c`).
 const BUFFER: usize = 64 << 10;
+
+/// Requests that are sent at once. Their answers, of which each takes a buffer of the kernel's, fit the socket.
+const BATCH: usize = 64;
 
 /// How often an interrupted dump is taken again before giving up.
 const DUMP_TRIES: usize = 16;
@@ -56,17 +59,24 @@ pub(super) struct Channel {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    /// By which the kernel knows this socket.
+    port: u32,
 }
 
 impl Channel {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open(protocol: isize) -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;
         socket.set_netlink_get_strict_chk(true)?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER), port })
+    }
+
+    /// The number by which the kernel names this socket where it tells of what was asked by it.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends a request; returns the object that answers it, or `None` when the kernel acknowledges without one.
@@ -76,6 +86,26 @@ impl Channel {
     {
         self.send(message, NLM_F_REQUEST | flags)?;
         self.answer()
+    }
+
+    /// Sends requests that are acknowledged, many at a time; the kernel carries them out in order, whatever becomes of
+    /// those before. Returns what became of each.
+    pub fn ask_all<M>(&mut self, requests: Vec<(M, u16)>) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        let mut results = Vec::with_capacity(requests.len());
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            let first = self.sequence.wrapping_add(1);
+            let mut bytes = Vec::new();
+            let sent = requests.by_ref().take(BATCH);
+            let count =
+                sent.map(|(message, flags)| self.put(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags)).count();
+            self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+            results.extend(self.acknowledgements::<M>(first, count)?);
+        }
+        Ok(results)
     }
 
     /// Asks for all objects, again when they changed meanwhile. Those that do not decode are left out.
@@ -93,26 +123,57 @@ impl Channel {
     }
 
     fn send<M: NetlinkSerializable>(&mut self, message: M, flags: u16) -> Result<(), NetlinkError> {
+        let mut bytes = Vec::new();
+        self.put(&mut bytes, message, flags);
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        Ok(())
+    }
+
+    /// Appends a request with the next sequence number.
+    fn put<M: NetlinkSerializable>(&mut self, bytes: &mut Vec<u8>, message: M, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = flags;
         header.sequence_number = self.sequence;
         let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-        Ok(())
+        let begin = bytes.len();
+        bytes.resize(begin + request.buffer_len().next_multiple_of(4), 0);
+        request.serialize(&mut bytes[begin..]);
+    }
+
+    /// What became of `count` requests, of which the first had the sequence number `first`.
+    fn acknowledgements<M: NetlinkDeserializable>(
+        &mut self,
+        first: u32,
+        count: usize,
+    ) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
+        let mut results: Vec<_> = std::iter::repeat_with(|| None).take(count).collect();
+        let mut awaited = count;
+        while awaited > 0 {
+            self.receive()?;
+            for message in messages::<M>(&self.buffer) {
+                let Message { sequence, answer } = message?;
+                let place = usize::try_from(sequence.wrapping_sub(first)).ok().and_then(|at| results.get_mut(at));
+                if let Some(result @ None) = place {
+                    *result = Some(answer.map(drop));
+                    awaited -= 1;
+                }
+            }
+        }
+        Ok(results.into_iter().flatten().collect())
     }
 
     /// The first answer to the last request.
     fn answer<M: NetlinkDeserializable>(&mut self) -> Result<Option<M>, NetlinkError> {
         loop {
             self.receive()?;
-            match messages(&self.buffer, self.sequence).next().transpose()? {
-                Some(Answer::Object(object, _)) => return object.map(Some),
-                Some(Answer::End) => return Ok(None),
-                None => {}
+            for message in messages(&self.buffer) {
+                match message?.to(self.sequence)? {
+                    Some(Answer::Object(object, _)) => return object.map(Some),
+                    Some(Answer::End) => return Ok(None),
+                    None => {}
+                }
             }
         }
     }
@@ -123,13 +184,14 @@ impl Channel {
         let mut interrupted = false;
         loop {
             self.receive()?;
-            for message in messages(&self.buffer, self.sequence) {
-                match message? {
-                    Answer::Object(object, flags) => {
+            for message in messages(&self.buffer) {
+                match message?.to(self.sequence)? {
+                    Some(Answer::Object(object, flags)) => {
                         interrupted |= flags & NLM_F_DUMP_INTR != 0;
                         objects.extend(object.ok());
                     }
-                    Answer::End => return Ok((!interrupted).then_some(objects)),
+                    Some(Answer::End) => return Ok((!interrupted).then_some(objects)),
+                    None => {}
                 }
             }
         }
@@ -160,11 +222,23 @@ enum Answer<M> {
     End,
 }
 
-/// The messages of `datagram` that answer the request `sequence`; a refusal is an error.
-fn messages<M: NetlinkDeserializable>(
-    datagram: &[u8],
+/// A message of the kernel's.
+struct Message<M> {
+    /// The sequence number of the request that it answers.
     sequence: u32,
-) -> impl Iterator<Item = Result<Answer<M>, NetlinkError>> {
+    /// A refusal is an error.
+    answer: Result<Answer<M>, NetlinkError>,
+}
+
+impl<M> Message<M> {
+    /// What it says, if it answers the request of that number.
+    fn to(self, sequence: u32) -> Result<Option<Answer<M>>, NetlinkError> {
+        if self.sequence == sequence { self.answer.map(Some) } else { Ok(None) }
+    }
+}
+
+/// The messages of `datagram` that answer something; an error where it cannot be taken apart.
+fn messages<M: NetlinkDeserializable>(datagram: &[u8]) -> impl Iterator<Item = Result<Message<M>, NetlinkError>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         loop {
@@ -183,36 +257,29 @@ fn messages<M: NetlinkDeserializable>(
                     return Some(Err(NetlinkError::Malformed(error.to_string())));
                 }
             };
-            match read(message, sequence) {
-                Ok(None) => {}
-                Ok(Some(answer)) => return Some(Ok(answer)),
-                Err(error) => return Some(Err(error)),
+            if let Some(message) = read(message).transpose() {
+                return Some(message);
             }
         }
     })
 }
 
-/// What `message` says, when it answers the request `sequence`.
-fn read<M: NetlinkDeserializable>(message: &[u8], sequence: u32) -> Result<Option<Answer<M>>, NetlinkError> {
+/// What `message` says, if it is an answer.
+fn read<M: NetlinkDeserializable>(message: &[u8]) -> Result<Option<Message<M>>, NetlinkError> {
     let malformed = |error: netlink_packet_core::DecodeError| NetlinkError::Malformed(error.to_string());
     let buffer = NetlinkBuffer::new_checked(message).map_err(malformed)?;
-    let header = NetlinkHeader::parse(&buffer).map_err(malformed)?;
-    if header.sequence_number != sequence {
-        return Ok(None);
-    }
-    let payload = match NetlinkMessage::<M>::deserialize(message) {
-        Ok(message) => message.payload,
-        Err(error) => return Ok(Some(Answer::Object(Err(malformed(error)), header.flags))),
-    };
-    match payload {
-        NetlinkPayload::Error(error) if error.code.is_some() => Err(refusal(&error, header.flags)),
-        NetlinkPayload::Done(done) if done.code < 0 => {
+    let NetlinkHeader { sequence_number: sequence, flags, .. } = NetlinkHeader::parse(&buffer).map_err(malformed)?;
+    let answer = match NetlinkMessage::<M>::deserialize(message).map(|message| message.payload) {
+        Err(error) => Ok(Answer::Object(Err(malformed(error)), flags)),
+        Ok(NetlinkPayload::Error(error)) if error.code.is_some() => Err(refusal(&error, flags)),
+        Ok(NetlinkPayload::Done(done)) if done.code < 0 => {
             Err(NetlinkError::Refused { source: io::Error::from_raw_os_error(-done.code), explanation: String::new() })
         }
-        NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => Ok(Some(Answer::End)),
-        NetlinkPayload::InnerMessage(object) => Ok(Some(Answer::Object(Ok(object), header.flags))),
-        _ => Ok(None),
-    }
+        Ok(NetlinkPayload::Error(_) | NetlinkPayload::Done(_)) => Ok(Answer::End),
+        Ok(NetlinkPayload::InnerMessage(object)) => Ok(Answer::Object(Ok(object), flags)),
+        Ok(_) => return Ok(None),
+    };
+    Ok(Some(Message { sequence, answer }))
 }
 
 /// A refusal and its explanation, which follows the copied request header (extended
@@ -242,7 +309,7 @@ mod tests {
                     state.to_be_bytes()[0] % 24
                 })
                 .collect();
-            let _ = messages::<RouteNetlinkMessage>(&noise, 0).take(1000).count();
+            let _ = messages::<RouteNetlinkMessage>(&noise).take(1000).count();
         }
     }
 }

@@ -12,6 +12,7 @@ mod namespaces;
 mod neighbour;
 mod netfilter;
 mod raw;
+mod request;
 mod route;
 mod rule;
 mod ruleset;
@@ -26,10 +27,11 @@ use channel::Channel;
 pub use address::Address;
 pub use channel::NetlinkError;
 pub use link::{Link, LinkConf, LinkKind, LinkSettings, Veth, VethEnd, Vxlan, name_of};
-pub use monitor::{Monitor, News};
+pub use monitor::{FdbChange, Monitor, News};
 pub use namespaces::{Heard, NamespaceId, NamespaceMonitor};
 pub use neighbour::{FdbEntry, KnownNeighbour, Neighbour};
 pub use netfilter::{BaseChain, Netfilter};
+pub use request::Request;
 pub use route::{Lookup, MAIN_TABLE, Route, RouteKind};
 pub use rule::Rule;
 pub use ruleset::{RulesetMonitor, RulesetNews};
@@ -45,6 +47,22 @@ impl Netlink {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Self { channel: Channel::open(NETLINK_ROUTE)? })
+    }
+
+    /// The number by which the kernel names this socket where it tells of changes that it was asked for.
+    pub fn port(&self) -> u32 {
+        self.channel.port()
+    }
+
+    /// Asks for changes, many at a time; the kernel makes them in order, whatever becomes of those before. Returns what
+    /// became of each.
+    pub fn change_all(&mut self, requests: Vec<Request>) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
+        self.channel.ask_all(requests.into_iter().map(|request| (request.message, request.flags)).collect())
+    }
+
+    /// Has one change made, and waits until it is.
+    fn make(&mut self, Request { message, flags }: Request) -> Result<(), NetlinkError> {
+        self.change(message, flags)
     }
 
     /// Asks for a change and waits until it is done.

@@ -1,9 +1,14 @@
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use netlink_packet_core::{NLMSG_ERROR, NLMSG_NOOP};
+use netlink_packet_core::{NLMSG_ERROR, NLMSG_NOOP, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+
+use super::neighbour::mac;
+use crate::wire::Mac;
 
 /// Room for what the kernel packs into one message.
 const BUFFER: usize = 64 << 10;
@@ -15,14 +20,36 @@ const GROUPS: [u32; 11] = [1, 3, 4, 5, 7, 8, 9, 11, 19, 24, 25];
 /// The most that one call of [`Monitor::drain`] reads: a flood must not keep its reader from its work.
 const DRAUGHT: usize = 4096;
 
+/// The length of `struct nlmsghdr` (`include/uapi/linux/netlink.h`), and where in it the number of the socket is that
+/// asked for what is told.
+const HEADER: usize = 16;
+const PORT_AT: usize = 12;
+
+/// `RTM_NEWROUTE`, `RTM_DELROUTE`, and the same of neighbours (`include/uapi/linux/rtnetlink.h`).
+const ROUTES: [u16; 2] = [24, 25];
+const NEIGHBOURS: [u16; 2] = [28, 29];
+
 /// Notifications of the kernel: something that a plan looks at may have changed.
 ///
 /// It says only *that*, never what: whoever hears it takes a fresh dump, so a lost or a spurious
-/// notification does no harm.
+/// notification does no harm. Routes and neighbours that our own socket has asked for are no news: in a large cluster
+/// each of its changes would cost a dump of everything.
 #[derive(Debug)]
 pub struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
+    /// The number of our socket for requests.
+    own: u32,
+    /// Changes of forwarding entries that were asked for by it: the VXLAN device does not tell who asked
+    /// (`vxlan_fdb_notify` in `drivers/net/vxlan/vxlan_core.c`).
+    echoes: HashSet<FdbChange>,
+}
+
+/// What is told of the forwarding entry of a MAC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FdbChange {
+    Set(Mac),
+    Deleted(Mac),
 }
 
 /// What [`Monitor::drain`] found.
@@ -35,16 +62,21 @@ pub enum News {
 }
 
 impl Monitor {
-    /// Listens in the network namespace of the calling thread. The descriptor becomes readable
-    /// on news, for `epoll` or tokio's `AsyncFd`.
-    pub fn open() -> io::Result<Self> {
+    /// Listens in the network namespace of the calling thread to what others than the socket `own` have asked for. The
+    /// descriptor becomes readable on news, for `epoll` or tokio's `AsyncFd`.
+    pub fn open(own: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.set_non_blocking(true)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         for group in GROUPS {
             socket.add_membership(group)?;
         }
-        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER), own, echoes: HashSet::new() })
+    }
+
+    /// Notes what our own socket has asked for and will be told of once.
+    pub fn expect(&mut self, echoes: impl IntoIterator<Item = FdbChange>) {
+        self.echoes.extend(echoes);
     }
 
     /// Reads what is waiting, in a flood as if some were lost. Never blocks.
@@ -57,16 +89,47 @@ impl Monitor {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(news),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => news = News::Overflow,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    // What was expected may be among what was lost.
+                    self.echoes.clear();
+                    news = News::Overflow;
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(News::Overflow)
     }
 
-    fn is_news(&self) -> bool {
-        let kind = self.buffer.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
-        kind.is_some_and(|kind| kind != NLMSG_NOOP && kind != NLMSG_ERROR)
+    fn is_news(&mut self) -> bool {
+        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return false };
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let is_ours = header.get(PORT_AT..).is_some_and(|port| port == self.own.to_ne_bytes());
+        match kind {
+            NLMSG_NOOP | NLMSG_ERROR => false,
+            kind if ROUTES.contains(&kind) => !is_ours,
+            kind if NEIGHBOURS.contains(&kind) => !is_ours && !self.is_echo(),
+            _ => true,
+        }
+    }
+
+    /// Whether it is a change of a forwarding entry that was expected; it is not any more.
+    fn is_echo(&mut self) -> bool {
+        if self.echoes.is_empty() {
+            return false;
+        }
+        let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) =
+            NetlinkMessage::deserialize(&self.buffer)
+        else {
+            return false;
+        };
+        let change: fn(Mac) -> FdbChange = match &message {
+            RouteNetlinkMessage::NewNeighbour(_) => FdbChange::Set,
+            _ => FdbChange::Deleted,
+        };
+        let (RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry)) = message else {
+            return false;
+        };
+        entry.header.family == AddressFamily::Bridge && mac(&entry).is_some_and(|mac| self.echoes.remove(&change(mac)))
     }
 }
 

@@ -7,7 +7,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Netlink, NetlinkError, family};
+use super::{Netlink, NetlinkError, Request, family};
 use crate::ids::IfIndex;
 use crate::wire::Mac;
 
@@ -64,17 +64,23 @@ impl Netlink {
         Ok(objects.iter().filter_map(inner).filter(of_device).filter_map(known).collect())
     }
 
+    /// What the kernel knows of one neighbour (`neigh_get` in `net/core/neighbour.c`, since Linux 5.0).
+    pub fn known_neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<Option<KnownNeighbour>, NetlinkError> {
+        match self.query(RouteNetlinkMessage::GetNeighbour(message(index, address))) {
+            Ok(object) => Ok(object.as_ref().and_then(inner).and_then(known)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes a neighbour permanent, in place of what was known of it.
     pub fn set_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
-        let mut message = message(neighbour.index, neighbour.address);
-        message.header.state = NeighbourState::Permanent;
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec()));
-        self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+        self.make(Request::set_neighbour(neighbour))
     }
 
     /// Forgets a neighbour.
     pub fn delete_neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<(), NetlinkError> {
-        self.change(RouteNetlinkMessage::DelNeighbour(message(index, address)), 0)
+        self.make(Request::delete_neighbour(index, address))
     }
 
     /// The neighbours of all devices that the kernel keeps resolved for whom `protocol` marks.
@@ -111,21 +117,17 @@ impl Netlink {
 
     /// Makes `entry` the only one for its MAC.
     pub fn set_fdb(&mut self, entry: &FdbEntry) -> Result<(), NetlinkError> {
-        let message = fdb_message(entry);
-        self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+        self.make(Request::set_fdb(entry))
     }
 
     /// Removes the forwarding entries of a MAC.
     pub fn delete_fdb(&mut self, entry: &FdbEntry) -> Result<(), NetlinkError> {
-        let mut message = fdb_message(entry);
-        // With a destination the kernel finds only what goes to the device's own port
-        // (`vxlan_fdb_find_rdst` in `drivers/net/vxlan/vxlan_core.c`).
-        message.attributes.retain(|attribute| !matches!(attribute, NeighbourAttribute::Destination(_)));
-        self.change(RouteNetlinkMessage::DelNeighbour(message), 0)
+        self.make(Request::delete_fdb(entry))
     }
 }
 
-fn message(index: IfIndex, address: IpAddr) -> NeighbourMessage {
+/// The beginning of any message about a neighbour.
+pub(super) fn message(index: IfIndex, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family(address.is_ipv6());
     message.header.ifindex = index.0;
@@ -134,7 +136,7 @@ fn message(index: IfIndex, address: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn fdb_message(entry: &FdbEntry) -> NeighbourMessage {
+pub(super) fn fdb_message(entry: &FdbEntry) -> NeighbourMessage {
     let mut message = message(entry.index, entry.vtep);
     message.header.family = AddressFamily::Bridge;
     message.header.state = NeighbourState::Permanent;
@@ -191,7 +193,8 @@ fn marked_by(message: &NeighbourMessage, protocol: u8) -> bool {
     message.attributes.iter().any(marks)
 }
 
-fn mac(message: &NeighbourMessage) -> Option<Mac> {
+/// The link-layer address that a message names.
+pub(super) fn mac(message: &NeighbourMessage) -> Option<Mac> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
         _ => None,

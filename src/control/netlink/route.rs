@@ -1,13 +1,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 
-use super::{Netlink, NetlinkError, family};
+use super::{Netlink, NetlinkError, Request, family};
 use crate::ids::IfIndex;
 
 /// Every protocol, in a request to delete (`RTPROT_UNSPEC`).
@@ -65,7 +64,7 @@ impl Netlink {
 
     /// Adds a route; an error (`EEXIST`) when the table has one for the destination.
     pub fn add_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        self.change(RouteNetlinkMessage::NewRoute(message(route, protocol)), NLM_F_CREATE | NLM_F_EXCL)
+        self.make(Request::add_route(route, protocol))
     }
 
     /// Adds a route that counts only where there is none of the default metric for the destination.
@@ -77,8 +76,7 @@ impl Netlink {
 
     /// Puts a route in the place of the one for the same destination, whatever protocol that one carries.
     pub fn replace_route(&mut self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::NewRoute(message(route, protocol));
-        match self.change(message, NLM_F_CREATE | NLM_F_REPLACE) {
+        match self.make(Request::replace_route(route, protocol)) {
             // IPv6 refuses a gateway that the old route reaches by another device
             // (`ip6_route_check_nh_onlink` in `net/ipv6/route.c`).
             Err(error) if error.errno() == Some(libc::EINVAL) => {
@@ -94,9 +92,7 @@ impl Netlink {
 
     /// Removes the route for `destination` in `table` that carries `protocol`, wherever it leads.
     pub fn delete_route(&mut self, table: u8, destination: IpNet, protocol: u8) -> Result<(), NetlinkError> {
-        let mut message = to(table, destination, protocol);
-        message.header.scope = RouteScope::NoWhere;
-        self.change(RouteNetlinkMessage::DelRoute(message), 0)
+        self.make(Request::delete_route(table, destination, protocol))
     }
 
     /// How a packet to `destination` would leave; `None` when there is no way.
@@ -124,7 +120,7 @@ impl Netlink {
 }
 
 /// The beginning of any message about the route for `destination` in `table`.
-fn to(table: u8, destination: IpNet, protocol: u8) -> RouteMessage {
+pub(super) fn to(table: u8, destination: IpNet, protocol: u8) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(destination.addr().is_ipv6());
     message.header.destination_prefix_length = destination.prefix_len();
@@ -136,7 +132,7 @@ fn to(table: u8, destination: IpNet, protocol: u8) -> RouteMessage {
     message
 }
 
-fn message(route: &Route, protocol: u8) -> RouteMessage {
+pub(super) fn message(route: &Route, protocol: u8) -> RouteMessage {
     let mut message = to(route.table, route.destination, protocol);
     message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
     match route.kind {
