@@ -151,6 +151,9 @@ fn kubernetes(source: &Kubernetes) -> String {
         Some(age_ms) => write!(text, ", {} node(s), last sign {} ago", source.nodes, duration(age_ms / 1000)),
         None => write!(text, ", no sign of it yet"),
     };
+    if let Some(as_of) = &source.as_of {
+        let _ = write!(text, ", nodes as of {as_of}");
+    }
     if let Some(why) = &source.why {
         let _ = write!(text, ": {}", why.replace('\n', " "));
     }

@@ -46,6 +46,25 @@ pub struct Config {
     pub warnings: Vec<Problem>,
 }
 
+impl Config {
+    /// This configuration with other peers.
+    #[must_use]
+    pub fn with_peers(&self, peers: Vec<Peer>) -> Self {
+        Self {
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+            vxlan: self.vxlan.clone(),
+            dataplane: self.dataplane.clone(),
+            metrics: self.metrics,
+            ipam: self.ipam.clone(),
+            probe: self.probe,
+            peers,
+            kubernetes: self.kubernetes.clone(),
+            warnings: self.warnings.clone(),
+        }
+    }
+}
+
 /// This node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
@@ -97,6 +116,8 @@ pub struct Kubernetes {
     pub net_conf: Option<PathBuf>,
     /// Where to write Flannel's `subnet.env`; nowhere when `None`.
     pub subnet_env: Option<PathBuf>,
+    /// Where to keep the nodes, for a start while the API is away; nowhere when `None`.
+    pub cache: Option<PathBuf>,
 }
 
 /// The workers.

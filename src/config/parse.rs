@@ -129,9 +129,11 @@ fn kubernetes(mut section: Section<'_, '_>) -> Kubernetes {
     let kubeconfig = section.optional("kubeconfig");
     let net_conf = section.optional("net_conf");
     let subnet_env = section.optional("subnet_env");
+    let cache = section.optional("cache");
     section.finish();
-    let [kubeconfig, net_conf, subnet_env] = [kubeconfig, net_conf, subnet_env].map(|path| path.map(|path| path.value));
-    Kubernetes { kubeconfig, net_conf, subnet_env }
+    let [kubeconfig, net_conf, subnet_env, cache] =
+        [kubeconfig, net_conf, subnet_env, cache].map(|path| path.map(|path| path.value));
+    Kubernetes { kubeconfig, net_conf, subnet_env, cache }
 }
 
 fn peer(mut section: Section<'_, '_>) -> NodeKeys {

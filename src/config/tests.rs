@@ -303,11 +303,13 @@ fn with_kubernetes_ranges_peers_and_tunnel_are_left_to_the_api() {
     let config = parse(KUBERNETES).unwrap();
     assert_eq!(config.kubernetes, Some(Kubernetes::default()));
     assert!(config.awaits_members() && !parse(GOOD).unwrap().awaits_members());
-    let paths = "[kubernetes]\nkubeconfig='/a'\nnet_conf='/b'\nsubnet_env='/c'\n[ipam]\nexclude=['10.9.9.9']\n";
+    let paths =
+        "[kubernetes]\nkubeconfig='/a'\nnet_conf='/b'\nsubnet_env='/c'\ncache='/d'\n[ipam]\nexclude=['10.9.9.9']\n";
     let config = parse(&KUBERNETES.replace("[kubernetes]\n", paths)).unwrap();
     let kubernetes = config.kubernetes.unwrap();
     assert_eq!(kubernetes.kubeconfig, Some("/a".into()));
     assert_eq!((kubernetes.net_conf, kubernetes.subnet_env), (Some("/b".into()), Some("/c".into())));
+    assert_eq!(kubernetes.cache, Some("/d".into()));
     let unnamed = parse(&KUBERNETES.replace("name='a'\n", "")).unwrap();
     assert!(!unnamed.node.name.is_empty());
 }

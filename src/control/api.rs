@@ -17,7 +17,7 @@ use super::netns::NetnsId;
 use super::view::{Counters, CreditStatus, DataplaneStatus, QueueStatus, VerdictRow};
 use crate::wire::Mac;
 
-pub use kubernetes::{Kubernetes, KubernetesState};
+pub use kubernetes::{ChangeTimes, Kubernetes, KubernetesState};
 pub use lookup::{Destination, Lookup};
 pub use probe::{Cause, Diagnosis, Probe, ProbeState};
 

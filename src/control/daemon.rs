@@ -98,7 +98,7 @@ pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), Daem
         let server = Server::bind(&dir.socket())?;
         let (send, calls) = mpsc::channel(1);
         let exporter = Exporter::new(dir.metrics(), send.clone());
-        let events = Events::new(&path, dir.path(), tokio::spawn(server.serve(send)), calls)?;
+        let events = Events::new(&path, dir.path(), tokio::spawn(server.serve(send)), calls, node.netlink_port())?;
         tracing::info!(config = %path.display(), runtime_dir = %runtime_dir.display(), "podwire starts");
         Daemon::new(node, exporter).run(events).await;
         Ok(())
@@ -150,6 +150,7 @@ impl Events {
         runtime_dir: &Path,
         server: JoinHandle<()>,
         calls: mpsc::Receiver<Call>,
+        own: u32,
     ) -> Result<Self, DaemonError> {
         let config = DirWatch::around(config).map_err(|error| {
             tracing::warn!("{error}; send SIGHUP after a change of the configuration");
@@ -164,7 +165,7 @@ impl Events {
             tracing::info!(%error, "no notifications of nftables");
         });
         Ok(Self {
-            news: readiness(Monitor::open()?)?,
+            news: readiness(Monitor::open(own)?)?,
             pod_news: pod_news.ok().map(readiness).transpose()?,
             rulesets: rulesets.ok().map(readiness).transpose()?,
             config: config.ok(),
@@ -249,7 +250,7 @@ impl Daemon {
             audit_at: now,
             watch: Pace::new(Some(now), now),
             rulesets: RulesetNews::ALL,
-            cluster: Pace::new(None, now),
+            cluster: Pace::urgent(now),
             resync: RESYNC,
             was_settled: true,
         }
@@ -304,7 +305,7 @@ impl Daemon {
             self.reload();
         }
         if self.cluster.is_due(now) {
-            self.heed_cluster();
+            self.heed_cluster(events);
         }
         // Before the kernel path at start: what is translated must be known when steering begins.
         if self.watch.is_due(now) {
@@ -345,12 +346,13 @@ impl Daemon {
     }
 
     /// Takes what the Kubernetes API has told.
-    fn heed_cluster(&mut self) {
+    fn heed_cluster(&mut self, events: &mut Events) {
         let begin = Instant::now();
         if self.node.heed_cluster(begin) {
             self.was_settled = true;
             self.reconcile_by(NEWS_DEBOUNCE);
         }
+        events.news.get_mut().expect(self.node.take_echoes());
         self.cluster.looked(begin, Instant::now(), None);
     }
 

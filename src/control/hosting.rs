@@ -34,7 +34,7 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         let listed = request("list addresses, routes and neighbours");
         let (desired, observed) = self.compare_pods(config, pods).map_err(listed)?;
-        self.apply_plan(plan::plan(desired, observed, |index| name_of(links, index)), done);
+        self.apply_plan(&plan::plan(desired, observed, |index| name_of(links, index)), done);
         Ok(())
     }
 

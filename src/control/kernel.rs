@@ -259,7 +259,7 @@ impl Kernel {
             links.iter().filter(|link| is_of_stranger(link, pods)).map(|link| link.index).collect();
         observed.retain(|object| object.device().is_none_or(|device| !strangers.contains(&device)));
         self.apply_plan(
-            plan::plan(plan::desired(config, vtep, device, &present), observed, |index| {
+            &plan::plan(plan::desired(config, vtep, device, &present), observed, |index| {
                 // It may have been made after the devices were listed.
                 if index == device { config.vxlan.device.clone() } else { name_of(&links, index) }
             }),
@@ -269,7 +269,7 @@ impl Kernel {
     }
 
     /// Makes the changes of a plan, many at a time. A change that fails is reported and does not stop the others.
-    pub(super) fn apply_plan(&mut self, changes: Vec<ObjectChange>, done: &mut Done) {
+    pub(super) fn apply_plan(&mut self, changes: &[ObjectChange], done: &mut Done) {
         for run in changes.chunk_by(|one, next| request_of(one).is_some() == request_of(next).is_some()) {
             let results = self.netlink.change_all(run.iter().filter_map(request_of).collect());
             let mut results = results.unwrap_or_default().into_iter();
@@ -281,10 +281,8 @@ impl Kernel {
 
     /// Notes what became of a change, after the detours that a refused one may take; makes it if nobody has.
     fn settle(&mut self, mut change: ObjectChange, result: Option<Result<(), NetlinkError>>, done: &mut Done) {
-        let mut result = match result {
-            Some(Ok(())) => Ok(()),
-            _ => apply(&mut self.netlink, change.action, &change.object),
-        };
+        let is_made = result.and_then(Result::ok);
+        let mut result = is_made.map_or_else(|| apply(&mut self.netlink, change.action, &change.object), Ok);
         let Object::Route(Route { table, destination, .. }) = change.object else {
             return done.note(change, result);
         };

@@ -4,7 +4,9 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
 
 use super::api;
 use super::durable;
@@ -27,12 +29,48 @@ pub struct Membership {
     problems: Vec<String>,
     /// Why `subnet.env` is not written.
     unwritten: Option<String>,
+    /// How often the kernel was looked at as a whole.
+    looks: u64,
+    /// How long changes of the cluster have taken.
+    times: Times,
+}
+
+/// From a change's arrival at this machine until tables, programs and kernel were as it asks.
+#[derive(Debug)]
+struct Times(Histogram<u64>);
+
+impl Times {
+    /// The longest that is told apart, in microseconds.
+    const LONGEST_US: u64 = 60_000_000;
+
+    fn new() -> Self {
+        Self(Histogram::new_with_max(Self::LONGEST_US, 3).expect("bounds and digits are what the library takes"))
+    }
+
+    fn note(&mut self, took: Duration) {
+        self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    fn status(&self) -> api::ChangeTimes {
+        let at = |quantile| self.0.value_at_quantile(quantile);
+        api::ChangeTimes { changes: self.0.len(), median_us: at(0.5), p99_us: at(0.99), longest_us: self.0.max() }
+    }
 }
 
 impl Membership {
     /// Of a node that has heard nothing yet.
     pub fn new(file: Config) -> Self {
-        Self { file, source: None, view: None, own: None, defers_ranges: false, problems: Vec::new(), unwritten: None }
+        Self {
+            file,
+            source: None,
+            view: None,
+            own: None,
+            defers_ranges: false,
+            problems: Vec::new(),
+            unwritten: None,
+            looks: 0,
+            times: Times::new(),
+        }
     }
 
     /// Takes another file's configuration, which is not yet in force.
@@ -46,6 +84,11 @@ impl Membership {
     /// Whether the node is to take the ranges of its own as soon as its pods allow it.
     pub fn defers_ranges(&self) -> bool {
         self.defers_ranges
+    }
+
+    /// Notes a look at the kernel as a whole.
+    pub fn note_look(&mut self) {
+        self.looks += 1;
     }
 
     /// What is wrong, for `status`.
@@ -64,6 +107,9 @@ impl Membership {
             age_ms: source.age(now).map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             nodes: view.and_then(|view| view.cluster.as_ref()).map_or(0, |cluster| cluster.nodes),
             joined: self.own.is_some(),
+            as_of: view.and_then(|view| view.as_of.clone()),
+            looks: self.looks,
+            changes: self.times.status(),
         })
     }
 }
@@ -84,21 +130,28 @@ impl Node {
         }
     }
 
-    /// Takes what the source tells now; true when another configuration is in force.
+    /// Takes what the source tells now; true when another configuration is in force and a look at the kernel is to follow.
     pub fn heed_cluster(&mut self, now: Instant) -> bool {
         let Some(source) = &mut self.membership.source else { return false };
         self.membership.view = Some(source.view());
+        let heard = source.take_heard();
         let file = self.membership.file.clone();
         let old = std::mem::take(&mut self.membership.problems);
         let config = self.joined(&file);
         for problem in self.membership.problems.iter().filter(|problem| !old.contains(problem)) {
             tracing::warn!("{problem}");
         }
-        let has_changed = config != self.config;
-        if has_changed {
-            self.put_in_force(config, now);
+        if config == self.config {
+            return false;
         }
-        has_changed
+        let is_as_wanted = self.put_peers_in_force(&config, now).unwrap_or_else(|| {
+            self.put_in_force(config, now);
+            false
+        });
+        if let Some(heard) = heard {
+            self.membership.times.note(heard.elapsed());
+        }
+        !is_as_wanted
     }
 
     /// A file's configuration with what is known of the cluster. What is wrong with that is kept.

@@ -42,6 +42,7 @@ mod newcomers;
 mod nft;
 mod node;
 mod pace;
+mod peers;
 mod pod_news;
 mod pods;
 mod probe;

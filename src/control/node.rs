@@ -15,7 +15,7 @@ use super::kernel::{Kernel, Reconciled, Vtep};
 use super::lifecycle::{Lifecycle, Starter};
 use super::membership::Membership;
 use super::nat::Nat;
-use super::netlink::RulesetNews;
+use super::netlink::{Echo, RulesetNews};
 use super::newcomers::Newcomers;
 use super::notes::Notes;
 use super::plan::Change;
@@ -64,6 +64,8 @@ pub struct Node {
     pub(super) unexported: Option<String>,
     /// What a trace calls things, while there is one.
     pub(super) names: Weak<Names>,
+    /// What the kernel will tell of our own changes without saying that they are.
+    pub(super) echoes: Vec<Echo>,
 }
 
 /// What the last [`Node::reconcile`] found.
@@ -125,9 +127,20 @@ impl Node {
             notices: Vec::new(),
             unexported: None,
             names: Weak::new(),
+            echoes: Vec::new(),
         };
         node.strays().for_each(|stray| tracing::error!("{stray}"));
         node
+    }
+
+    /// By which the kernel names the socket that changes are asked for by.
+    pub fn netlink_port(&self) -> u32 {
+        self.kernel.netlink.port()
+    }
+
+    /// What the kernel will tell of our own changes since the last call.
+    pub fn take_echoes(&mut self) -> Vec<Echo> {
+        std::mem::take(&mut self.echoes)
     }
 
     /// Adds what `status` is to show among the problems from now on.
@@ -210,6 +223,7 @@ impl Node {
         if self.config.awaits_members() {
             return self.drive(now);
         }
+        self.membership.note_look();
         self.meet_strangers();
         let mut observed = Observed::default();
         let mut changes = Vec::new();
@@ -270,7 +284,7 @@ impl Node {
     }
 
     /// Has the prober know the peers and our end of the tunnel as they are.
-    fn follow_peers(&mut self, now: Instant) {
+    pub(super) fn follow_peers(&mut self, now: Instant) {
         self.prober.follow(&self.config, self.observed.tunnel_end(), self.kernel.known.tunnel, now);
     }
 

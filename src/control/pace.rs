@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// A kind of look takes at most one part in this many of the time, unless
+/// A kind of look takes at most one part in so many of the time, unless
 const SHARE: u32 = 10;
 /// that made the next one wait for longer than this; then it takes half of it.
 const LONGEST_REST: Duration = Duration::from_millis(500);
@@ -13,12 +13,19 @@ pub struct Pace {
     due: Option<Instant>,
     /// Before this the last look has had more than its share.
     rest_until: Instant,
+    /// A look takes at most one part in this many of the time.
+    share: u32,
 }
 
 impl Pace {
     /// The first look is due at `due`, or when one is asked for.
     pub fn new(due: Option<Instant>, now: Instant) -> Self {
-        Self { due, rest_until: now }
+        Self { due, rest_until: now, share: SHARE }
+    }
+
+    /// One of which a look may take half of the time.
+    pub fn urgent(now: Instant) -> Self {
+        Self { due: None, rest_until: now, share: 1 }
     }
 
     /// When the next look is due.
@@ -38,14 +45,14 @@ impl Pace {
 
     /// Notes a look that took from `begin` to `end`, and that the next one is due after `interval`, if any.
     pub fn looked(&mut self, begin: Instant, end: Instant, interval: Option<Duration>) {
-        self.rest_until = end + rest(end - begin);
+        self.rest_until = end + rest(end - begin, self.share);
         self.due = interval.map(|interval| (end + interval).max(self.rest_until));
     }
 }
 
 /// How long to wait after a look that took `took`.
-fn rest(took: Duration) -> Duration {
-    (took * SHARE).min(took.max(LONGEST_REST))
+fn rest(took: Duration, share: u32) -> Duration {
+    (took * share).min(took.max(LONGEST_REST))
 }
 
 #[cfg(test)]
@@ -66,6 +73,15 @@ mod tests {
         assert_eq!(pace.due(), None);
         pace.ask(start + 6 * MS);
         assert_eq!(pace.due(), Some(start + 25 * MS));
+    }
+
+    #[test]
+    fn an_urgent_look_rests_as_long_as_it_took() {
+        let start = Instant::now();
+        let mut pace = Pace::urgent(start);
+        pace.looked(start, start + 20 * MS, None);
+        pace.ask(start + 20 * MS);
+        assert_eq!(pace.due(), Some(start + 40 * MS));
     }
 
     #[test]

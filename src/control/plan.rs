@@ -16,7 +16,7 @@ use super::netlink::{
 };
 use super::sysctl;
 use super::wiring::Pod;
-use crate::config::Config;
+use crate::config::{Config, Peer};
 use crate::ids::IfIndex;
 use crate::wire::Mac;
 
@@ -169,7 +169,23 @@ pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> V
     // Without it a packet for an address that no pod has would follow the default route.
     let own = config.node.pod_cidrs.iter().map(|cidr| Object::Route(route(*cidr, RouteKind::Unreachable)));
     let mut objects: Vec<Object> = addresses.chain(own).collect();
-    for peer in &config.peers {
+    objects.extend(peer_objects(&config.peers, device));
+    objects.extend(nodes(config, device));
+    objects.extend(pods.iter().flat_map(|pod| pod_objects(&vtep.addresses, pod)));
+    objects
+}
+
+/// What `config` asks for because of its peers, on the VXLAN device `device`.
+pub fn of_peers(config: &Config, device: IfIndex) -> Vec<Object> {
+    let mut objects = peer_objects(&config.peers, device);
+    objects.extend(nodes(config, device));
+    objects
+}
+
+/// What leads to the pods of `peers`.
+fn peer_objects(peers: &[Peer], device: IfIndex) -> Vec<Object> {
+    let mut objects = Vec::new();
+    for peer in peers {
         objects.push(Object::Fdb(FdbEntry { index: device, mac: peer.vtep_mac, vtep: peer.underlay, plain: true }));
         for cidr in &peer.pod_cidrs {
             let gateway = cidr.network();
@@ -178,8 +194,6 @@ pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> V
             objects.push(Object::Route(route(*cidr, kind)));
         }
     }
-    objects.extend(nodes(config, device));
-    objects.extend(pods.iter().flat_map(|pod| pod_objects(&vtep.addresses, pod)));
     objects
 }
 

@@ -5,6 +5,7 @@
 //! The answer arrives as a notification of the neighbour table. From then on the kernel keeps the
 //! neighbour resolved, marked as ours, until no peer is behind it any more.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
@@ -46,6 +47,26 @@ pub(super) fn resolve(
         peers.iter().map(|peer| resolve_one(netlink, uplink, *peer, &mut known)).collect::<Result<_, _>>()?;
     let needed: HashSet<IpAddr> = hops.iter().filter_map(via).collect();
     release(netlink, |index, address| index == uplink.index && needed.contains(&address))?;
+    Ok(hops)
+}
+
+/// The same for a few of many peers, each by a request or two, whatever the neighbours are; none is forgotten.
+pub(super) fn resolve_few(
+    netlink: &mut Netlink,
+    uplink: &Uplink,
+    peers: &[IpAddr],
+) -> Result<Vec<Result<Hop, NoHop>>, NetlinkError> {
+    let mut known = HashMap::new();
+    let mut hops = Vec::new();
+    for peer in peers {
+        if let Some(via) = netlink.lookup(*peer)?.map(|route| route.gateway.unwrap_or(*peer))
+            && let Entry::Vacant(entry) = known.entry(via)
+            && let Some(neighbour) = netlink.known_neighbour(uplink.index, via)?
+        {
+            entry.insert(neighbour);
+        }
+        hops.push(resolve_one(netlink, uplink, *peer, &mut known)?);
+    }
     Ok(hops)
 }
 

@@ -5,8 +5,8 @@ use super::page::{Page, seconds};
 use super::snapshot::Snapshot;
 use crate::config;
 use crate::control::api::{
-    Cause, DataplaneState, DeviceStats, NatCheck, Path, Peer, Pod, PodStats, Probe, ProbeState, Range, Stats, Status,
-    WorkerStats,
+    Cause, DataplaneState, DeviceStats, Kubernetes, KubernetesState, NatCheck, Path, Peer, Pod, PodStats, Probe,
+    ProbeState, Range, Stats, Status, WorkerStats,
 };
 use crate::control::view::{
     Ailment, DataplaneStatus, PassesStatus, QueueStatus, TrafficStatus, VerdictRow, WorkerStatus,
@@ -75,6 +75,22 @@ fn node(page: &mut Page, status: &Status) {
         page.count(Metric::Peers, &[label], peers as u64);
     }
     page.count(Metric::Pods, &[], status.pods as u64);
+    if let Some(source) = &status.kubernetes {
+        kubernetes(page, source);
+    }
+}
+
+fn kubernetes(page: &mut Page, source: &Kubernetes) {
+    let state = match source.state {
+        KubernetesState::Connecting => "connecting",
+        KubernetesState::Following => "following",
+        KubernetesState::Away => "away",
+    };
+    page.state(Metric::KubernetesState, &[], &["connecting", "following", "away"], state);
+    if let Some(age_ms) = source.age_ms {
+        page.put(Metric::KubernetesAge, &[], seconds(age_ms.saturating_mul(1_000_000)));
+    }
+    page.count(Metric::KubernetesNodes, &[], source.nodes as u64);
 }
 
 fn probes(page: &mut Page, peers: &[Peer], per_peer: bool) {

@@ -57,6 +57,10 @@ metrics! {
     PeerSent => COUNTER "podwire_peer_probe_sent_packets_total" ["peer"], "Probes of the peer that were answered or lost";
     PeerLost => COUNTER "podwire_peer_probe_lost_packets_total" ["peer"], "Probes of the peer that were not answered in time";
 
+    KubernetesState => GAUGE "podwire_kubernetes_state" ["state"], "1 for the state of the Kubernetes API as the source: connecting (not reached yet), following, or away; absent without one";
+    KubernetesAge => GAUGE "podwire_kubernetes_age_seconds" [], "Time since the Kubernetes API last showed that it is alive; absent while it never did";
+    KubernetesNodes => GAUGE "podwire_kubernetes_nodes" [], "Nodes of the cluster as last heard of, this one among them";
+
     DataplaneState => GAUGE "podwire_dataplane_state" ["state"], "1 for the state of the data plane: running, kernel (off as configured), or failed";
     DataplaneInfo => GAUGE "podwire_dataplane_info" ["mode", "xdp", "memory"], "1, with the configured mode, how the XDP program is attached, and what backs the packet memory; while workers run";
     SteeringPackets => COUNTER "podwire_steering_packets_total" ["program", "verdict", "path"], "Packets by verdict of the steering programs: to the fast path, the kernel path, or dropped";

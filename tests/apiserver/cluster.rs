@@ -13,12 +13,7 @@ fn await_route(cluster: &FlannelCluster, what: &str, range: &str, wanted: bool) 
     let begun = Instant::now();
     for node in [&cluster.a, &cluster.b] {
         let has_route = || !node.host.netns.run(&format!("ip route show {range}")).is_empty();
-        assert!(
-            wait_until(PATIENCE, || has_route() == wanted),
-            "{what}: {}\n{}",
-            node.host.name(),
-            node.log_text()
-        );
+        assert!(wait_until(PATIENCE, || has_route() == wanted), "{what}: {}\n{}", node.host.name(), node.log_text());
     }
     println!("{what}: {:?}", begun.elapsed());
 }

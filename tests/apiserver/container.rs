@@ -51,7 +51,7 @@ impl Daemon {
         let set: DaemonSet = serde_json::from_value(object("DaemonSet")).expect("a DaemonSet");
         let pod = set.spec.expect("a spec").template.spec.expect("a pod");
         let daemon = Self { root: podman.dir().join("node"), podman, pod };
-        for dir in ["config", "run/podwire", "opt/cni/bin", "etc/cni/net.d"] {
+        for dir in ["config", "run/podwire", "var/lib/podwire", "opt/cni/bin", "etc/cni/net.d"] {
             fs::create_dir_all(daemon.root.join(dir)).expect("a directory");
         }
         fs::write(daemon.root.join("config/podwire.toml"), config).expect("a file is written");

@@ -7,6 +7,7 @@ mod kubernetes;
 
 mod cluster;
 mod container;
+mod credentials;
 mod manifests;
 mod rbac;
 mod server;

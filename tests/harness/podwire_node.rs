@@ -274,8 +274,8 @@ impl PodwireNode {
     }
 
     fn kubernetes_config(&self) -> String {
-        let Options { mode, xdp, bulk, sections, .. } = self.options;
-        let [kubeconfig, subnet_env] = [self.kubeconfig(), self.subnet_env()];
+        let Options { mode, xdp, bulk, sections, metrics, .. } = self.options;
+        let [kubeconfig, subnet_env, cache] = [self.kubeconfig(), self.subnet_env(), self.cache()];
         format!(
             r#"[node]
 name = "{}"
@@ -284,6 +284,7 @@ uplink = "{}"
 [kubernetes]
 kubeconfig = "{}"
 subnet_env = "{}"
+cache = "{}"
 
 [dataplane]
 mode = "{mode}"
@@ -291,13 +292,21 @@ cores = [{}]
 xdp = "{xdp}"
 bulk = "{bulk}"
 
-{sections}"#,
+{sections}
+{}"#,
             self.host.name(),
             self.host.uplink,
             kubeconfig.display(),
             subnet_env.display(),
+            cache.display(),
             usize::from(self.host.index) % thread::available_parallelism().map_or(1, usize::from),
+            metrics_section(metrics),
         )
+    }
+
+    /// Where it keeps the nodes of the Kubernetes API.
+    pub fn cache(&self) -> PathBuf {
+        self.dir.join("state/nodes.json")
     }
 
     /// How it reaches the API server.
@@ -345,9 +354,7 @@ bulk = "{bulk}"
             self.host.name(),
             pod_cidrs(*index),
         );
-        if metrics {
-            writeln!(text, "\n[metrics]\nlisten = \"{}\"\nsocket = true", Self::METRICS).expect("a string");
-        }
+        text += &metrics_section(metrics);
         for Peer { name, index, underlay, vtep_mac, addresses } in &self.peers {
             let cidrs = pod_cidrs(*index);
             write!(text, "\n[[peers]]\nname = \"{name}\"\nunderlay = \"{underlay}\"\npod_cidrs = {cidrs:?}\n")
@@ -493,6 +500,11 @@ impl Drop for PodwireNode {
             println!("---- log of {}\n{}", self.host.name(), self.log_text());
         }
     }
+}
+
+/// The section of a node that serves metrics, or nothing.
+fn metrics_section(metrics: bool) -> String {
+    if metrics { format!("\n[metrics]\nlisten = \"{}\"\nsocket = true\n", PodwireNode::METRICS) } else { String::new() }
 }
 
 /// What each path has carried, in packets (a super-packet of a pod counts once).

@@ -5,7 +5,11 @@
 mod harness;
 
 mod api;
+mod cache;
 mod faults;
 mod members;
 mod nodes;
+mod own_node;
+mod scale;
 mod scene;
+mod tls;

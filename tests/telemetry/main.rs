@@ -3,7 +3,10 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+#[path = "../kubernetes/api/mod.rs"]
+mod api;
 mod exposition;
+mod kubernetes;
 mod metrics;
 mod monitoring;
 mod proofs;

@@ -28,4 +28,19 @@ pub struct Kubernetes {
     pub nodes: usize,
     /// Whether the ranges of this node are known.
     pub joined: bool,
+    /// When an earlier daemon kept what is known, in RFC 3339; none once this one has listed the nodes.
+    pub as_of: Option<String>,
+    /// How often the kernel was looked at as a whole since the daemon started.
+    pub looks: u64,
+    pub changes: ChangeTimes,
+}
+
+/// How long changes of the cluster have taken since the daemon started, from a change's arrival at this machine until
+/// tables, programs and kernel were as it asks. Changes that come while others are carried out are carried out together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeTimes {
+    pub changes: u64,
+    pub median_us: u64,
+    pub p99_us: u64,
+    pub longest_us: u64,
 }

@@ -51,8 +51,8 @@ pub async fn request<T: DeserializeOwned>(
     answer.map_err(|error| SourceError::of_answer(what, &error))
 }
 
-/// What all nodes were told by Flannel's configuration.
-pub async fn net_conf(client: &Client, file: Option<&Path>) -> Result<NetConf, SourceError> {
+/// What all nodes were told by Flannel's configuration, and its text.
+pub async fn net_conf(client: &Client, file: Option<&Path>) -> Result<(NetConf, String), SourceError> {
     let (place, text) = match file {
         Some(path) => {
             let place = path.display().to_string();
@@ -61,7 +61,8 @@ pub async fn net_conf(client: &Client, file: Option<&Path>) -> Result<NetConf, S
         }
         None => config_map(client).await?,
     };
-    NetConf::parse(&text).map_err(|error| SourceError::NetConf(place, error))
+    let net_conf = NetConf::parse(&text).map_err(|error| SourceError::NetConf(place, error))?;
+    Ok((net_conf, text))
 }
 
 async fn config_map(client: &Client) -> Result<(String, String), SourceError> {

@@ -18,6 +18,8 @@ pub enum SourceError {
     Client(String),
     #[error("cannot {what}: the API server does not answer: {text}")]
     Away { what: &'static str, text: String },
+    #[error("cannot {what}: the API server's certificate is not trusted: {text}{}", remedy(.text))]
+    Untrusted { what: &'static str, text: String },
     #[error("cannot {what}: no answer within {} s", .limit.as_secs())]
     Late { what: &'static str, limit: Duration },
     #[error("cannot {what}: the API server refuses ({code}): {text}{}", advice(*.code))]
@@ -43,14 +45,20 @@ pub enum SourceError {
 impl SourceError {
     /// Whether the server has not spoken, so that it may go on where it was.
     pub fn is_of_the_way(&self) -> bool {
-        matches!(self, Self::Away { .. } | Self::Late { .. } | Self::Silent(_) | Self::Closed)
+        matches!(self, Self::Away { .. } | Self::Untrusted { .. } | Self::Late { .. } | Self::Silent(_) | Self::Closed)
     }
 
     /// What an answer, or its lack, means.
     pub fn of_answer(what: &'static str, error: &kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(what, status),
-            other => Self::Away { what, text: chain(other) },
+            other => {
+                let text = chain(other);
+                match text.find(DISTRUST) {
+                    Some(at) => Self::Untrusted { what, text: text[at + DISTRUST.len()..].to_owned() },
+                    None => Self::Away { what, text },
+                }
+            }
         }
     }
 
@@ -62,6 +70,27 @@ impl SourceError {
         let text = if status.message.is_empty() { &status.reason } else { &status.message };
         Self::Refused { what, code: status.code, text: text.trim().to_owned() }
     }
+}
+
+/// Before what rustls finds wrong with a certificate (`rustls::Error::InvalidCertificate`).
+const DISTRUST: &str = "invalid peer certificate: ";
+
+/// What to do about a certificate that is not trusted (`rustls::CertificateError`).
+fn remedy(text: &str) -> &'static str {
+    let remedies = [
+        (
+            "UnknownIssuer",
+            "; is the certificate-authority in the kubeconfig, or the pod's ca.crt, that of this cluster?",
+        ),
+        (
+            "BadSignature",
+            "; is the certificate-authority in the kubeconfig, or the pod's ca.crt, that of this cluster?",
+        ),
+        ("not valid for name", "; reach the server by a name or address that its certificate has"),
+        ("expired", "; renew it, or set this node's clock"),
+        ("not valid yet", "; set this node's clock, or the server's"),
+    ];
+    remedies.iter().find(|(said, _)| text.contains(said)).map_or("", |(_, remedy)| remedy)
 }
 
 /// What to do about a refusal.

@@ -23,14 +23,16 @@ use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::announce::Announcement;
+use super::cache::{Cache, Recalled};
 use super::connect::{ANSWER, connect, net_conf, request};
 use super::error::{SourceError, chain};
 use super::object::{Object, Page};
 use super::publish::Publisher;
 use super::roster::Roster;
-use super::{LastSign, View};
+use super::{Signs, View};
 use crate::config::Kubernetes;
 use crate::control::api::KubernetesState;
+use crate::control::pace::Pace;
 
 const NODES: &str = "/api/v1/nodes";
 
@@ -56,7 +58,7 @@ pub struct Follower {
     settings: Kubernetes,
     own_name: String,
     view: watch::Sender<View>,
-    last_sign: Arc<LastSign>,
+    signs: Signs,
     announced: watch::Receiver<Option<Announcement>>,
     publisher: Publisher,
     rests: ExponentialBackoff,
@@ -64,6 +66,16 @@ pub struct Follower {
     version: Option<String>,
     /// Survives a loss of the server.
     roster: Option<Roster>,
+    /// When the oldest change of it was heard that is not told of yet, and when it is to be: what a roster comes to takes
+    /// time in proportion to the nodes.
+    arrived: Option<Instant>,
+    telling: Pace,
+    /// The text of `net-conf.json` that the roster was made with.
+    net_conf: String,
+    server: String,
+    cache: Option<Cache>,
+    /// When the roster was kept by an earlier daemon, unless this one has listed the nodes.
+    as_of: Option<String>,
 }
 
 fn rests() -> ExponentialBackoff {
@@ -76,16 +88,35 @@ impl Follower {
         settings: Kubernetes,
         own_name: String,
         view: watch::Sender<View>,
-        last_sign: Arc<LastSign>,
+        signs: Signs,
         announced: watch::Receiver<Option<Announcement>>,
     ) -> Self {
-        let publisher = Publisher::new(own_name.clone());
-        Self { settings, own_name, view, last_sign, announced, publisher, rests: rests(), version: None, roster: None }
+        let cache = settings.cache.clone().map(|path| Cache::new(path, own_name.clone()));
+        Self {
+            publisher: Publisher::new(own_name.clone()),
+            settings,
+            own_name,
+            view,
+            signs,
+            announced,
+            rests: rests(),
+            version: None,
+            roster: None,
+            arrived: None,
+            telling: Pace::urgent(Instant::now()),
+            net_conf: String::new(),
+            server: String::new(),
+            cache,
+            as_of: None,
+        }
     }
 
     pub async fn run(mut self) {
         loop {
             let Err(error) = self.follow().await;
+            if self.telling.due().is_some() {
+                self.tell_cluster();
+            }
             if !error.is_of_the_way() {
                 self.version = None;
             }
@@ -99,9 +130,13 @@ impl Follower {
         let (client, server) = connect(&self.settings).await?;
         self.view.send_if_modified(|view| {
             let is_new = view.server.as_ref() != Some(&server);
-            view.server = Some(server);
+            view.server = Some(server.clone());
             is_new
         });
+        self.server = server;
+        if self.roster.is_none() {
+            self.recall();
+        }
         loop {
             let version = match self.version.clone() {
                 Some(version) => version,
@@ -111,16 +146,31 @@ impl Follower {
         }
     }
 
+    /// Begins with what an earlier daemon has kept, until the server answers.
+    fn recall(&mut self) {
+        let Some(cache) = &self.cache else { return };
+        match cache.recall(&self.server) {
+            Ok(Some(Recalled { roster, net_conf, saved_at })) => {
+                let as_of = saved_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+                tracing::info!(as_of, "Kubernetes: beginning with the nodes of {}", cache.path().display());
+                (self.roster, self.net_conf, self.as_of) = (Some(roster), net_conf, Some(as_of));
+                self.tell_cluster();
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "Kubernetes: {} is of no use", cache.path().display()),
+        }
+    }
+
     /// Takes the whole list, and with it what net-conf.json says now; returns its version.
     async fn list(&mut self, client: &Client) -> Result<String, SourceError> {
-        let net_conf = net_conf(client, self.settings.net_conf.as_deref()).await?;
-        self.last_sign.note();
+        let (net_conf, text) = net_conf(client, self.settings.net_conf.as_deref()).await?;
+        self.signs.last.note();
         let mut roster = Roster::new(&self.own_name, net_conf);
         let mut params = ListParams::default().limit(PAGE);
         let version = loop {
             let list = Request::new(NODES).list(&params).map_err(|error| SourceError::Client(chain(&error)))?;
             let page: Page = request(client, "list nodes", list).await?;
-            self.last_sign.note();
+            self.signs.last.note();
             page.items.into_iter().flatten().for_each(|node| {
                 roster.apply(node);
             });
@@ -132,8 +182,9 @@ impl Follower {
         if version.is_empty() {
             return Err(SourceError::NoList);
         }
-        self.roster = Some(roster);
+        (self.roster, self.net_conf, self.as_of) = (Some(roster), text, None);
         self.version = Some(version.clone());
+        self.touch_cache();
         self.tell_cluster();
         Ok(version)
     }
@@ -151,35 +202,60 @@ impl Follower {
         let mut heard = Instant::now();
         loop {
             let due = self.publisher.due(self.announced.borrow().as_ref(), self.roster.as_ref().and_then(Roster::own));
+            let cached = self.cache.as_ref().and_then(Cache::due);
+            let telling = self.telling.due();
             tokio::select! {
                 event = events.next() => {
                     let Some(event) = event else { break };
                     heard = Instant::now();
+                    self.take_all(event, &mut events, heard)?;
                     // What went wrong with a patch may be over.
-                    if self.take_all(event, &mut events)? || self.publisher.problem().is_some() {
-                        self.tell_cluster();
+                    if self.publisher.problem().is_some() {
+                        self.telling.ask(heard);
                     }
                     self.rests = rests();
                 }
                 changed = self.announced.changed() => if changed.is_err() { return Err(SourceError::Closed) },
                 () = sleep_until(due.unwrap_or(heard + SILENCE).into()), if due.is_some() => self.publish(client).await,
+                () = sleep_until(telling.unwrap_or(heard).into()), if telling.is_some() => self.tell_cluster(),
+                () = sleep_until(cached.unwrap_or(heard + SILENCE).into()), if cached.is_some() => self.write_cache(),
                 () = sleep_until((heard + SILENCE).into()) => return Err(SourceError::Silent(SILENCE)),
             }
         }
         if begun.elapsed() < BRIEF { Err(SourceError::Closed) } else { Ok(()) }
     }
 
-    /// Takes an event and all that are there after it; says whether the cluster has changed.
-    fn take_all(&mut self, event: kube::Result<WatchEvent<Object>>, events: &mut Events) -> Result<bool, SourceError> {
-        let mut has_changed = false;
+    fn touch_cache(&mut self) {
+        if let Some(cache) = &mut self.cache {
+            cache.touch();
+        }
+    }
+
+    fn write_cache(&mut self) {
+        if let (Some(cache), Some(roster)) = (&mut self.cache, &self.roster) {
+            cache.write(&self.server, &self.net_conf, roster);
+        }
+    }
+
+    /// Takes an event, which was heard at `heard`, and all that are there after it; what has changed is to be told.
+    fn take_all(
+        &mut self,
+        event: kube::Result<WatchEvent<Object>>,
+        events: &mut Events,
+        heard: Instant,
+    ) -> Result<(), SourceError> {
         let mut next = Some(event);
         while let Some(event) = next {
             let event = event.map_err(|error| SourceError::of_answer("read the watch of nodes", &error))?;
-            self.last_sign.note();
-            has_changed |= self.take(event)?;
+            self.signs.last.note();
+            if self.take(event)? {
+                self.arrived.get_or_insert(heard);
+                self.telling.ask(heard);
+                self.touch_cache();
+            }
             next = events.next().now_or_never().flatten();
         }
-        Ok(has_changed)
+        Ok(())
     }
 
     fn take(&mut self, event: WatchEvent<Object>) -> Result<bool, SourceError> {
@@ -191,6 +267,10 @@ impl Follower {
             }
             WatchEvent::Deleted(node) => {
                 self.version = Some(node.version);
+                if node.name == self.own_name {
+                    // If it comes back nobody has changed it.
+                    self.publisher = Publisher::new(self.own_name.clone());
+                }
                 Ok(roster.remove(&node.name))
             }
             WatchEvent::Bookmark(bookmark) => {
@@ -206,23 +286,36 @@ impl Follower {
         let Some((announcement, own)) = announced.zip(self.roster.as_ref().and_then(Roster::own)) else { return };
         // A failure is the publisher's to tell of and to try again.
         if let Ok(Some(own)) = self.publisher.publish(client, &announcement, own).await {
-            self.last_sign.note();
+            self.signs.last.note();
             self.roster.as_mut().map(|roster| roster.apply(own));
         }
         self.tell_cluster();
     }
 
+    /// Publishes what the nodes come to.
     fn tell_cluster(&mut self) {
+        let begin = Instant::now();
+        let arrived = self.arrived.take();
         let Some(roster) = &self.roster else { return };
         let announced = self.announced.borrow().map(|announcement| announcement.vtep_mac);
         let mut cluster = roster.cluster(announced);
         cluster.problems.extend(self.publisher.problem());
+        cluster.problems.extend(self.as_of.as_ref().map(|as_of| {
+            format!(
+                "the nodes are as an earlier podwire knew them at {as_of}; the API has not answered since the start"
+            )
+        }));
+        let as_of = self.as_of.clone();
         let cluster = Some(Arc::new(cluster));
         self.view.send_if_modified(|view| {
-            let has_changed = view.cluster != cluster;
-            view.cluster = cluster;
+            let has_changed = (&view.cluster, &view.as_of) != (&cluster, &as_of);
+            (view.cluster, view.as_of) = (cluster, as_of);
+            if let Some(arrived) = arrived.filter(|_| has_changed) {
+                self.signs.heard.note(arrived);
+            }
             has_changed
         });
+        self.telling.looked(begin, Instant::now(), None);
     }
 
     fn tell_state(&self, state: KubernetesState, why: Option<String>) {

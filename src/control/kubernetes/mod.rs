@@ -7,9 +7,10 @@
 //!        └───────────── publish: one patch ◀── Announcement ◀──────┘
 //! ```
 //!
-//! When the server is away, what it said last stays. The tasks of a [`Source`] end with it.
+//! When the server is away, what it said last stays; a daemon that starts meanwhile begins with what [`cache`] has of it. The tasks of a [`Source`] end with it.
 
 mod announce;
+mod cache;
 mod connect;
 mod error;
 mod flannel;
@@ -46,6 +47,8 @@ pub struct View {
     pub server: Option<String>,
     /// As of the last sign of life; none before the first list.
     pub cluster: Option<Arc<Cluster>>,
+    /// When an earlier daemon kept `cluster`, in RFC 3339, if this one has not heard of it.
+    pub as_of: Option<String>,
 }
 
 /// When the server last showed that it is alive.
@@ -63,6 +66,27 @@ impl LastSign {
     }
 }
 
+/// What a follower notes of time, for its source.
+#[derive(Debug)]
+struct Signs {
+    last: Arc<LastSign>,
+    heard: Arc<Heard>,
+}
+
+/// When the oldest news were heard that nobody has taken yet.
+#[derive(Debug, Default)]
+struct Heard(Mutex<Option<Instant>>);
+
+impl Heard {
+    fn note(&self, at: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(at);
+    }
+
+    fn take(&self) -> Option<Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// A running source; ends when dropped.
 #[derive(Debug)]
 pub struct Source {
@@ -72,6 +96,7 @@ pub struct Source {
     net_conf: Option<Vec<u8>>,
     view: watch::Receiver<View>,
     last_sign: Arc<LastSign>,
+    heard: Arc<Heard>,
     announce: watch::Sender<Option<Announcement>>,
     task: JoinHandle<()>,
 }
@@ -79,14 +104,21 @@ pub struct Source {
 impl Source {
     /// Starts one for the node of that name. Needs a tokio runtime.
     pub fn start(settings: Kubernetes, own_name: &str) -> Self {
-        let (send, view) =
-            watch::channel(View { state: KubernetesState::Connecting, why: None, server: None, cluster: None });
+        let (send, view) = watch::channel(View {
+            state: KubernetesState::Connecting,
+            why: None,
+            server: None,
+            cluster: None,
+            as_of: None,
+        });
         let (announce, announced) = watch::channel(None);
         let last_sign = Arc::new(LastSign::default());
-        let follower = Follower::new(settings.clone(), own_name.to_owned(), send, Arc::clone(&last_sign), announced);
+        let heard = Arc::new(Heard::default());
+        let signs = Signs { last: Arc::clone(&last_sign), heard: Arc::clone(&heard) };
+        let follower = Follower::new(settings.clone(), own_name.to_owned(), send, signs, announced);
         let task = tokio::spawn(follower.run());
         let net_conf = net_conf_file(&settings);
-        Self { settings, own_name: own_name.to_owned(), net_conf, view, last_sign, announce, task }
+        Self { settings, own_name: own_name.to_owned(), net_conf, view, last_sign, heard, announce, task }
     }
 
     /// Whether this is the source that the settings ask for, and the file of net-conf.json is as it was.
@@ -104,6 +136,11 @@ impl Source {
     /// What is known now.
     pub fn view(&mut self) -> View {
         self.view.borrow_and_update().clone()
+    }
+
+    /// When the oldest change was heard that [`Source::view`] tells of since the last call.
+    pub fn take_heard(&self) -> Option<Instant> {
+        self.heard.take()
     }
 
     /// How long ago the server last showed that it is alive.

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::flannel;
 
+/// The condition that a node's network is not there yet.
+const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
+
 /// What matters of a Node object.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "Wire")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Wire", into = "Wire")]
 pub struct Object {
     pub name: String,
     /// The server's time of its creation, RFC 3339 in UTC to the second: texts sort as times do.
@@ -41,14 +44,14 @@ pub struct PageMeta {
 }
 
 /// A Node object as it travels (`k8s.io/api/core/v1`).
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Wire {
     metadata: Meta,
     spec: Option<Spec>,
     status: Option<Status>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Meta {
     #[serde(default)]
@@ -58,7 +61,7 @@ struct Meta {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Spec {
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
@@ -66,12 +69,12 @@ struct Spec {
     pod_cidrs: Option<Vec<String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Status {
     conditions: Option<Vec<Condition>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Condition {
     r#type: String,
     status: String,
@@ -85,7 +88,7 @@ impl From<Wire> for Object {
         let one = |spec: &Spec| spec.pod_cidr.clone().filter(|range| !range.is_empty()).map(|range| vec![range]);
         let pod_cidrs = spec.and_then(|spec| many(&spec).or_else(|| one(&spec)));
         let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
-        let available = |condition: &Condition| condition.r#type == "NetworkUnavailable" && condition.status == "False";
+        let available = |condition: &Condition| condition.r#type == NETWORK_UNAVAILABLE && condition.status == "False";
         Self {
             name: metadata.name,
             created: metadata.creation_timestamp.unwrap_or_default(),
@@ -93,6 +96,23 @@ impl From<Wire> for Object {
             annotations,
             pod_cidrs: pod_cidrs.unwrap_or_default(),
             is_available: conditions.iter().any(available),
+        }
+    }
+}
+
+impl From<Object> for Wire {
+    fn from(object: Object) -> Self {
+        let Object { name, created, version, annotations, pod_cidrs, is_available } = object;
+        let available = Condition { r#type: NETWORK_UNAVAILABLE.to_owned(), status: "False".to_owned() };
+        Self {
+            metadata: Meta {
+                name,
+                creation_timestamp: Some(created),
+                resource_version: Some(version),
+                annotations: Some(annotations),
+            },
+            spec: Some(Spec { pod_cidr: None, pod_cidrs: Some(pod_cidrs) }),
+            status: is_available.then(|| Status { conditions: Some(vec![available]) }),
         }
     }
 }

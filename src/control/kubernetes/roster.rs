@@ -55,6 +55,11 @@ impl Roster {
         self.nodes.remove(name).is_some()
     }
 
+    /// All nodes.
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.nodes.values().map(|entry| &entry.node)
+    }
+
     /// This node's own object.
     pub fn own(&self) -> Option<&Object> {
         self.nodes.get(&self.own_name).map(|entry| &entry.node)

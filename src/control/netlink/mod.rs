@@ -27,7 +27,7 @@ use channel::Channel;
 pub use address::Address;
 pub use channel::NetlinkError;
 pub use link::{Link, LinkConf, LinkKind, LinkSettings, Veth, VethEnd, Vxlan, name_of};
-pub use monitor::{FdbChange, Monitor, News};
+pub use monitor::{Echo, Monitor, News};
 pub use namespaces::{Heard, NamespaceId, NamespaceMonitor};
 pub use neighbour::{FdbEntry, KnownNeighbour, Neighbour};
 pub use netfilter::{BaseChain, Netfilter};

@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_core::{NLMSG_ERROR, NLMSG_NOOP, NetlinkMessage, NetlinkPayload};
@@ -7,7 +8,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use super::neighbour::mac;
+use super::neighbour::{address, mac};
 use crate::wire::Mac;
 
 /// Room for what the kernel packs into one message.
@@ -40,16 +41,18 @@ pub struct Monitor {
     buffer: Vec<u8>,
     /// The number of our socket for requests.
     own: u32,
-    /// Changes of forwarding entries that were asked for by it: the VXLAN device does not tell who asked
-    /// (`vxlan_fdb_notify` in `drivers/net/vxlan/vxlan_core.c`).
-    echoes: HashSet<FdbChange>,
+    /// What will be told of changes that were asked for by it.
+    echoes: HashSet<Echo>,
 }
 
-/// What is told of the forwarding entry of a MAC.
+/// What is told of a change without saying who asked for it: the VXLAN device never does (`vxlan_fdb_notify` in
+/// `drivers/net/vxlan/vxlan_core.c`), and the end of a neighbour is the kernel's own (`neigh_cleanup_and_release` in
+/// `net/core/neighbour.c`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FdbChange {
-    Set(Mac),
-    Deleted(Mac),
+pub enum Echo {
+    FdbSet(Mac),
+    FdbDeleted(Mac),
+    NeighbourDeleted(IpAddr),
 }
 
 /// What [`Monitor::drain`] found.
@@ -75,7 +78,7 @@ impl Monitor {
     }
 
     /// Notes what our own socket has asked for and will be told of once.
-    pub fn expect(&mut self, echoes: impl IntoIterator<Item = FdbChange>) {
+    pub fn expect(&mut self, echoes: impl IntoIterator<Item = Echo>) {
         self.echoes.extend(echoes);
     }
 
@@ -112,7 +115,7 @@ impl Monitor {
         }
     }
 
-    /// Whether it is a change of a forwarding entry that was expected; it is not any more.
+    /// Whether it is a change that was expected; it is not any more.
     fn is_echo(&mut self) -> bool {
         if self.echoes.is_empty() {
             return false;
@@ -122,14 +125,17 @@ impl Monitor {
         else {
             return false;
         };
-        let change: fn(Mac) -> FdbChange = match &message {
-            RouteNetlinkMessage::NewNeighbour(_) => FdbChange::Set,
-            _ => FdbChange::Deleted,
+        let echo = match &message {
+            RouteNetlinkMessage::NewNeighbour(entry) if entry.header.family == AddressFamily::Bridge => {
+                mac(entry).map(Echo::FdbSet)
+            }
+            RouteNetlinkMessage::DelNeighbour(entry) if entry.header.family == AddressFamily::Bridge => {
+                mac(entry).map(Echo::FdbDeleted)
+            }
+            RouteNetlinkMessage::DelNeighbour(entry) => address(entry).map(Echo::NeighbourDeleted),
+            _ => None,
         };
-        let (RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry)) = message else {
-            return false;
-        };
-        entry.header.family == AddressFamily::Bridge && mac(&entry).is_some_and(|mac| self.echoes.remove(&change(mac)))
+        echo.is_some_and(|echo| self.echoes.remove(&echo))
     }
 }
 

@@ -201,7 +201,8 @@ pub(super) fn mac(message: &NeighbourMessage) -> Option<Mac> {
     })
 }
 
-fn address(message: &NeighbourMessage) -> Option<IpAddr> {
+/// The address that a message names.
+pub(super) fn address(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),

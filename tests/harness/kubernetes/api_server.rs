@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use kube::api::{Api, DeleteParams, DynamicObject, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -127,8 +127,19 @@ impl ApiServer {
     /// How a service account reaches it, with a token as a kubelet would get it for a pod. Each call replaces the
     /// token in the file that the credentials name.
     pub fn account(&self, namespace: &str, name: &str) -> PathBuf {
+        self.account_bound(namespace, name, None)
+    }
+
+    /// The same with a token that is void as soon as a secret of that name is gone.
+    pub fn account_bound(&self, namespace: &str, name: &str, secret: Option<&str>) -> PathBuf {
+        let bound_object_ref = secret.map(|secret| BoundObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Secret".to_owned()),
+            name: Some(secret.to_owned()),
+            uid: None,
+        });
         let request = TokenRequest {
-            spec: TokenRequestSpec { expiration_seconds: Some(3600), ..Default::default() },
+            spec: TokenRequestSpec { expiration_seconds: Some(3600), bound_object_ref, ..Default::default() },
             ..Default::default()
         };
         let created = self.ask(async |client| {

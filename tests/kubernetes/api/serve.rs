@@ -123,6 +123,7 @@ async fn list(api: &Api, query: &HashMap<String, String>) -> Response<Body> {
     let delay = {
         let mut store = api.store();
         store.asked.pages += 1;
+        store.listed_at.get_or_insert_with(std::time::Instant::now);
         store.delay
     };
     sleep(delay).await;

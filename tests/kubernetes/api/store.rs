@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
@@ -12,6 +12,8 @@ pub struct Store {
     oldest: u64,
     pub net_conf: String,
     pub asked: Asked,
+    /// When it was first asked for a page of the list.
+    pub listed_at: Option<Instant>,
     /// Connections are closed as soon as they are made.
     pub down: bool,
     /// The only token that is good, if any is needed.
@@ -40,6 +42,13 @@ pub struct Asked {
     pub unauthorized: usize,
 }
 
+impl Asked {
+    /// All requests that were not refused for their token.
+    pub fn total(&self) -> usize {
+        self.pages + self.watches + self.patches + self.config_maps
+    }
+}
+
 /// Nothing of the kind is there any more.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone;
@@ -53,6 +62,7 @@ impl Store {
             oldest: 1,
             net_conf: net_conf.to_owned(),
             asked: Asked::default(),
+            listed_at: None,
             down: false,
             token: None,
             refusals: Vec::new(),
@@ -146,7 +156,8 @@ impl Store {
         if version < self.oldest {
             return Err(Gone);
         }
-        Ok(self.log.iter().find(|(changed, _)| *changed > version).cloned())
+        let next = self.log.partition_point(|(changed, _)| *changed <= version);
+        Ok(self.log.get(next).cloned())
     }
 
     /// A strategic-merge patch of a node's status: annotations and conditions, these by their type. The rest of the
