@@ -10,13 +10,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use podwire::pipeline::BURST;
 use podwire::pipeline::decap::Arrival;
-use podwire::pipeline::{BURST, Node};
-use podwire::wire::Vni;
 
-use world::{
-    MemoryWorker, PORT, Underlay, encapsulated, from_pod, sent, tcp_v4, udp_v4, vtep_mac, with_request, worker,
-};
+use world::{MemoryWorker, Underlay, encapsulated, from_pod, sent, tcp_v4, this, udp_v4, with_request, worker};
 
 /// A UDP packet that makes a frame of 64 bytes, check sequence included.
 fn small() -> Vec<u8> {
@@ -105,7 +102,7 @@ fn decap_round(receiver: &mut MemoryWorker, frame: &[u8]) -> Duration {
 
 fn stages(c: &mut Criterion) {
     let frame = encapsulated(&small(), Underlay::V4);
-    let node = Node { vtep: Underlay::V4.vtep(2), vtep_mac: vtep_mac(2), port: PORT, vni: Vni::new(1).unwrap() };
+    let node = this(2, Underlay::V4);
     let mut group = c.benchmark_group("stage");
     group.throughput(Throughput::Elements(1));
     group.bench_function("parse a frame from the wire", |b| b.iter(|| Arrival::parse(black_box(&frame), &node)));

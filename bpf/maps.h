@@ -43,8 +43,10 @@ struct config {
 	__be16 underlay;	/* EtherType of the family of vtep */
 	__be16 port;
 	__u8 vtep_mac[6];
+	__u8 uplink_mac[6];
 	__u8 known_vteps_only;	/* drop tunnel packets of others */
-	__u8 pad;
+	__u8 takes_bare;	/* claim what comes without a tunnel */
+	__u8 pad[2];
 };
 
 struct {

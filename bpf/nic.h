@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Which frames from the wire are for a worker: whole VXLAN frames to our VTEP
  * (RFC 7348 section 5) around a plain IP packet for a pod of this node, from
- * where the workers take the pod's answers to.
+ * where the workers take the pod's answers to; and such packets bare, as nodes
+ * of the same link send them that do without the tunnel (Flannel's
+ * DirectRouting, pkg/backend/vxlan/vxlan_network.go).
  */
 #ifndef PODWIRE_NIC_H
 #define PODWIRE_NIC_H
@@ -139,12 +141,35 @@ static __always_inline enum verdict vxlan_header(const struct vxlan *vxlan,
 	return VERDICT_CLAIMED;
 }
 
+/* Whether @packet, whose headers are at @at, is for a worker; @pod: who has its
+ * destination, if anybody.
+ */
+static __always_inline enum verdict for_pod(const struct packet *packet,
+					    void *at, void *end,
+					    const struct local_pod *pod,
+					    const struct config *cfg)
+{
+	enum verdict verdict = plain_ip(packet, end - at);
+
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	if (packet->bytes > cfg->pod_mtu)
+		return VERDICT_TOO_BIG;
+	if (!pod)
+		return VERDICT_UNKNOWN_DESTINATION;
+	if (pod->by_kernel)
+		return VERDICT_FOREIGN_TC;
+	/* The answers would take the kernel path, whose conntrack then has to
+	 * see the questions too.
+	 */
+	return remote_by_src(packet) ? VERDICT_CLAIMED : VERDICT_UNKNOWN_SOURCE;
+}
+
 static __always_inline enum verdict inner_frame(void *at, void *end,
 						const struct config *cfg,
 						struct packet *inner)
 {
 	struct ethhdr *eth = at;
-	struct local_pod *pod;
 	enum verdict verdict;
 
 	if ((void *)(eth + 1) > end)
@@ -156,20 +181,7 @@ static __always_inline enum verdict inner_frame(void *at, void *end,
 	verdict = find_ip(eth + 1, end, eth->h_proto, inner);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	verdict = plain_ip(inner, end - (void *)(eth + 1));
-	if (verdict != VERDICT_CLAIMED)
-		return verdict;
-	if (inner->bytes > cfg->pod_mtu)
-		return VERDICT_TOO_BIG;
-	pod = local_by_dst(inner);
-	if (!pod)
-		return VERDICT_UNKNOWN_DESTINATION;
-	if (pod->by_kernel)
-		return VERDICT_FOREIGN_TC;
-	/* The answers would take the kernel path, whose conntrack then has to
-	 * see the questions too.
-	 */
-	return remote_by_src(inner) ? VERDICT_CLAIMED : VERDICT_UNKNOWN_SOURCE;
+	return for_pod(inner, eth + 1, end, local_by_dst(inner), cfg);
 }
 
 /* @outer: checked by outer_ip(). */
@@ -229,6 +241,53 @@ static __always_inline enum verdict claim_for_queue(struct xdp_md *ctx,
 	return verdict;
 }
 
+/* A packet to our VTEP; @inner: what is for a pod in it. */
+static __always_inline enum verdict tunnelled(struct xdp_md *ctx,
+					      const struct packet *outer,
+					      const struct config *cfg,
+					      struct packet *inner)
+{
+	void *end = (void *)(long)ctx->data_end;
+	void *data = (void *)(long)ctx->data;
+	enum verdict verdict;
+
+	if (is_injected(outer, end, cfg))
+		return VERDICT_UNKNOWN_VTEP;
+	/* a worker takes frames of one piece only */
+	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
+		return VERDICT_MULTI_BUFFER;
+	verdict = outer_ip(outer, end - data - ETH_HLEN);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	return outer_udp(data, end, outer, cfg, inner);
+}
+
+/* A packet that is not to our VTEP. Taken without a tunnel where the kernel's
+ * reverse path filter takes it: as with the tunnel, whoever is on the link can
+ * claim any source, but none of our own.
+ */
+static __always_inline enum verdict bare(struct xdp_md *ctx,
+					 const struct packet *packet,
+					 const struct config *cfg)
+{
+	void *end = (void *)(long)ctx->data_end;
+	void *data = (void *)(long)ctx->data;
+	const struct local_pod *pod = local_by_dst(packet);
+	struct ethhdr *eth = data;
+
+	/* nor what a device in promiscuous mode sees of others */
+	if (!pod || (void *)(eth + 1) > end ||
+	    !same_mac(eth->h_dest, cfg->uplink_mac))
+		return VERDICT_NOT_VXLAN;
+	if (local_by_src(packet))
+		return VERDICT_SPOOF_WIRE;
+	if (!cfg->takes_bare)
+		return VERDICT_BARE;
+	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
+		return VERDICT_MULTI_BUFFER;
+	return for_pod(packet, eth + 1, end, pod, cfg);
+}
+
 static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
 {
 	void *end = (void *)(long)ctx->data_end;
@@ -243,18 +302,12 @@ static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
 	verdict = find_ip(eth + 1, end, eth->h_proto, &outer);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	/* the node's own traffic is not looked at further */
-	if (!to_vtep(&outer, eth->h_proto, cfg))
-		return VERDICT_NOT_VXLAN;
-	if (is_injected(&outer, end, cfg))
-		return VERDICT_UNKNOWN_VTEP;
-	/* a worker takes frames of one piece only */
-	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
-		return VERDICT_MULTI_BUFFER;
-	verdict = outer_ip(&outer, end - (void *)(eth + 1));
-	if (verdict != VERDICT_CLAIMED)
-		return verdict;
-	verdict = outer_udp(data, end, &outer, cfg, &inner);
+	if (to_vtep(&outer, eth->h_proto, cfg)) {
+		verdict = tunnelled(ctx, &outer, cfg, &inner);
+	} else {
+		verdict = bare(ctx, &outer, cfg);
+		inner = outer;
+	}
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	return claim_for_queue(ctx, end, &inner, cfg);

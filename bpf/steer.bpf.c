@@ -25,6 +25,7 @@ int nic_steer(struct xdp_md *ctx)
 	case VERDICT_CLAIMED:
 		return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
 	case VERDICT_UNKNOWN_VTEP:
+	case VERDICT_SPOOF_WIRE:
 		return XDP_DROP;
 	default:
 		return XDP_PASS;

@@ -31,7 +31,7 @@ table! {
     /// Why a worker dropped a packet.
     pub enum DropReason {
         WireTruncated => "wire_truncated", "a frame from the wire ends inside its outer headers";
-        WireNotVxlan => "wire_not_vxlan", "a frame from the wire is not plain UDP to our VTEP address and port";
+        WireNotVxlan => "wire_not_vxlan", "a frame from the wire is neither plain UDP to our VTEP address and port nor an IP packet to the uplink's MAC";
         VxlanFlags => "vxlan_flags", "the VXLAN header has the I flag unset or a reserved bit set";
         VxlanVni => "vxlan_vni", "the VXLAN network identifier is not ours";
         InnerMac => "inner_mac", "the inner destination MAC is not our VTEP's";

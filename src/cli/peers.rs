@@ -41,9 +41,10 @@ fn diagnosis(peer: &Peer) -> Option<&Diagnosis> {
 
 /// The peers for people, and what is wrong with them.
 fn text(peers: &[Peer]) -> String {
-    let mut table = Table::new(["PEER", "UNDERLAY", "PATH", "PROBED", "STATE", "RTT", "LOSS", "ANSWERED"]);
+    let mut table = Table::new(["PEER", "UNDERLAY", "WAY", "PATH", "PROBED", "STATE", "RTT", "LOSS", "ANSWERED"]);
     for peer in peers {
-        let head = [peer.name.clone(), peer.underlay.to_string(), status::path(peer.path).to_owned()];
+        let path = status::path(peer.path).to_owned();
+        let head = [peer.name.clone(), peer.underlay.to_string(), status::ways(&peer.ways), path];
         table.row(head.into_iter().chain(peer.probe.as_ref().map_or_else(unprobed, cells)));
     }
     let mut text = if table.is_empty() { "no peers\n".to_owned() } else { table.to_string() };
@@ -106,13 +107,14 @@ pub(super) fn summary(peers: &[Peer]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{Cause, Path};
+    use crate::control::api::{Cause, Path, Way};
 
     fn peer(probe: Option<Probe>) -> Peer {
         Peer {
             name: "node-b".into(),
             underlay: "192.168.1.3".parse().unwrap(),
             vtep_mac: String::new(),
+            ways: vec![Way::Vxlan],
             path: Path::Fast,
             reason: None,
             probe,

@@ -41,13 +41,14 @@ fn lookup_text(found: &Lookup) -> String {
         Destination::NotUnicast => "not unicast",
     };
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    let mut table = Table::new(["ADDRESS", "PREFIX", "TO", "NEXT HOP", "DEVICE", "PATH", "WHY"]);
+    let mut table = Table::new(["ADDRESS", "PREFIX", "TO", "NEXT HOP", "DEVICE", "WAY", "PATH", "WHY"]);
     table.row([
         found.address.to_string(),
         or_dash(found.prefix.map(|prefix| prefix.to_string())),
         found.name.as_ref().map_or_else(|| to.to_owned(), |name| format!("{to} {name}")),
         or_dash(found.next_hop.clone()),
         or_dash(found.device.clone()),
+        or_dash(found.way.map(|way| status::way(way).to_owned())),
         found.path.map_or("none", status::path).to_owned(),
         found.why.clone(),
     ]);
@@ -55,13 +56,14 @@ fn lookup_text(found: &Lookup) -> String {
 }
 
 fn routes_text(routes: &[api::Route]) -> String {
-    let mut table = Table::new(["PREFIX", "PEER", "UNDERLAY", "NEXT HOP", "PATH", "WHY"]);
+    let mut table = Table::new(["PREFIX", "PEER", "UNDERLAY", "NEXT HOP", "WAY", "PATH", "WHY"]);
     for route in routes {
         table.row([
             route.prefix.to_string(),
             route.peer.clone(),
             route.underlay.to_string(),
             route.next_hop.clone().unwrap_or_else(|| "-".to_owned()),
+            status::way(route.way).to_owned(),
             status::path(route.path).to_owned(),
             route.reason.clone().unwrap_or_default(),
         ]);

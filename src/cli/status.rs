@@ -8,7 +8,7 @@ use super::verbs::{ask, unexpected};
 use super::{CliError, output, peers};
 use crate::control::api::{
     DataplaneReport, DataplaneState, Kubernetes, KubernetesState, Masquerade, Nat, NatCheck, Path, Reply, Request,
-    SlowPod, Status, Uplink,
+    SlowPod, Status, Uplink, Way,
 };
 use crate::control::view::{Ailment, DataplaneStatus, ProbationStatus};
 
@@ -217,17 +217,31 @@ fn queues(figures: &DataplaneStatus) -> Table {
 }
 
 fn peer_paths(status: &Status) -> Table {
-    let mut table = Table::new(["PEER", "UNDERLAY", "VTEP MAC", "PATH", "WHY"]);
+    let mut table = Table::new(["PEER", "UNDERLAY", "VTEP MAC", "WAY", "PATH", "WHY"]);
     for peer in &status.peers {
         table.row([
             peer.name.clone(),
             peer.underlay.to_string(),
             peer.vtep_mac.clone(),
+            ways(&peer.ways),
             path(peer.path).to_owned(),
             peer.reason.clone().unwrap_or_default(),
         ]);
     }
     table
+}
+
+/// The word for a way.
+pub(super) fn way(way: Way) -> &'static str {
+    match way {
+        Way::Vxlan => "vxlan",
+        Way::Direct => "direct",
+    }
+}
+
+/// The words for the ways to a peer.
+pub(super) fn ways(ways: &[Way]) -> String {
+    ways.iter().map(|it| way(*it)).collect::<Vec<_>>().join("+")
 }
 
 /// A time in its two largest units.

@@ -18,6 +18,10 @@ pub struct Members {
     pub vni: Vni,
     /// UDP destination port.
     pub port: u16,
+    /// Whether nodes of one link do without the tunnel.
+    pub direct_routing: bool,
+    /// Whether the kernel's devices take group policies.
+    pub gbp: bool,
     /// The MTU of the underlay where it is less than the uplink's, in bytes.
     pub underlay_mtu: Option<u32>,
     /// The family of all VTEP addresses.
@@ -52,6 +56,7 @@ impl Config {
         let mut config = self.clone();
         config.vxlan.device = self.device_of(members.vni);
         (config.vxlan.vni, config.vxlan.port) = (members.vni, members.port);
+        (config.vxlan.direct_routing, config.vxlan.gbp) = (members.direct_routing, members.gbp);
         config.vxlan.underlay_mtu = members.underlay_mtu;
         config.cluster.pod_cidrs.clone_from(&members.pod_cidrs);
         config.cluster.underlay_is_ipv6 = Some(members.underlay_is_ipv6);
@@ -215,6 +220,8 @@ mod tests {
             pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             vni: Vni::new(7).unwrap(),
             port: 4789,
+            direct_routing: true,
+            gbp: true,
             underlay_mtu: Some(1400),
             underlay_is_ipv6: false,
             peers,
@@ -240,7 +247,7 @@ mod tests {
         assert!(!config.awaits_members() && Config::parse(FILE).unwrap().awaits_members());
         let vxlan = &config.vxlan;
         assert_eq!((vxlan.vni.get(), vxlan.port, vxlan.device.as_str()), (7, 4789, "podwire.7"));
-        assert_eq!(vxlan.underlay_mtu, Some(1400));
+        assert_eq!((vxlan.underlay_mtu, vxlan.direct_routing, vxlan.gbp), (Some(1400), true, true));
         assert_eq!((config.node.vtep_mac, config.node.underlay), (Some(Mac([2, 0, 0, 0, 0, 99])), None));
         assert_eq!(config.peers.len(), 1);
     }

@@ -103,6 +103,10 @@ pub struct Vxlan {
     /// Whether outer UDP checksums are sent over IPv4; over IPv6 they always are (RFC 7348
     /// section 5, RFC 6935). Default false.
     pub udp_checksum: bool,
+    /// Whether packets for nodes that the uplink reaches without a gateway do without the tunnel. Default false.
+    pub direct_routing: bool,
+    /// Whether the kernel's device takes and sends group policies (`IFLA_VXLAN_GBP`). Default false.
+    pub gbp: bool,
     /// The MTU of the underlay where it is less than the uplink's, in bytes.
     pub underlay_mtu: Option<u32>,
 }

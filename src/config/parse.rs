@@ -56,6 +56,8 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
         cluster.forbid("pod_cidrs", FROM_NET_CONF);
         vxlan_section.forbid("vni", FROM_NET_CONF);
         vxlan_section.forbid("port", FROM_NET_CONF);
+        vxlan_section.forbid("direct_routing", FROM_NET_CONF);
+        vxlan_section.forbid("gbp", FROM_NET_CONF);
         Vec::new()
     } else {
         cluster.required_list("pod_cidrs").map_or_else(Vec::new, |list| list.value)
@@ -173,12 +175,22 @@ fn vxlan(doc: &Document<'_>, mut section: Section<'_, '_>) -> (Option<Vxlan>, Op
     });
     let device = section.optional::<String>("device");
     let udp_checksum = section.or("udp_checksum", false, |_| Ok(()));
+    let direct_routing = section.or("direct_routing", false, |_| Ok(()));
+    let gbp = section.or("gbp", false, |_| Ok(()));
     section.finish();
     let name = device.as_ref().map_or_else(|| format!("podwire.{number}"), |device| device.value.clone());
     if let Some(device) = &device {
         check::device_name(doc, device);
     }
-    let vxlan = Vni::new(number).map(|vni| Vxlan { vni, port, device: name, udp_checksum, underlay_mtu: None });
+    let vxlan = Vni::new(number).map(|vni| Vxlan {
+        vni,
+        port,
+        device: name,
+        udp_checksum,
+        direct_routing,
+        gbp,
+        underlay_mtu: None,
+    });
     (vxlan, device)
 }
 

@@ -59,6 +59,8 @@ fn reads_every_key_and_derives_the_missing_mac() {
             port: 8472,
             device: "podwire.1".into(),
             udp_checksum: false,
+            direct_routing: false,
+            gbp: false,
             underlay_mtu: None
         }
     );

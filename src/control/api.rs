@@ -353,8 +353,17 @@ pub struct Vxlan {
 pub enum Path {
     /// By the workers.
     Fast,
-    /// By the kernel's VXLAN device.
+    /// By the kernel's VXLAN device or routes.
     Kernel,
+}
+
+/// Whether packets for a peer go through the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    Vxlan,
+    /// Without the tunnel, to a peer on the uplink's link.
+    Direct,
 }
 
 /// A remote node.
@@ -363,6 +372,9 @@ pub struct Peer {
     pub name: String,
     pub underlay: IpAddr,
     pub vtep_mac: String,
+    /// How its pods are reached: both ways where it depends on the family.
+    #[serde(default)]
+    pub ways: Vec<Way>,
     pub path: Path,
     /// Why not the fast path.
     pub reason: Option<String>,
@@ -378,6 +390,7 @@ pub struct Route {
     pub underlay: IpAddr,
     /// The MAC of the underlay's next hop, when it is resolved.
     pub next_hop: Option<String>,
+    pub way: Way,
     pub path: Path,
     pub reason: Option<String>,
 }

@@ -263,6 +263,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, view: &View) -> S
     SteerConfig {
         vtep: settings.vtep,
         vtep_mac: settings.vtep_mac,
+        uplink_mac: settings.uplink_mac,
         port: settings.port,
         vni: settings.vni,
         max_frame: u32::try_from(MAX_FRAME).unwrap_or(u32::MAX),
@@ -275,6 +276,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, view: &View) -> S
         hub: settings.hub,
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,
+        takes_bare: view.takes_bare,
     }
 }
 

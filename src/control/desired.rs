@@ -60,21 +60,31 @@ impl Node {
             remotes: Vec::new(),
             vteps: self.config.peers.iter().map(|peer| peer.underlay).collect(),
             known_vteps_only: self.config.dataplane.known_vteps_only,
+            takes_bare: self.observed.takes_bare,
             nat: self.nat.check(),
         };
         let Some(vtep) = &self.observed.vtep else { return view };
-        let remote = |peer: &Peer| match self.observed.hops.get(&peer.name) {
-            Some(Ok(hop)) => Some(RemoteView {
+        View { remotes: self.config.peers.iter().flat_map(|peer| self.remotes(peer, vtep)).collect(), ..view }
+    }
+
+    /// What the workers reach of a peer, by the ways to it.
+    fn remotes(&self, peer: &Peer, vtep: &Vtep) -> Vec<RemoteView> {
+        let Some(Ok(hop)) = self.observed.hops.get(&peer.name) else { return Vec::new() };
+        let carried = peer.prefixes().filter(|prefix| self.exception(peer, prefix).is_none());
+        let is_on_link = hop.via == peer.underlay;
+        let (direct, tunnelled): (Vec<_>, Vec<_>) =
+            carried.partition(|prefix| is_on_link && vtep.is_direct(peer, prefix));
+        let ways = [(direct, None), (tunnelled, Some(peer.vtep_mac))].into_iter();
+        ways.filter(|(prefixes, _)| !prefixes.is_empty())
+            .map(|(prefixes, vtep_mac)| RemoteView {
                 name: peer.name.clone(),
-                prefixes: peer.prefixes().filter(|prefix| self.exception(peer, prefix).is_none()).collect(),
+                prefixes,
                 underlay: peer.underlay,
-                vtep_mac: peer.vtep_mac,
+                vtep_mac,
                 dst_mac: hop.dst_mac,
                 mtu: vtep.mtu,
-            }),
-            _ => None,
-        };
-        View { remotes: self.config.peers.iter().filter_map(remote).collect(), ..view }
+            })
+            .collect()
     }
 
     /// Why the workers do not carry what pods send to `prefix`, one of the peer's, even when they reach the peer. A

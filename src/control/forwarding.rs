@@ -28,6 +28,12 @@ impl Kernel {
             }
             self.ensure_node_sysctl("ipv6/conf/all/forwarding", "1", done);
         }
+        // A peer on the link may send without the tunnel what this node sends it through: one that it sees behind a
+        // gateway, or whose range is of the other family.
+        let uplink = &config.node.uplink;
+        if config.vxlan.direct_routing && sysctl::has_strict_rp_filter(uplink)? {
+            self.ensure_node_sysctl(&sysctl::rp_filter(uplink), "2", done);
+        }
         if config.dataplane.mode != Mode::Kernel {
             // Conntrack sees a flow only while it takes the kernel path. The sequence numbers that it sees then leap,
             // and what it finds invalid kube-proxy drops (Documentation/networking/nf_conntrack-sysctl.rst).

@@ -9,7 +9,8 @@
 //!
 //! Laid out as Flannel does: per peer and family a route to the peer's range through its first
 //! address, a permanent neighbour for that address with the peer's VTEP MAC, and one forwarding
-//! entry from that MAC to the peer's VTEP. [`Kernel::reconcile`] lists, compares and changes only
+//! entry from that MAC to the peer's VTEP; or, to a peer on the uplink's link if the tunnel is not wanted there, a route
+//! by its underlay address. [`Kernel::reconcile`] lists, compares and changes only
 //! what differs; it can be called at any time and as often as one likes.
 
 use std::collections::{BTreeSet, HashSet};
@@ -24,7 +25,7 @@ use super::shaping::Shaped;
 use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
 use super::wiring::{Pod, is_of_stranger};
-use crate::config::{Config, derive_vtep_mac};
+use crate::config::{Config, Peer, derive_vtep_mac};
 use crate::ids::{IfIndex, PodId};
 use crate::wire::Mac;
 use crate::xsk::Queues;
@@ -64,6 +65,8 @@ pub struct Vtep {
     pub mtu: u16,
     /// The addresses of the VXLAN device: the first of each of the node's pod ranges.
     pub addresses: Vec<IpAddr>,
+    /// The peers, by underlay address, that are reached without the tunnel.
+    pub direct: BTreeSet<IpAddr>,
 }
 
 /// What [`Kernel::reconcile`] found and did.
@@ -89,6 +92,12 @@ impl Vtep {
     /// `address` come from.
     pub fn source_for(&self, address: IpAddr) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6())
+    }
+
+    /// Whether packets for a peer's `prefix` do without the tunnel: its underlay address is then their gateway, which
+    /// must be of their family.
+    pub fn is_direct(&self, peer: &Peer, prefix: &IpNet) -> bool {
+        prefix.addr().is_ipv6() == peer.underlay.is_ipv6() && self.direct.contains(&peer.underlay)
     }
 }
 
@@ -164,6 +173,7 @@ struct Seen {
     /// With some of their sysctls.
     links: Vec<Link>,
     uplink_queues: Option<Queues>,
+    uplink_is_strict: Option<bool>,
     /// Programs come without a notification.
     shaped: Option<Shaped>,
 }
@@ -223,7 +233,14 @@ impl Kernel {
         let mtu = u16::try_from(mtu).ok().filter(|mtu| u32::from(*mtu) >= MTU_MIN);
         let mtu = mtu.ok_or_else(|| KernelError::SmallMtu { uplink: uplink.name.clone(), mtu: uplink.mtu })?;
         let addresses = config.node.pod_cidrs.iter().map(IpNet::network).collect();
-        Ok(Vtep { uplink, underlay, mac, mtu, addresses })
+        let direct = self.direct(config, &uplink)?;
+        Ok(Vtep { uplink, underlay, mac, mtu, addresses, direct })
+    }
+
+    /// The peers that are to be reached without the tunnel, by underlay address.
+    fn direct(&mut self, config: &Config, uplink: &Uplink) -> Result<BTreeSet<IpAddr>, KernelError> {
+        let underlays = config.peers.iter().filter(|_| config.vxlan.direct_routing).map(|peer| peer.underlay);
+        underlay::on_link(&mut self.netlink, uplink, underlays).map_err(request("look up the ways to the peers"))
     }
 
     /// Brings sysctls, VXLAN device, addresses, routes, neighbours, forwarding entries and the
@@ -301,8 +318,13 @@ impl Kernel {
 
     /// Whether devices have changed since the last call. Cheap: for what the kernel tells nobody of.
     pub fn has_drifted(&mut self, config: &Config, pods: &[Pod]) -> Result<bool, KernelError> {
-        let uplink_queues = Queues::of(&config.node.uplink).ok();
-        let seen = Seen { links: self.links()?, uplink_queues, shaped: self.shaped(pods).ok() };
+        let uplink = &config.node.uplink;
+        let seen = Seen {
+            links: self.links()?,
+            uplink_queues: Queues::of(uplink).ok(),
+            uplink_is_strict: sysctl::has_strict_rp_filter(uplink).ok(),
+            shaped: self.shaped(pods).ok(),
+        };
         let drifted = self.last_seen.as_ref().is_some_and(|last| *last != seen);
         self.last_seen = Some(seen);
         Ok(drifted)

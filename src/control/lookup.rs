@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::api::{Destination, Lookup, Path};
+use super::api::{Destination, Lookup, Path, Way};
 use super::netlink::{NetlinkError, name_of};
 use super::node::Node;
 use super::wiring::Pod;
@@ -47,6 +47,7 @@ impl Node {
             name: Some(told.name),
             next_hop: Some(told.mac),
             device: Some(told.host_ifname),
+            way: None,
             path: told.problem.is_none().then_some(path),
             why: told.problem.unwrap_or(why),
         }
@@ -55,12 +56,15 @@ impl Node {
     fn lookup_peer(&self, address: IpAddr, peer: &Peer, prefix: IpNet) -> Lookup {
         let route = self.route(peer, prefix);
         let (path, why) = match (route.path, route.reason) {
-            (Path::Fast, _) => self.unless_translated("a worker encapsulates it"),
+            (Path::Fast, _) => self.unless_translated(match route.way {
+                Way::Vxlan => "a worker encapsulates it",
+                Way::Direct => "a worker sends it without the tunnel: the peer is on the uplink's link",
+            }),
             (Path::Kernel, why) => (Path::Kernel, why.unwrap_or_default()),
         };
-        let device = match path {
-            Path::Fast => self.config.node.uplink.clone(),
-            Path::Kernel => self.config.vxlan.device.clone(),
+        let device = match (path, route.way) {
+            (Path::Fast, _) | (_, Way::Direct) => self.config.node.uplink.clone(),
+            (Path::Kernel, Way::Vxlan) => self.config.vxlan.device.clone(),
         };
         Lookup {
             address,
@@ -69,6 +73,7 @@ impl Node {
             name: Some(route.peer),
             next_hop: route.next_hop.or_else(|| Some(route.underlay.to_string())),
             device: Some(device),
+            way: Some(route.way),
             path: Some(path),
             why,
         }
@@ -112,7 +117,8 @@ impl Node {
 }
 
 fn undelivered(address: IpAddr, to: Destination, why: &str) -> Lookup {
-    Lookup { address, to, prefix: None, name: None, next_hop: None, device: None, path: None, why: why.to_owned() }
+    let why = why.to_owned();
+    Lookup { address, to, prefix: None, name: None, next_hop: None, device: None, way: None, path: None, why }
 }
 
 /// What `to_unicast` in `bpf/pod.h` says.

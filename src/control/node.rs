@@ -25,11 +25,12 @@ use super::reclaim::Ended;
 use super::ruleset::Ruleset;
 use super::shaping::Shaped;
 use super::store::Store;
+use super::sysctl;
 use super::trace::Names;
 use super::underlay::{Hop, NoHop};
 use super::uninstall::remove_programs;
 use super::wiring::Pod;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Vxlan};
 use crate::ids::{IfIndex, PodId};
 
 /// The state of one node.
@@ -77,6 +78,8 @@ pub struct Observed {
     pub addresses: BTreeSet<IpAddr>,
     /// The way to each peer, by the peer's name.
     pub hops: BTreeMap<String, Result<Hop, NoHop>>,
+    /// The uplink's reverse path filter lets pods' packets in that come without the tunnel.
+    pub takes_bare: bool,
     /// Pods that the data plane cannot serve: their devices are not there, or are about to go.
     pub gone: BTreeSet<PodId>,
     /// Pods' devices that have something of others on them which only the kernel path passes.
@@ -181,7 +184,8 @@ impl Node {
         self.file.generation += 1;
         tracing::info!(generation = self.file.generation, "the configuration has changed");
         // The VXLAN device is made anew; all else that takes a new data plane is in its settings.
-        if old.vxlan != self.config.vxlan {
+        let direct_routing = self.config.vxlan.direct_routing;
+        if (Vxlan { direct_routing, ..old.vxlan }) != self.config.vxlan {
             self.lifecycle.stop();
         }
         // It was observed for the old one.
@@ -252,6 +256,8 @@ impl Node {
                 observed.gone.clone_from(&self.observed.gone);
             }
         }
+        let uplink = &self.config.node.uplink;
+        observed.takes_bare = sysctl::has_strict_rp_filter(uplink).is_ok_and(|is_strict| !is_strict);
         if let Some(vtep) = &observed.vtep {
             let underlays: Vec<_> = self.config.peers.iter().map(|peer| peer.underlay).collect();
             match self.kernel.next_hops(&vtep.uplink, &underlays) {

@@ -35,11 +35,11 @@ impl Difference {
 
 impl Kernel {
     /// Turns what the peers of `old` ask for into what those of `new` do, on the tunnel that is there.
-    fn change_peers(&mut self, old: &Config, new: &Config, device: IfIndex) -> Done {
+    fn change_peers(&mut self, old: &Config, new: &Config, vtep: &Vtep, device: IfIndex) -> Done {
         let mut done = Done::default();
         // The rules stay as long as there are peers.
         let of_peers = |config| {
-            let mut objects = plan::of_peers(config, device);
+            let mut objects = plan::of_peers(config, vtep, device);
             objects.retain(|object| !matches!(object, Object::Rule(_)));
             objects
         };
@@ -52,16 +52,21 @@ impl Kernel {
 impl Node {
     /// Has another configuration in force that differs from the present one in peers alone; says whether all is as wanted
     /// now, without a look to follow. `None`, and nothing is done, when it takes a look at everything:
-    /// it differs in more, there is no tunnel yet, or the first peer comes, or the last one goes.
+    /// it differs in more, there is no tunnel yet, or the first peer comes, or the last one goes, or some may do without
+    /// the tunnel.
     pub(super) fn put_peers_in_force(&mut self, config: &Config, now: Instant) -> Option<bool> {
         let (vtep, device) = (self.observed.vtep.clone()?, self.kernel.known.tunnel?);
         let base = config.with_peers(Vec::new());
-        if self.config.peers.is_empty() || config.peers.is_empty() || self.config.with_peers(Vec::new()) != base {
+        if config.vxlan.direct_routing
+            || self.config.peers.is_empty()
+            || config.peers.is_empty()
+            || self.config.with_peers(Vec::new()) != base
+        {
             return None;
         }
         let Difference { gone, new } = Difference::between(&self.config.peers, &config.peers);
         let (gone, new) = (base.with_peers(gone), base.with_peers(new));
-        let done = self.kernel.change_peers(&gone, &new, device);
+        let done = self.kernel.change_peers(&gone, &new, &vtep, device);
         self.echoes.extend(done.changes.iter().filter_map(echo));
         let are_found = self.find_hops(&vtep, &gone, &new);
         self.config = config.clone();

@@ -169,45 +169,52 @@ pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> V
     // Without it a packet for an address that no pod has would follow the default route.
     let own = config.node.pod_cidrs.iter().map(|cidr| Object::Route(route(*cidr, RouteKind::Unreachable)));
     let mut objects: Vec<Object> = addresses.chain(own).collect();
-    objects.extend(peer_objects(&config.peers, device));
-    objects.extend(nodes(config, device));
+    objects.extend(of_peers(config, vtep, device));
     objects.extend(pods.iter().flat_map(|pod| pod_objects(&vtep.addresses, pod)));
     objects
 }
 
-/// What `config` asks for because of its peers, on the VXLAN device `device`.
-pub fn of_peers(config: &Config, device: IfIndex) -> Vec<Object> {
-    let mut objects = peer_objects(&config.peers, device);
-    objects.extend(nodes(config, device));
-    objects
-}
-
-/// What leads to the pods of `peers`.
-fn peer_objects(peers: &[Peer], device: IfIndex) -> Vec<Object> {
+/// What `config` asks for because of its peers, on the VXLAN device `device` or past it.
+pub fn of_peers(config: &Config, vtep: &Vtep, device: IfIndex) -> Vec<Object> {
     let mut objects = Vec::new();
-    for peer in peers {
-        objects.push(Object::Fdb(FdbEntry { index: device, mac: peer.vtep_mac, vtep: peer.underlay, plain: true }));
+    for peer in &config.peers {
+        let mut is_tunnelled = false;
         for cidr in &peer.pod_cidrs {
-            let gateway = cidr.network();
-            objects.push(Object::Neighbour(Neighbour { index: device, address: gateway, mac: peer.vtep_mac }));
-            let kind = RouteKind::Via { device, gateway: Some(gateway) };
-            objects.push(Object::Route(route(*cidr, kind)));
+            objects.push(Object::Route(route(*cidr, way(vtep, device, peer, *cidr))));
+            if !vtep.is_direct(peer, cidr) {
+                let address = cidr.network();
+                objects.push(Object::Neighbour(Neighbour { index: device, address, mac: peer.vtep_mac }));
+                is_tunnelled = true;
+            }
+        }
+        if is_tunnelled {
+            objects.push(Object::Fdb(FdbEntry { index: device, mac: peer.vtep_mac, vtep: peer.underlay, plain: true }));
         }
     }
+    objects.extend(nodes(config, vtep, device));
     objects
 }
 
-/// What leads pods to the other nodes' own addresses through the overlay. By the main table their packets would leave
-/// the uplink bare, and the answers come back by VXLAN: each side's reverse path filter (RFC 3704) drops what the other
-/// sends. The filter asks the rules too, so that both directions pass it when it is strict.
-fn nodes(config: &Config, device: IfIndex) -> Vec<Object> {
+/// The way to a peer's pods, or to what is reached through them: by the peer itself, or by the VXLAN device.
+fn way(vtep: &Vtep, device: IfIndex, peer: &Peer, cidr: IpNet) -> RouteKind {
+    if vtep.is_direct(peer, &cidr) {
+        RouteKind::Via { device: vtep.uplink.index, gateway: Some(peer.underlay) }
+    } else {
+        RouteKind::Via { device, gateway: Some(cidr.network()) }
+    }
+}
+
+/// What leads pods to the other nodes' own addresses as it leads them to their pods. By the main table their packets
+/// would leave the uplink bare, and from a peer of the tunnel the answers come back by VXLAN: each side's reverse path
+/// filter (RFC 3704) drops what the other sends. The filter asks the rules too, so that both directions pass it when it
+/// is strict.
+fn nodes(config: &Config, vtep: &Vtep, device: IfIndex) -> Vec<Object> {
     let mut objects = Vec::new();
     for own in &config.node.pod_cidrs {
         let alike = |address: &IpAddr| address.is_ipv6() == own.addr().is_ipv6();
         let routes = config.peers.iter().flat_map(|peer| {
             peer.node_addresses().filter(alike).filter_map(move |address| {
-                let gateway = Some(peer.range_for(address)?.network());
-                let kind = RouteKind::Via { device, gateway };
+                let kind = way(vtep, device, peer, peer.range_for(address)?);
                 Some(Route { table: NODES_TABLE, ..route(address.into(), kind) })
             })
         });

@@ -1,5 +1,6 @@
 //! What the node answers when it is asked how it is.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use ipnet::IpNet;
 
 use super::api::{
     ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Probe, Ready, Route, SlowPod, Stats,
-    Status, Tallies, Uplink, Vxlan, WorkerStats,
+    Status, Tallies, Uplink, Vxlan, Way, WorkerStats,
 };
 use super::devices;
 use super::kernel;
@@ -166,14 +167,22 @@ impl Node {
         };
         let hop = self.observed.hops.get(&peer.name).and_then(|hop| hop.as_ref().ok());
         let next_hop = hop.map(|hop| hop.dst_mac.to_string());
-        Route { prefix, peer: peer.name.clone(), underlay: peer.underlay, next_hop, path, reason }
+        let way = self.way(peer, &prefix);
+        Route { prefix, peer: peer.name.clone(), underlay: peer.underlay, next_hop, way, path, reason }
+    }
+
+    fn way(&self, peer: &config::Peer, prefix: &IpNet) -> Way {
+        let vtep = self.observed.vtep.as_ref();
+        if vtep.is_some_and(|vtep| vtep.is_direct(peer, prefix)) { Way::Direct } else { Way::Vxlan }
     }
 
     fn peer(&self, peer: &config::Peer, now: Instant) -> Peer {
         let (path, reason) = self.path(&peer.name);
         let vtep_mac = peer.vtep_mac.to_string();
         let probe = self.probed(&peer.name, peer.underlay, now);
-        Peer { name: peer.name.clone(), underlay: peer.underlay, vtep_mac, path, reason, probe }
+        let ways: BTreeSet<Way> = peer.pod_cidrs.iter().map(|range| self.way(peer, range)).collect();
+        let ways = ways.into_iter().collect();
+        Peer { name: peer.name.clone(), underlay: peer.underlay, vtep_mac, ways, path, reason, probe }
     }
 
     /// What the probes of a peer have shown.

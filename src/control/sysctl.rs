@@ -51,6 +51,18 @@ pub fn ensure(key: &str, value: &str) -> Result<Option<Changed>, SysctlError> {
     }
 }
 
+/// Whether the kernel drops IPv4 packets that arrive by a device through which no way leads back to their source
+/// (RFC 3704). The higher of two settings counts, but loose (2) is higher than strict (1).
+pub fn has_strict_rp_filter(device: &str) -> Result<bool, SysctlError> {
+    let [all, own] = ["all", device].map(|name| read(&rp_filter(name)));
+    Ok([all?, own?].iter().flatten().max().is_some_and(|value| value == "1"))
+}
+
+/// The key of a device's reverse path filter.
+pub fn rp_filter(device: &str) -> String {
+    format!("ipv4/conf/{device}/rp_filter")
+}
+
 fn path(key: &str) -> PathBuf {
     static ROOT: LazyLock<&Path> = LazyLock::new(|| {
         let of_host = Path::new(OF_HOST);

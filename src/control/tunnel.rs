@@ -27,6 +27,7 @@ impl Kernel {
                 local: vtep.underlay,
                 uplink: vtep.uplink.index,
                 udp_checksum: config.vxlan.udp_checksum,
+                gbp: config.vxlan.gbp,
             },
         };
         let name = &desired.name;
@@ -90,11 +91,8 @@ fn ensure_sysctls(name: &str, vtep: &Vtep, done: &mut Done) -> Result<(), Kernel
     for (key, value) in host_sysctls(name, &vtep.addresses) {
         done.ensure_sysctl(&key, value);
     }
-    // The stricter of the two counts, but loose (2) counts as more than strict (1).
-    let filter = format!("ipv4/conf/{name}/rp_filter");
-    let [all, own] = ["ipv4/conf/all/rp_filter", &filter].map(sysctl::read);
-    if [all?, own?].iter().flatten().max().is_some_and(|value| value == "1") {
-        done.ensure_sysctl(&filter, "2");
+    if sysctl::has_strict_rp_filter(name)? {
+        done.ensure_sysctl(&sysctl::rp_filter(name), "2");
     }
     Ok(())
 }

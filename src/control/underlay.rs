@@ -6,7 +6,7 @@
 //! neighbour resolved, marked as ours, until no peer is behind it any more.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::kernel::Uplink;
@@ -68,6 +68,23 @@ pub(super) fn resolve_few(
         hops.push(resolve_one(netlink, uplink, *peer, &mut known)?);
     }
     Ok(hops)
+}
+
+/// Those of `peers` that the uplink reaches without a gateway, where Flannel's `DirectRouting` does without the tunnel
+/// (flannel `pkg/ip/iface.go`, `DirectRouting`). Costs a request a peer.
+pub(super) fn on_link(
+    netlink: &mut Netlink,
+    uplink: &Uplink,
+    peers: impl Iterator<Item = IpAddr>,
+) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let mut found = BTreeSet::new();
+    for peer in peers {
+        let way = netlink.lookup(peer)?;
+        if way.is_some_and(|way| way.device == uplink.index && way.gateway.is_none()) {
+            found.insert(peer);
+        }
+    }
+    Ok(found)
 }
 
 /// Forgets the neighbours that were kept for us, but for those that are needed, and returns them. The kernel resolves

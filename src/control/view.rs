@@ -64,6 +64,8 @@ pub struct View {
     pub vteps: BTreeSet<IpAddr>,
     /// Whether tunnel packets from elsewhere are dropped.
     pub known_vteps_only: bool,
+    /// Whether workers take what comes for pods without the tunnel.
+    pub takes_bare: bool,
     /// How flows that the node translates are told from others.
     pub nat: NatCheck,
 }
@@ -76,7 +78,7 @@ pub struct PodView {
     pub path: PodPath,
 }
 
-/// A remote node whose underlay next hop is resolved.
+/// What is reached in one way by a remote node whose underlay next hop is resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteView {
     pub name: String,
@@ -84,8 +86,8 @@ pub struct RemoteView {
     pub prefixes: Vec<IpNet>,
     /// The outer destination address.
     pub underlay: IpAddr,
-    /// The inner destination MAC.
-    pub vtep_mac: Mac,
+    /// The inner destination MAC; none without the tunnel.
+    pub vtep_mac: Option<Mac>,
     /// The outer destination MAC: the peer's own on one link, else its gateway's.
     pub dst_mac: Mac,
     /// The largest inner IP packet, in bytes.

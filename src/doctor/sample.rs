@@ -11,7 +11,7 @@ use super::finding::{Fix, Opinion, Severity};
 use crate::config::{Config, Mode};
 use crate::control::api::{
     ConfigStatus, DataplaneReport, DataplaneState, Masquerade, Nat, NatCheck, Path, Peer, Probe, ProbeState, Range,
-    Status, Vxlan,
+    Status, Vxlan, Way,
 };
 use crate::control::netlink::{self, Link, LinkConf, LinkKind};
 use crate::control::view::{DataplaneStatus, FrameLedger, TimesStatus, WorkerStatus};
@@ -83,6 +83,7 @@ pub fn healthy() -> Evidence {
         local: IpAddr::V4(Ipv4Addr::new(192, 168, 1, 2)),
         uplink: IfIndex(2),
         udp_checksum: false,
+        gbp: false,
     };
     let (eth0, tunnel) =
         (device(2, "eth0", 1500, LinkKind::Other), device(3, "podwire.1", 1450, LinkKind::Vxlan(vxlan)));
@@ -233,6 +234,7 @@ fn status() -> Status {
             name: "node-b".into(),
             underlay: IpAddr::V4(Ipv4Addr::new(192, 168, 1, 3)),
             vtep_mac: "02:70:c0:a8:01:03".into(),
+            ways: vec![Way::Vxlan],
             path: Path::Fast,
             reason: None,
             probe: Some(probe()),

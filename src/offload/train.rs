@@ -4,7 +4,11 @@
 //! packet, but one that the kernel cuts (UDP_L4, `__udp_gso_segment` in net/ipv4/udp_offload.c) pays all that once for
 //! the whole train, and only in the driver or right before it becomes the frames that were given.
 //!
+//! What pods send without the tunnel goes alone: checksums and identifications are theirs.
+//!
 //! The kernel puts a UDP checksum into every datagram that it cuts, also where the frames had none over IPv4.
+
+use std::net::IpAddr;
 
 use super::VirtioNetHdr;
 use crate::frame::Frame;
@@ -22,6 +26,8 @@ const UDP_LEN: usize = 8;
 #[derive(Debug)]
 pub struct Train {
     frames: Vec<Frame>,
+    /// Our VTEP address: the source of all that can join.
+    vtep: IpAddr,
     /// Where the UDP header starts in each frame.
     l4: usize,
     /// Of the first frame, and of all but perhaps the last.
@@ -31,13 +37,12 @@ pub struct Train {
     complete: bool,
 }
 
-impl Default for Train {
-    fn default() -> Self {
-        Self { frames: Vec::with_capacity(MAX_FRAMES), l4: 0, frame_len: 0, packet_len: 0, complete: false }
-    }
-}
-
 impl Train {
+    /// An empty one, of tunnel packets from `vtep`.
+    pub fn new(vtep: IpAddr) -> Self {
+        Self { frames: Vec::with_capacity(MAX_FRAMES), vtep, l4: 0, frame_len: 0, packet_len: 0, complete: false }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
@@ -46,7 +51,7 @@ impl Train {
     #[inline]
     pub fn join(&mut self, mut frame: Frame) -> Result<(), Frame> {
         if self.is_empty() {
-            let l4 = l4_of(&frame);
+            let l4 = l4_of(&frame, self.vtep);
             (self.l4, self.complete) = (l4.unwrap_or(0), l4.is_none());
             self.frame_len = frame.len();
             self.packet_len = frame.len().saturating_sub(Ethernet::LEN);
@@ -92,12 +97,12 @@ impl Train {
     }
 }
 
-/// Where the UDP header of a plain Ethernet frame starts.
-fn l4_of(frame: &[u8]) -> Option<usize> {
+/// Where the UDP header of a plain Ethernet frame from `source` starts.
+fn l4_of(frame: &[u8], source: IpAddr) -> Option<usize> {
     let packet = frame.get(Ethernet::LEN..)?;
-    let (protocol, len) = match Ethernet::parse(frame)?.ethertype {
-        EtherType::IPV4 => (packet.get(9)?, Ipv4::LEN),
-        EtherType::IPV6 => (packet.get(6)?, Ipv6::LEN),
+    let (protocol, len) = match (Ethernet::parse(frame)?.ethertype, source) {
+        (EtherType::IPV4, IpAddr::V4(source)) if packet.get(12..16)? == source.octets() => (packet.get(9)?, Ipv4::LEN),
+        (EtherType::IPV6, IpAddr::V6(source)) if packet.get(8..24)? == source.octets() => (packet.get(6)?, Ipv6::LEN),
         _ => return None,
     };
     (Protocol(*protocol) == Protocol::UDP && packet.len() > len + UDP_LEN).then_some(Ethernet::LEN + len)
@@ -185,10 +190,15 @@ mod tests {
         frame
     }
 
+    /// The source of the first frame, which all in a test have.
+    fn vtep_of(frames: &[Vec<u8>]) -> IpAddr {
+        outer_params(frames[0][12] == 0x86, false).local
+    }
+
     /// The packets that a row of frames leaves as, each as the frames that it is cut into.
     fn trains(frames: &[Vec<u8>]) -> Vec<Vec<Vec<u8>>> {
         let (_region, mut pool) = Region::map(200).unwrap();
-        let (mut train, mut departed) = (Train::default(), Vec::new());
+        let (mut train, mut departed) = (Train::new(vtep_of(frames)), Vec::new());
         let mut depart = |train: &mut Train, pool: &mut Pool| {
             let (virtio, frames) = train.finish();
             let packet: Vec<u8> = frames.iter().flat_map(|frame| frame.to_vec()).collect();
@@ -226,7 +236,7 @@ mod tests {
     /// A frame without its outer UDP checksum, which the cutting adds where there was none.
     fn bare(frame: &[u8]) -> Vec<u8> {
         let mut frame = frame.to_vec();
-        if let Some(l4) = l4_of(&frame) {
+        if let Some(l4) = l4_of(&frame, vtep_of(std::slice::from_ref(&frame))) {
             frame[l4 + 6..l4 + 8].fill(0);
         }
         frame
@@ -275,6 +285,19 @@ mod tests {
         }
         assert_eq!(lengths(&row), [1, 1]);
         assert_eq!(lengths(&[vec![0; 14], vec![0; 14], vec![7; 60], vec![7; 60]]), [1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn what_pods_send_without_the_tunnel_goes_alone() {
+        for v6 in [false, true] {
+            let same = frames(v6, false, &[50, 50]);
+            let (_region, mut pool) = Region::map(4).unwrap();
+            let mut train = Train::new("192.0.2.1".parse().unwrap());
+            train.join(load(&same[0], &mut pool)).unwrap();
+            let second = train.join(load(&same[1], &mut pool)).unwrap_err();
+            pool.put(second);
+            train.finish().1.drain(..).for_each(|frame| pool.put(frame));
+        }
     }
 
     proptest! {

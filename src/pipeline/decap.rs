@@ -1,4 +1,7 @@
-//! From the wire: the outer headers are read, judged and taken off, and the inner packet is addressed to its pod.
+//! From the wire: the outer headers are read, judged and taken off, and the inner packet is addressed to its pod. What
+//! a node on the same link sends without a tunnel has none to take off.
+
+use std::net::IpAddr;
 
 use super::Node;
 pub use super::destinations::Destination;
@@ -10,11 +13,11 @@ use crate::port::PodPort;
 use crate::trace::Trace;
 use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, OuterError};
 
-/// A frame from the wire that is a whole packet of our overlay.
+/// A frame from the wire that holds a whole packet for a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub destination: Destination,
-    /// Where the inner Ethernet header starts, in bytes.
+    /// Where the Ethernet header before the packet starts, in bytes.
     start: usize,
     /// Where the inner packet ends, in bytes.
     end: usize,
@@ -26,14 +29,26 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Reads and judges the outer headers, and the inner one as far as delivery needs.
+    /// Reads and judges the headers as far as delivery needs.
     pub fn parse(frame: &[u8], node: &Node) -> Result<Self, DropReason> {
+        let ethernet = Ethernet::parse(frame).ok_or(DropReason::WireTruncated)?;
+        if is_to(frame, ethernet.ethertype, node.vtep) {
+            Self::parse_tunnelled(frame, node)
+        } else if ethernet.dst == node.uplink_mac {
+            Self::parse_bare(frame, ethernet.ethertype)
+        } else {
+            Err(DropReason::WireNotVxlan)
+        }
+    }
+
+    /// A VXLAN packet to our VTEP.
+    fn parse_tunnelled(frame: &[u8], node: &Node) -> Result<Self, DropReason> {
         let outer = Encapsulated::parse(frame).map_err(|error| match error {
             OuterError::Truncated => DropReason::WireTruncated,
             OuterError::NotVxlan => DropReason::WireNotVxlan,
             OuterError::BadFlags => DropReason::VxlanFlags,
         })?;
-        if outer.outer_dst != node.vtep || outer.dst_port != node.port {
+        if outer.dst_port != node.port {
             return Err(DropReason::WireNotVxlan);
         }
         if outer.vni != node.vni {
@@ -45,9 +60,23 @@ impl Arrival {
         if outer.inner_src == node.vtep_mac || !outer.inner_src.is_unicast() {
             return Err(DropReason::InnerLoop);
         }
-        let start = outer.inner_l3_offset;
-        let packet = frame.get(start..outer.inner_end).ok_or(DropReason::WireTruncated)?;
-        let (destination, ttl, ecn, len, segment) = match outer.inner_ethertype {
+        let (inner, ecn) = Self::read(frame, outer.inner_l3_offset, outer.inner_end, outer.inner_ethertype)?;
+        let delivered = Ecn::decapsulate(outer.outer_ecn, ecn).map_err(|_| DropReason::EcnIllegal)?;
+        Ok(Self { ecn: (delivered != ecn).then_some(delivered), ..inner })
+    }
+
+    /// A packet without a tunnel, addressed to our uplink.
+    fn parse_bare(frame: &[u8], ethertype: EtherType) -> Result<Self, DropReason> {
+        if !matches!(ethertype, EtherType::IPV4 | EtherType::IPV6) {
+            return Err(DropReason::WireNotVxlan);
+        }
+        Self::read(frame, Ethernet::LEN, frame.len(), ethertype).map(|(arrival, _)| arrival)
+    }
+
+    /// Reads the packet between two places of a frame; returns its codepoint too.
+    fn read(frame: &[u8], start: usize, end: usize, ethertype: EtherType) -> Result<(Self, Ecn), DropReason> {
+        let packet = frame.get(start..end).ok_or(DropReason::WireTruncated)?;
+        let (destination, ttl, ecn, len, segment) = match ethertype {
             EtherType::IPV4 => {
                 let ip = Ipv4::parse(packet).map_err(inner_error)?;
                 (Destination::V4(ip.dst), ip.ttl, ip.ecn(), ip.total_len, Segment::read_v4(&ip, packet))
@@ -61,18 +90,13 @@ impl Arrival {
         if ttl <= 1 {
             return Err(DropReason::TtlExpired);
         }
-        let delivered = Ecn::decapsulate(outer.outer_ecn, ecn).map_err(|_| DropReason::EcnIllegal)?;
-        Ok(Self {
-            destination,
-            start: start - Ethernet::LEN,
-            end: start + len,
-            ethertype: outer.inner_ethertype,
-            ecn: (delivered != ecn).then_some(delivered),
-            segment,
-        })
+        let arrival =
+            Self { destination, start: start - Ethernet::LEN, end: start + len, ethertype, ecn: None, segment };
+        Ok((arrival, ecn))
     }
 
-    /// Takes the outer headers off and makes the inner frame one from the pod's gateway to the pod, a hop further.
+    /// Takes the outer headers off, if there are any, and makes the frame one from the pod's gateway to the pod, a hop
+    /// further.
     pub fn deliver(&self, frame: &mut Frame, pod: &LocalPod) -> Result<(), DropReason> {
         let ethernet = Ethernet { dst: pod.mac, src: pod.gateway_mac, ethertype: self.ethertype };
         if !frame.set_len(self.end) || !frame.trim_front(self.start) || !ethernet.write(frame) {
@@ -124,6 +148,19 @@ impl<P: PodPort, T: Trace> Sink<'_, P, T> {
         }
         self.tally.drop_all(reason, packet.frames.len());
         packet.frames.drain(..).for_each(|frame| self.pool.put(frame));
+    }
+}
+
+/// Whether an IP packet's destination is an address, without a look at anything else.
+fn is_to(frame: &[u8], ethertype: EtherType, address: IpAddr) -> bool {
+    match (ethertype, address) {
+        (EtherType::IPV4, IpAddr::V4(address)) => {
+            frame.get(Ethernet::LEN + 16..).and_then(<[u8]>::first_chunk) == Some(&address.octets())
+        }
+        (EtherType::IPV6, IpAddr::V6(address)) => {
+            frame.get(Ethernet::LEN + 24..).and_then(<[u8]>::first_chunk) == Some(&address.octets())
+        }
+        _ => false,
     }
 }
 

@@ -6,6 +6,8 @@
 //!   pods_to_wire     parse ──▶ look up ──▶ copy or cut ──▶ encapsulate ──▶ wire port
 //! ```
 //!
+//! Between nodes on one link packets may go without a tunnel: then encapsulation is an Ethernet header.
+//!
 //! A burst goes through each stage whole, so that a stage's code and tables stay in the cache and its
 //! memory accesses overlap. The steering programs have judged every packet before; all is judged again
 //! here, because what they saw may have changed since. A [`Trace`] is told of each packet and what becomes of it.
@@ -42,6 +44,8 @@ pub struct Node {
     pub vtep: IpAddr,
     /// Our VTEP's MAC: the destination of inner frames to us.
     pub vtep_mac: Mac,
+    /// The uplink's MAC: the destination of frames to us that come without a tunnel.
+    pub uplink_mac: Mac,
     /// The UDP port of VXLAN.
     pub port: u16,
     pub vni: Vni,

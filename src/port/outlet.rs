@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use crate::counters::{DropReason, Tally};
 use crate::frame::{Frame, Pool};
 use crate::ids::IfIndex;
@@ -23,8 +25,9 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    pub fn new(device: IfIndex, sender: Sender) -> Self {
-        Self { device, sender, train: Train::default(), no_trains: false, dead: false }
+    /// One of `device`, for tunnel packets from `vtep` and others.
+    pub fn new(device: IfIndex, sender: Sender, vtep: IpAddr) -> Self {
+        Self { device, sender, train: Train::new(vtep), no_trains: false, dead: false }
     }
 
     /// Whether the device went away or down.

@@ -11,7 +11,7 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
 /// `struct config`.
-pub(super) fn config(config: &SteerConfig) -> [u8; 80] {
+pub(super) fn config(config: &SteerConfig) -> [u8; 88] {
     let underlay = if config.vtep.is_ipv4() { ETH_P_IP } else { ETH_P_IPV6 };
     concat(&[
         &vtep(config.vtep),
@@ -28,7 +28,8 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 80] {
         &underlay.to_be_bytes(),
         &config.port.to_be_bytes(),
         &config.vtep_mac.0,
-        &[u8::from(config.known_vteps_only), 0],
+        &config.uplink_mac.0,
+        &[u8::from(config.known_vteps_only), u8::from(config.takes_bare), 0, 0],
     ])
 }
 
@@ -117,11 +118,15 @@ mod tests {
             bulk_bytes: 1 << 33,
             hub: IfIndex(9),
             nat: NatCheck::Kernel,
+            uplink_mac: Mac([8, 9, 10, 11, 12, 13]),
             known_vteps_only: true,
+            takes_bare: true,
         });
         let expected: &[(&str, &[u8])] = &[
             ("vtep", &[192, 168, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ("uplink_mac", &[8, 9, 10, 11, 12, 13]),
             ("known_vteps_only", &[1]),
+            ("takes_bare", &[1]),
             ("stale_ns", &20_000_000_u64.to_ne_bytes()),
             ("quota", &64_u64.to_ne_bytes()),
             ("bulk_bytes", &(1_u64 << 33).to_ne_bytes()),

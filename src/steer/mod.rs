@@ -73,6 +73,8 @@ pub struct SteerConfig {
     pub vtep: IpAddr,
     /// The inner destination MAC of frames for us.
     pub vtep_mac: Mac,
+    /// The destination MAC of frames for us that come without a tunnel.
+    pub uplink_mac: Mac,
     /// The UDP port of VXLAN.
     pub port: u16,
     pub vni: Vni,
@@ -96,6 +98,8 @@ pub struct SteerConfig {
     pub nat: NatCheck,
     /// Whether tunnel packets to us are dropped unless they come from a VTEP that was told of.
     pub known_vteps_only: bool,
+    /// Whether workers take what comes for pods without a tunnel.
+    pub takes_bare: bool,
 }
 
 /// Which way the packets of a pod of this node take.

@@ -20,12 +20,14 @@ table! {
         PodVlan => "pod_vlan", "VLAN-tagged by a pod, whose source address was not looked at";
         Quota => "quota", "the pod has as many frames on their way to the worker as it may";
         UnknownVtep => "unknown_vtep", "of a tunnel to our VTEP, but from no peer's VTEP address (dataplane.known_vteps_only)";
+        SpoofWire => "spoof_wire", "from the wire without a tunnel, with the source address of a pod of this node";
         NotIp => "not_ip", "neither IPv4 nor IPv6";
         Vlan => "vlan", "VLAN-tagged, outside or inside of a tunnel";
         MultiBuffer => "multi_buffer", "in more than one receive buffer";
         Truncated => "truncated", "ends inside its headers";
         Malformed => "malformed", "a version or length field does not agree with the bytes that came";
-        NotVxlan => "not_vxlan", "not UDP to our VTEP address and port";
+        NotVxlan => "not_vxlan", "neither UDP to our VTEP address and port nor for a pod of this node";
+        Bare => "bare", "for a pod, without a tunnel, and the uplink's rp_filter is strict: the kernel judges it (vxlan.direct_routing)";
         OuterOptions => "outer_options", "to our VTEP, with IPv4 options or an IPv6 extension header";
         OuterFragment => "outer_fragment", "a fragment to our VTEP";
         OuterChecksum => "outer_checksum", "no UDP checksum on an IPv6 underlay";
@@ -65,7 +67,9 @@ impl Verdict {
     pub fn outcome(self) -> Outcome {
         match self {
             Self::Claimed | Self::Local => Outcome::Fast,
-            Self::SpoofIp | Self::SpoofMac | Self::PodVlan | Self::Quota | Self::UnknownVtep => Outcome::Dropped,
+            Self::SpoofIp | Self::SpoofMac | Self::PodVlan | Self::Quota | Self::UnknownVtep | Self::SpoofWire => {
+                Outcome::Dropped
+            }
             _ => Outcome::Kernel,
         }
     }

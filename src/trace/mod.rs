@@ -100,7 +100,7 @@ pub enum Fate {
 /// Where a packet goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hop {
-    /// The VTEP of a remote node.
+    /// A remote node, by its underlay address.
     Vtep(IpAddr),
     Pod(PodId),
 }

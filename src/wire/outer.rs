@@ -1,8 +1,9 @@
-//! The outer headers that encapsulation writes: a template prepared by control with its partial
+//! What goes in front of a pod's packet: a template prepared by control with its partial
 //! checksums, copied and fixed up per packet.
 //!
 //! ```text
 //! outer Ethernet | outer IPv4 or IPv6 | UDP | VXLAN | inner Ethernet | inner IP packet ...
+//! Ethernet | the pod's IP packet ...                    to a node that is reached without a tunnel
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -53,7 +54,7 @@ pub struct Inner {
     pub sum: Option<Sum>,
 }
 
-/// The headers of [`OuterParams`], ready but for what [`Inner`] says.
+/// The headers of [`OuterParams`], or Ethernet's alone, ready but for what [`Inner`] says.
 #[derive(Clone, Debug)]
 pub struct OuterTemplate(Family);
 
@@ -70,6 +71,11 @@ enum Family {
         headers: [u8; V6_LEN],
         udp_sum: Sum,
     },
+    Direct {
+        /// The ethertype is left at 0.
+        header: [u8; Ethernet::LEN],
+        remote: IpAddr,
+    },
 }
 
 impl OuterTemplate {
@@ -80,6 +86,12 @@ impl OuterTemplate {
             (IpAddr::V6(local), IpAddr::V6(remote)) => Some(Self(Family::v6(params, local, remote))),
             _ => None,
         }
+    }
+
+    /// No tunnel: to the node at `remote`, whose MAC `dst_mac` is, from the uplink's.
+    pub fn direct(src_mac: Mac, dst_mac: Mac, remote: IpAddr) -> Self {
+        let header = Ethernet { dst: dst_mac, src: src_mac, ethertype: EtherType(0) }.to_bytes();
+        Self(Family::Direct { header, remote })
     }
 
     /// The bytes that the headers take over an underlay of that address' family.
@@ -94,21 +106,23 @@ impl OuterTemplate {
         match self.0 {
             Family::V4 { .. } => V4_LEN,
             Family::V6 { .. } => V6_LEN,
+            Family::Direct { .. } => Ethernet::LEN,
         }
     }
 
-    /// The remote VTEP address.
+    /// The remote node's underlay address.
     pub fn remote(&self) -> IpAddr {
         match &self.0 {
             Family::V4 { headers, .. } => IpAddr::from(concat::<4>(&[&headers[30..34]])),
             Family::V6 { headers, .. } => IpAddr::from(concat::<16>(&[&headers[38..54]])),
+            Family::Direct { remote, .. } => *remote,
         }
     }
 
     /// Whether [`OuterTemplate::write`] uses [`Inner::sum`].
     #[inline]
     pub fn needs_sum(&self) -> bool {
-        !matches!(self.0, Family::V4 { udp_sum: None, .. })
+        !matches!(self.0, Family::V4 { udp_sum: None, .. } | Family::Direct { .. })
     }
 
     /// Writes the headers to the first [`OuterTemplate::len`] bytes of `out`. False, with `out`
@@ -119,6 +133,7 @@ impl OuterTemplate {
         match &self.0 {
             Family::V4 { headers, ip_sum, udp_sum } => write_v4(out, headers, *ip_sum, *udp_sum, inner),
             Family::V6 { headers, udp_sum } => write_v6(out, headers, *udp_sum, inner),
+            Family::Direct { header, .. } => write_direct(out, header, inner.ethertype),
         }
         .is_some()
     }
@@ -208,6 +223,14 @@ fn write_v6(out: &mut [u8], headers: &[u8; V6_LEN], udp_sum: Sum, inner: &Inner)
     Some(())
 }
 
+#[inline]
+fn write_direct(out: &mut [u8], header: &[u8; Ethernet::LEN], ethertype: EtherType) -> Option<()> {
+    let head: &mut [u8; Ethernet::LEN] = out.first_chunk_mut()?;
+    *head = *header;
+    [head[12], head[13]] = ethertype.0.to_be_bytes();
+    Some(())
+}
+
 /// The checksum over pseudo header, UDP, VXLAN, inner Ethernet and inner packet. The length counts
 /// twice: in the pseudo header and in the UDP header.
 #[inline]
@@ -268,6 +291,21 @@ mod tests {
             assert!(!template.write(&mut vec![0; len - 1], &inner));
             assert!(!template.write(&mut vec![0; len], &Inner { sum: None, ..inner }));
         }
+    }
+
+    #[test]
+    fn without_a_tunnel_there_is_ethernet_alone() {
+        let remote = "192.168.1.3".parse().unwrap();
+        let template = OuterTemplate::direct(Mac([2; 6]), Mac([4; 6]), remote);
+        assert_eq!((template.len(), template.remote(), template.needs_sum()), (Ethernet::LEN, remote, false));
+        let mut inner =
+            Inner { ethertype: EtherType::IPV6, l3_len: 40, ecn: Ecn::Ect0, source_port: 50000, ip_id: 7, sum: None };
+        let mut out = [9; 16];
+        assert!(template.write(&mut out, &inner));
+        assert_eq!(out, [4, 4, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 0x86, 0xdd, 9, 9]);
+        inner.ethertype = EtherType::IPV4;
+        assert!(template.write(&mut out[..14], &inner) && !template.write(&mut out[..13], &inner));
+        assert_eq!(out[12..14], [8, 0]);
     }
 
     #[test]

@@ -126,6 +126,14 @@ impl KernelNode {
         }
     }
 
+    /// Makes a peer's pods of the underlay's family reachable without a tunnel, as `DirectRouting` does.
+    pub fn connect_directly(&self, peer: &Peer) {
+        let underlay = peer.underlay;
+        let [v4, v6] = peer.pod_cidrs();
+        let cidr = if underlay.is_ipv4() { v4 } else { v6 };
+        self.host.netns.run(&format!("ip route replace {cidr} via {underlay}"));
+    }
+
     /// Adds a pod as the shape's CNI plugin would.
     pub fn add_pod(&mut self, prefix: &Prefix, name: &str) {
         let netns = prefix.netns(name);

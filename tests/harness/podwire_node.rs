@@ -38,6 +38,8 @@ pub struct Options {
     pub known_vteps_only: bool,
     /// Who carries TCP connections that move much.
     pub bulk: &'static str,
+    /// More keys of the section `vxlan`.
+    pub vxlan: &'static str,
     /// Whether it serves metrics, at [`PodwireNode::METRICS`] and on a Unix socket.
     pub metrics: bool,
     /// More sections of the file.
@@ -53,6 +55,7 @@ impl Options {
         masquerade: false,
         known_vteps_only: true,
         bulk: "workers",
+        vxlan: "",
         metrics: false,
         sections: "",
     };
@@ -321,7 +324,7 @@ bulk = "{bulk}"
 
     fn file_config(&self) -> String {
         let Host { index, uplink, underlay, .. } = &self.host;
-        let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, metrics, sections } = self.options;
+        let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, vxlan, metrics, sections } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let vtep_mac = self.vtep_mac.as_ref().map(|mac| format!("vtep_mac = \"{mac}\"")).unwrap_or_default();
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
@@ -341,6 +344,7 @@ masquerade = {masquerade}
 vni = 1
 port = 8472
 device = "{VXLAN_DEVICE}"
+{vxlan}
 
 [dataplane]
 mode = "{mode}"

@@ -211,15 +211,16 @@ fn the_tunnel_is_as_net_conf_says_and_other_backends_are_refused() {
     scene.expect_problem("the backend is udp; podwire speaks vxlan only");
     scene.api.change(|store| {
         store.net_conf = r#"{"Network": "10.244.0.0/16",
-            "Backend": {"Type": "vxlan", "VNI": 4096, "Port": 4789, "MTU": 1400, "DirectRouting": true}}"#
+            "Backend": {"Type": "vxlan", "VNI": 4096, "Port": 4789, "MTU": 1400, "DirectRouting": true, "GBP": true}}"#
             .to_owned();
     });
     let node = scene.expect_node("published", is_published);
     assert!(annotation(&node, "backend-data").as_str().is_some_and(|data| data.starts_with(r#"{"VNI":4096,"#)));
     assert!(annotation(&node, "backend-v6-data").is_null());
-    let status = scene.expect_problem("DirectRouting");
+    let status = scene.node.status();
     let vxlan = &status.vxlan;
     assert_eq!((vxlan.device.as_str(), vxlan.vni, vxlan.port, vxlan.mtu), ("podwire.4096", 4096, 4789, Some(1350)));
     let data = &scene.node.host.netns.link("podwire.4096")["linkinfo"]["info_data"];
     assert_eq!((&data["id"], &data["port"]), (&json!(4096), &json!(4789)));
+    assert_eq!(data["gbp"], json!(true));
 }

@@ -70,7 +70,10 @@ fn losses() -> Vec<Loss> {
             f[38..40].copy_from_slice(&12u16.to_be_bytes());
         });
         WireNotVxlan, "ARP", |w| from_wire(w, |f| f[12..14].copy_from_slice(&[8, 6]));
-        WireNotVxlan, "another address", |w| from_wire(w, |f| patch(f, OUTER_IP, 19, &[99]));
+        WireNotVxlan, "another address and MAC", |w| from_wire(w, |f| {
+            patch(f, OUTER_IP, 19, &[99]);
+            f[5] ^= 8;
+        });
         WireNotVxlan, "another port", |w| from_wire(w, |f| f[36..38].copy_from_slice(&4789u16.to_be_bytes()));
         WireNotVxlan, "an outer fragment", |w| from_wire(w, |f| patch(f, OUTER_IP, 6, &[0x20, 0]));
         WireNotVxlan, "a wrong outer checksum", |w| from_wire(w, |f| f[OUTER_IP + 10] ^= 1);
@@ -90,6 +93,7 @@ fn losses() -> Vec<Loss> {
         EcnIllegal, "CE on a packet without ECN", |w| from_wire(w, |f| Ipv4::set_ecn(&mut f[OUTER_IP..], Ecn::Ce));
         TtlExpired, "the last hop, from the wire", |w| from_wire(w, |f| patch(f, INNER_IP, 8, &[1]));
         TtlExpired, "the last hop, from a pod", |w| from_own_pod(w, |f| patch(f, OUTER_IP, 8, &[1]));
+        NoPod, "no such pod, without a tunnel", |w| from_wire(w, |f| patch(f, OUTER_IP, 19, &[99]));
         NoPod, "no such pod", |w| from_wire(w, |f| patch(f, INNER_IP, 19, &[6]));
         NoPod, "a pod of another node", |w| from_wire(w, |f| patch(f, INNER_IP, 18, &[2]));
         NoRoute, "no such node", |w| from_own_pod(w, |f| patch(f, OUTER_IP, 18, &[77]));

@@ -5,9 +5,9 @@ use podwire::counters::Count;
 use podwire::fib::{Fib, Publisher};
 use podwire::frame::Region;
 use podwire::offload::complete;
-use podwire::pipeline::{Node, Pipeline};
+use podwire::pipeline::Pipeline;
 use podwire::port::memory::{MemoryPods, MemoryWire, ToPod};
-use podwire::wire::{Ecn, Ipv4, Ipv6, Mac, Vni};
+use podwire::wire::{Ecn, Ipv4, Ipv6};
 use podwire::worker::Worker;
 
 use crate::world::*;
@@ -25,7 +25,7 @@ fn carry(frame: &[u8], underlay: Underlay) -> Vec<u8> {
 }
 
 /// What a router with that many hops makes of a frame from pod 1 to pod 2.
-fn routed(frame: &[u8], hops: u8) -> Vec<u8> {
+pub fn routed(frame: &[u8], hops: u8) -> Vec<u8> {
     let mut frame = frame.to_vec();
     frame[..6].copy_from_slice(&pod(2).mac.0);
     frame[6..12].copy_from_slice(&pod(2).gateway_mac.0);
@@ -39,7 +39,7 @@ fn routed(frame: &[u8], hops: u8) -> Vec<u8> {
 }
 
 /// Whether an independent parser finds every checksum of an Ethernet frame right.
-fn assert_checksums(frame: &[u8]) {
+pub fn assert_checksums(frame: &[u8]) {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let net = packet.net.unwrap();
     match (&net, packet.transport.unwrap()) {
@@ -164,7 +164,7 @@ fn a_super_packet_becomes_segments_that_add_up_to_it() {
 }
 
 /// What the pod gets when all these frames come in one burst.
-fn deliver(receiver: &mut MemoryWorker, frames: &[Vec<u8>]) -> Vec<ToPod> {
+pub fn deliver(receiver: &mut MemoryWorker, frames: &[Vec<u8>]) -> Vec<ToPod> {
     for frame in frames {
         assert!(receiver.wire.offer(frame, &mut receiver.pool));
     }
@@ -175,7 +175,7 @@ fn deliver(receiver: &mut MemoryWorker, frames: &[Vec<u8>]) -> Vec<ToPod> {
 
 /// Asserts that a burst of `segments` reaches the pod as one packet: `whole`, but for the checksum that `request` leaves
 /// to the pod's kernel.
-fn assert_merged(underlay: Underlay, segments: &[Vec<u8>], whole: &[u8], request: &[u8; 10]) {
+pub fn assert_merged(underlay: Underlay, segments: &[Vec<u8>], whole: &[u8], request: &[u8; 10]) {
     let mut receiver = worker(2, underlay);
     let [ToPod { virtio, frame, .. }] = &deliver(&mut receiver, segments)[..] else { panic!("several packets") };
     assert_eq!(virtio.to_bytes(), *request);
@@ -243,7 +243,7 @@ fn a_full_send_ring_is_flushed_and_used_again() {
 fn a_published_table_counts_from_the_next_burst_on() {
     let (_region, pool) = Region::map(FRAMES).unwrap();
     let mut publisher = Publisher::new(Fib::default());
-    let node = Node { vtep: Underlay::V4.vtep(1), vtep_mac: Mac([2; 6]), port: PORT, vni: Vni::new(1).unwrap() };
+    let node = this(1, Underlay::V4);
     let (wire, pods) = (MemoryWire::recording(), MemoryPods::recording());
     let mut sender = Worker::new(wire, pods, pool, Pipeline::new(node), publisher.reader());
     from_pod(&mut sender, &udp_v4(&[1], 64));

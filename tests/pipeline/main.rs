@@ -2,6 +2,7 @@
 //! conserved, and that nothing allocates.
 
 mod allocation;
+mod direct;
 mod drops;
 mod hostile;
 mod journey;

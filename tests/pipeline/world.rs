@@ -72,7 +72,6 @@ pub fn pod(node: u8) -> LocalPod {
 
 pub fn table(node: u8, underlay: Underlay) -> Fib {
     let peer = 3 - node;
-    let net = |text: String| text.parse::<IpNet>().unwrap();
     let outer = OuterTemplate::new(&OuterParams {
         src_mac: uplink_mac(node),
         dst_mac: uplink_mac(peer),
@@ -85,7 +84,20 @@ pub fn table(node: u8, underlay: Underlay) -> Fib {
         inner_dst: vtep_mac(peer),
         udp_checksum: true,
     });
-    let remote = NextHop::Remote(Remote { outer: outer.unwrap(), mtu: MTU });
+    table_by(node, outer.unwrap())
+}
+
+/// A worker that sends to the other node without a tunnel.
+pub fn direct_worker(node: u8, underlay: Underlay) -> MemoryWorker {
+    let peer = 3 - node;
+    let outer = OuterTemplate::direct(uplink_mac(node), uplink_mac(peer), underlay.vtep(peer));
+    worker_with(node, underlay, table_by(node, outer))
+}
+
+fn table_by(node: u8, outer: OuterTemplate) -> Fib {
+    let peer = 3 - node;
+    let net = |text: String| text.parse::<IpNet>().unwrap();
+    let remote = NextHop::Remote(Remote { outer, mtu: MTU });
     Fib::build([
         (net(format!("10.244.{node}.0/24")), NextHop::Blackhole),
         (net(format!("fd00:244:{node}::/64")), NextHop::Blackhole),
@@ -98,10 +110,24 @@ pub fn table(node: u8, underlay: Underlay) -> Fib {
 
 /// A worker of node 1 or 2 with [`FRAMES`] frames that remembers what it sends and delivers.
 pub fn worker(node: u8, underlay: Underlay) -> MemoryWorker {
+    worker_with(node, underlay, table(node, underlay))
+}
+
+fn worker_with(node: u8, underlay: Underlay, table: Fib) -> MemoryWorker {
     let (_region, pool) = Region::map(FRAMES).unwrap();
-    let mut publisher = Publisher::new(table(node, underlay));
-    let this = Node { vtep: underlay.vtep(node), vtep_mac: vtep_mac(node), port: PORT, vni: Vni::new(1).unwrap() };
-    Worker::new(MemoryWire::recording(), MemoryPods::recording(), pool, Pipeline::new(this), publisher.reader())
+    let mut publisher = Publisher::new(table);
+    let pipeline = Pipeline::new(this(node, underlay));
+    Worker::new(MemoryWire::recording(), MemoryPods::recording(), pool, pipeline, publisher.reader())
+}
+
+pub fn this(node: u8, underlay: Underlay) -> Node {
+    Node {
+        vtep: underlay.vtep(node),
+        vtep_mac: vtep_mac(node),
+        uplink_mac: uplink_mac(node),
+        port: PORT,
+        vni: Vni::new(1).unwrap(),
+    }
 }
 
 /// What the worker sent on the wire since the last call.

@@ -3,6 +3,7 @@
 //!
 //! Without root each test prints `skipped: needs root` and does nothing.
 
+mod bare;
 mod bulk;
 mod clsact;
 mod hub;

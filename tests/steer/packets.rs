@@ -23,7 +23,7 @@ pub const PEER_MAC: Mac = Mac([2, 0, 0, 0, 0, 0x0b]);
 pub const POD_A_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
 pub const POD_B_MAC: Mac = Mac([2, 0, 0, 0, 1, 2]);
 pub const GATEWAY_MAC: Mac = Mac([2, 0, 0, 0, 1, 0xff]);
-const NIC_MAC: Mac = Mac([2, 0, 0, 0, 2, 1]);
+pub const NIC_MAC: Mac = Mac([2, 0, 0, 0, 2, 1]);
 const SWITCH_MAC: Mac = Mac([2, 0, 0, 0, 2, 2]);
 
 const fn v4(a: u8, b: u8, c: u8, d: u8) -> IpAddr {

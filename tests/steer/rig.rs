@@ -11,7 +11,7 @@ use podwire::shared::Heartbeat;
 use podwire::steer::{NatCheck, Outcome, Pins, PodPath, Program, Steer, SteerConfig, Verdict};
 use podwire::wire::{Mac, Vni};
 
-use crate::packets::{GATEWAY_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC};
+use crate::packets::{GATEWAY_MAC, NIC_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC};
 
 pub const MTU: u16 = 1450;
 pub const QUOTA: u64 = 1 << 40;
@@ -52,7 +52,9 @@ pub fn config(family: usize) -> SteerConfig {
         bulk_bytes: 0,
         hub: IfIndex(1),
         nat: NatCheck::None,
+        uplink_mac: NIC_MAC,
         known_vteps_only: false,
+        takes_bare: true,
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::cli::CliError;
 use crate::cli::args::Args;
 use crate::cli::rates::{growth, per_second, quotient};
+use crate::cli::status::ways;
 use crate::cli::verbs::{ask, unexpected};
 use crate::control::api::{
     self, DataplaneState, DeviceStats, Path, Pod, PodStats, Probe, Reply, Request, Stats, Status, Tallies,
@@ -154,6 +155,8 @@ pub(super) struct PodRow {
 pub(super) struct PeerRow {
     pub name: String,
     pub underlay: String,
+    /// With or without the tunnel.
+    pub ways: String,
     pub path: Path,
     pub reason: Option<String>,
     pub probe: Option<Probe>,
@@ -291,6 +294,7 @@ fn peer(peer: &api::Peer) -> PeerRow {
     PeerRow {
         name: peer.name.clone(),
         underlay: peer.underlay.to_string(),
+        ways: ways(&peer.ways),
         path: peer.path,
         reason: peer.reason.clone(),
         probe: peer.probe.clone(),

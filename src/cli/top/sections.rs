@@ -170,7 +170,7 @@ fn pod(pod: &PodRow) -> Row {
     Row { cells, note: pod.reason.clone(), tone }
 }
 
-const PEER: [&str; 7] = ["PEER", "PATH", "PROBES", "RTT", "LOSS", "UNDERLAY", "WHY"];
+const PEER: [&str; 8] = ["PEER", "PATH", "WAY", "PROBES", "RTT", "LOSS", "UNDERLAY", "WHY"];
 
 fn peer(peer: &PeerRow) -> Row {
     let diagnosis = peer.probe.as_ref().and_then(|probe| probe.diagnosis.as_ref());
@@ -185,6 +185,7 @@ fn peer(peer: &PeerRow) -> Row {
     let cells = vec![
         Cell::text(&peer.name),
         Cell::text(path(peer.path)),
+        Cell::text(&peer.ways),
         Cell::text(state),
         Cell { text: rtt, value: round_trip.map(nanoseconds) },
         Cell::text(loss),

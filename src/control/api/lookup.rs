@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::Path;
+use super::{Path, Way};
 
 /// `podwire routes --lookup`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub struct Lookup {
     /// A MAC or an address, when it is known.
     pub next_hop: Option<String>,
     pub device: Option<String>,
+    /// To a peer.
+    pub way: Option<Way>,
     /// None when packets are not delivered.
     pub path: Option<Path>,
     /// Why that path, or why not at all.

@@ -60,6 +60,8 @@ pub enum Cause {
     NodeUnreachable,
     /// The node itself answers; nothing comes through the tunnel.
     TunnelSilent,
+    /// The node itself answers; what is sent without the tunnel is not answered.
+    DirectSilent,
     /// Tunnel packets of the peer arrive; ours come to nothing there.
     OneWay,
     /// The peer's answers reach our uplink, and are dropped on this node.
@@ -78,11 +80,12 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UplinkDown,
         Self::CannotSend,
         Self::NodeUnreachable,
         Self::TunnelSilent,
+        Self::DirectSilent,
         Self::OneWay,
         Self::DroppedHere,
         Self::OtherVni,
@@ -99,6 +102,7 @@ impl Cause {
             Self::CannotSend => "cannot_send",
             Self::NodeUnreachable => "node_unreachable",
             Self::TunnelSilent => "tunnel_silent",
+            Self::DirectSilent => "direct_silent",
             Self::OneWay => "one_way",
             Self::DroppedHere => "dropped_here",
             Self::OtherVni => "other_vni",

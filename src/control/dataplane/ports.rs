@@ -87,7 +87,7 @@ fn open_outlet(common: Common<'_>, sockets: &[(QueueId, Socket)]) -> Result<Opti
     if sockets.iter().all(|(_, socket)| socket.zero_copy()) {
         return Ok(None);
     }
-    Ok(Some(Outlet::new(common.settings.uplink, Sender::open()?)))
+    Ok(Some(Outlet::new(common.settings.uplink, Sender::open()?, common.settings.vtep)))
 }
 
 /// Opens the sockets of the queues that are dealt to a worker: every `workers`th, beginning with one that can send.

@@ -145,16 +145,21 @@ fn table(settings: &Settings, view: &View) -> Fib {
 }
 
 fn next_hop(settings: &Settings, remote: &RemoteView) -> NextHop {
+    let (src_mac, dst_mac) = (settings.uplink_mac, remote.dst_mac);
+    let Some(vtep_mac) = remote.vtep_mac else {
+        let outer = OuterTemplate::direct(src_mac, dst_mac, remote.underlay);
+        return NextHop::Remote(Remote { outer, mtu: remote.mtu });
+    };
     let outer = OuterTemplate::new(&OuterParams {
-        src_mac: settings.uplink_mac,
-        dst_mac: remote.dst_mac,
+        src_mac,
+        dst_mac,
         local: settings.vtep,
         remote: remote.underlay,
         port: settings.port,
         vni: settings.vni,
         ttl: OUTER_TTL,
         inner_src: settings.vtep_mac,
-        inner_dst: remote.vtep_mac,
+        inner_dst: vtep_mac,
         udp_checksum: settings.udp_checksum,
     });
     // The configuration refuses peers of another family than ours.

@@ -20,8 +20,10 @@ pub struct NetConf {
     pub port: u16,
     /// The MTU of the underlay, in bytes; the uplink's when `None`.
     pub mtu: Option<u32>,
-    /// What it asks for and podwire does not do, without harm to the rest.
-    pub ignored: Vec<&'static str>,
+    /// Whether nodes of one link do without the tunnel.
+    pub direct_routing: bool,
+    /// Whether VXLAN devices take group policies.
+    pub gbp: bool,
 }
 
 /// Why the file cannot be followed.
@@ -63,24 +65,14 @@ impl NetConf {
             wanted: "between 1 and 16777215",
         })?;
         let port = number(backend, "Port", u64::from(u16::MAX))?.and_then(|port| u16::try_from(port).ok());
-        let mut ignored = Vec::new();
-        if flag(backend, "DirectRouting", false)? {
-            ignored.push(
-                "net-conf.json asks for DirectRouting, which podwire does not do: what it sends to nodes of the same \
-                 subnet goes by VXLAN too, and what they send without it is taken by the kernel path",
-            );
-        }
-        if flag(backend, "GBP", false)? {
-            ignored
-                .push("net-conf.json asks for GBP, which podwire does not do: packets with a group policy are dropped");
-        }
         Ok(Self {
             v4,
             v6,
             vni,
             port: port.filter(|port| *port != 0).unwrap_or(DEFAULT_PORT),
             mtu: number(backend, "MTU", u64::from(u16::MAX))?.filter(|mtu| *mtu != 0),
-            ignored,
+            direct_routing: flag(backend, "DirectRouting", false)?,
+            gbp: flag(backend, "GBP", false)?,
         })
     }
 
@@ -123,6 +115,7 @@ mod tests {
     fn reads_what_flannel_reads() {
         let plain = NetConf::parse(r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap();
         assert_eq!(plain.pod_cidrs(), ["10.244.0.0/16".parse().unwrap()]);
+        assert!(!plain.direct_routing && !plain.gbp);
         assert_eq!((plain.vni.get(), plain.port, plain.mtu, plain.underlay_is_ipv6()), (1, 8472, None, false));
         let full = NetConf::parse(
             r#"{"network": "10.1.2.3/16", "enableIPv6": true, "IPv6Network": "fd00::/48", "SubnetLen": 24,
@@ -131,7 +124,7 @@ mod tests {
         .unwrap();
         assert_eq!(full.pod_cidrs(), ["10.1.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()]);
         assert_eq!((full.vni.get(), full.port, full.mtu), (4096, 4789, Some(1400)));
-        assert!(full.ignored[0].contains("DirectRouting") && full.ignored[1].contains("GBP"));
+        assert!(full.direct_routing && full.gbp);
         let v6 =
             r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan"}}"#;
         let v6 = NetConf::parse(v6).unwrap();

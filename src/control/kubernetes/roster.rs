@@ -68,8 +68,7 @@ impl Roster {
     /// What it comes to, for a node that has announced the VTEP MAC `announced`, if any. Takes time in proportion to the
     /// nodes.
     pub fn cluster(&self, announced: Option<Mac>) -> Cluster {
-        let mut problems: Vec<String> = self.net_conf.ignored.iter().map(|&text| text.to_owned()).collect();
-        let mut peers = Vec::new();
+        let (mut problems, mut peers) = (Vec::new(), Vec::new());
         for (name, entry) in &self.nodes {
             match &entry.peer {
                 Ok(Some(peer)) => peers.push((&entry.node, peer)),
@@ -84,6 +83,8 @@ impl Roster {
             pod_cidrs: self.net_conf.pod_cidrs(),
             vni: self.net_conf.vni,
             port: self.net_conf.port,
+            direct_routing: self.net_conf.direct_routing,
+            gbp: self.net_conf.gbp,
             underlay_mtu: self.net_conf.mtu,
             underlay_is_ipv6: self.net_conf.underlay_is_ipv6(),
             peers: peers.into_iter().map(|(_, peer)| peer.clone()).collect(),

@@ -73,6 +73,8 @@ pub struct Vxlan {
     pub uplink: IfIndex,
     /// Whether outer UDP checksums are sent over IPv4.
     pub udp_checksum: bool,
+    /// Whether group policies are taken and sent.
+    pub gbp: bool,
 }
 
 /// A veth pair to make.
@@ -216,7 +218,7 @@ impl Netlink {
 
 impl Vxlan {
     fn attributes(&self) -> Vec<InfoVxlan> {
-        vec![
+        let attributes = [
             InfoVxlan::Id(self.vni.get()),
             InfoVxlan::Link(self.uplink.0),
             match self.local {
@@ -228,13 +230,15 @@ impl Vxlan {
             InfoVxlan::UDPCsum(self.udp_checksum),
             InfoVxlan::UDPZeroCsumTX(false),
             InfoVxlan::UDPZeroCsumRX(false),
-        ]
+        ];
+        attributes.into_iter().chain(self.gbp.then_some(InfoVxlan::Gbp)).collect()
     }
 
     /// `None` when the device is not of the shape that podwire makes: it learns, has a default
     /// destination, or lacks what ours has.
     fn from_attributes(attributes: &[InfoVxlan]) -> Option<Self> {
         let (mut vni, mut port, mut local, mut uplink, mut udp_checksum) = (None, None, None, None, true);
+        let gbp = attributes.contains(&InfoVxlan::Gbp);
         for attribute in attributes {
             match attribute {
                 InfoVxlan::Id(id) => vni = Vni::new(*id),
@@ -246,14 +250,13 @@ impl Vxlan {
                 InfoVxlan::Learning(true)
                 | InfoVxlan::CollectMetadata(true)
                 | InfoVxlan::UDPZeroCsumTX(true)
-                | InfoVxlan::Gbp
                 | InfoVxlan::Gpe
                 | InfoVxlan::Group(_)
                 | InfoVxlan::Group6(_) => return None,
                 _ => {}
             }
         }
-        Some(Self { vni: vni?, port: port?, local: local?, uplink: uplink?, udp_checksum })
+        Some(Self { vni: vni?, port: port?, local: local?, uplink: uplink?, udp_checksum, gbp })
     }
 }
 

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::control::kernel::Uplink;
 use crate::control::netlink::LinkConf;
@@ -35,7 +37,14 @@ fn vtep() -> Vtep {
         queues: crate::xsk::Queues { receive: 1, send: 1 },
     };
     let addresses = vec!["10.244.1.0".parse().unwrap(), "fd00:244:1::".parse().unwrap()];
-    Vtep { uplink, underlay: "192.168.1.2".parse().unwrap(), mac: Mac([2; 6]), mtu: 1450, addresses }
+    Vtep {
+        uplink,
+        underlay: "192.168.1.2".parse().unwrap(),
+        mac: Mac([2; 6]),
+        mtu: 1450,
+        addresses,
+        direct: BTreeSet::new(),
+    }
 }
 
 fn pod() -> Pod {
@@ -168,6 +177,26 @@ fn a_route_that_leads_elsewhere_is_replaced_and_a_stale_one_deleted() {
 }
 
 #[test]
+fn a_peer_on_the_link_is_a_gateway_for_the_family_of_the_underlay_alone() {
+    let config = Config::parse(&CONFIG.replace("[dataplane]", "[vxlan]\ndirect_routing = true\n[dataplane]")).unwrap();
+    let direct = ["192.168.1.3", "192.168.1.4"].map(|peer| peer.parse().unwrap());
+    let objects = super::desired(&config, &Vtep { direct: direct.into(), ..vtep() }, DEVICE, &[]);
+    let changes = plan(objects, super::desired(&config, &vtep(), DEVICE, &[]));
+    assert_eq!(
+        changes,
+        [
+            "replace route 10.244.2.0/24 via 192.168.1.3 dev if2",
+            "replace route 10.244.3.0/24 via 192.168.1.4 dev if2",
+            "replace route 192.168.1.3/32 via 192.168.1.3 table 240 dev if2",
+            "replace route 192.168.1.4/32 via 192.168.1.4 table 240 dev if2",
+            "delete fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev if7",
+            "delete neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:04 dev if7",
+            "delete neighbour 10.244.2.0 lladdr 02:70:c0:a8:01:03 dev if7",
+        ]
+    );
+}
+
+#[test]
 fn a_device_is_kept_corrected_recreated_or_refused() {
     let vxlan = Vxlan {
         vni: crate::wire::Vni::new(1).unwrap(),
@@ -175,6 +204,7 @@ fn a_device_is_kept_corrected_recreated_or_refused() {
         local: "192.168.1.2".parse().unwrap(),
         uplink: IfIndex(2),
         udp_checksum: false,
+        gbp: false,
     };
     let desired = VxlanDevice { name: "podwire.1".into(), mac: Mac([2; 6]), mtu: 1450, vxlan };
     let link = |kind, mtu, up| Link {

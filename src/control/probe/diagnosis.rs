@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::record::{Record, SILENCE};
 use super::witness::Own;
 use crate::control::api::{Cause, Diagnosis, ProbeState};
+use crate::control::kernel::{OVERHEAD_V4, OVERHEAD_V6};
 use crate::wire::Mac;
 
 /// What is known besides the peer's record.
@@ -34,6 +35,8 @@ pub struct Target {
     pub mac: Mac,
     /// Of its VXLAN device.
     pub address: IpAddr,
+    /// It is reached without the tunnel.
+    pub is_direct: bool,
 }
 
 /// What is wrong with a peer; `None` when nothing is, or when too little was seen.
@@ -49,7 +52,12 @@ pub fn diagnose(target: &Target, record: &Record, scene: &Scene<'_>) -> Option<D
 fn narrow(target: &Target, record: &Record, scene: &Scene<'_>) -> Diagnosis {
     let Target { name, underlay, .. } = target;
     let Scene { uplink, mtu, own, .. } = scene;
-    let outer = u32::from(*mtu) + if own.underlay.is_ipv6() { 70 } else { 50 };
+    let outer = u32::from(*mtu)
+        + match own.underlay {
+            _ if target.is_direct => 0,
+            IpAddr::V4(_) => OVERHEAD_V4,
+            IpAddr::V6(_) => OVERHEAD_V6,
+        };
     let refused = record.full.refused.as_ref().map(|error| format!("; the kernel says: {error}"));
     Diagnosis {
         cause: Cause::MtuTooSmall,
@@ -70,14 +78,21 @@ fn narrow(target: &Target, record: &Record, scene: &Scene<'_>) -> Diagnosis {
 /// Nothing is answered. What is forced comes first.
 fn silent(target: &Target, record: &Record, scene: &Scene<'_>) -> Diagnosis {
     let local = || here(target, record, scene);
+    if target.is_direct {
+        return local().unwrap_or_else(|| direct(target, record, scene));
+    }
     let settled = || seen(target, record, scene);
-    local().or_else(settled).unwrap_or_else(|| unsettled(target, record, scene))
+    local()
+        .or_else(|| dropped(target, record, scene))
+        .or_else(settled)
+        .unwrap_or_else(|| unsettled(target, record, scene))
 }
 
 /// Causes on this node.
 fn here(target: &Target, record: &Record, scene: &Scene<'_>) -> Option<Diagnosis> {
-    let Scene { uplink, device, own, .. } = scene;
-    let Target { name, underlay, address, .. } = target;
+    let Scene { uplink, device, .. } = scene;
+    let address = target.address;
+    let device = if target.is_direct { uplink } else { device };
     if !scene.uplink_is_up {
         return Some(Diagnosis {
             cause: Cause::UplinkDown,
@@ -96,6 +111,13 @@ fn here(target: &Target, record: &Record, scene: &Scene<'_>) -> Option<Diagnosis
             ),
         });
     }
+    None
+}
+
+/// What arrives by the tunnel, and is lost on this node.
+fn dropped(target: &Target, record: &Record, scene: &Scene<'_>) -> Option<Diagnosis> {
+    let Scene { uplink, device, own, .. } = scene;
+    let Target { name, underlay, address, .. } = target;
     scene.recent(record.seen.answer)?;
     Some(Diagnosis {
         cause: Cause::DroppedHere,
@@ -112,7 +134,7 @@ fn here(target: &Target, record: &Record, scene: &Scene<'_>) -> Option<Diagnosis
 /// Causes that the peer's own tunnel packets give away.
 fn seen(target: &Target, record: &Record, scene: &Scene<'_>) -> Option<Diagnosis> {
     let Scene { own, .. } = scene;
-    let Target { name, underlay, mac, address } = target;
+    let Target { name, underlay, mac, address, .. } = target;
     let seen = &record.seen;
     let (cause, summary, evidence, advice) = if let Some(vni) = scene.recent_value(seen.vni) {
         (
@@ -151,12 +173,56 @@ fn seen(target: &Target, record: &Record, scene: &Scene<'_>) -> Option<Diagnosis
     Some(Diagnosis { cause, summary, evidence, advice })
 }
 
+/// What looks the same from here, without the tunnel.
+fn direct(target: &Target, record: &Record, scene: &Scene<'_>) -> Diagnosis {
+    let Target { name, underlay, address, .. } = target;
+    if !node_answers(record, scene) {
+        return unreachable(target, record, scene);
+    }
+    Diagnosis {
+        cause: Cause::DirectSilent,
+        summary: format!("packets without the tunnel seem to be lost between {} and {underlay}", scene.own.underlay),
+        evidence: format!(
+            "{underlay} itself answers; {address} has not answered {} requests",
+            record.small.lost_in_a_row
+        ),
+        advice: format!(
+            "one of: the network drops addresses that it has not given out (source/destination checks, port security); a \
+             rule or a strict rp_filter on {name} does, or here; {name} has no VXLAN device or it is down. Without \
+             vxlan.direct_routing (DirectRouting of net-conf.json) the tunnel is used"
+        ),
+    }
+}
+
+/// Whether the node itself answers.
+fn node_answers(record: &Record, scene: &Scene<'_>) -> bool {
+    record.underlay.lost_in_a_row == 0 && scene.recent(record.underlay.answered_at).is_some()
+}
+
+fn unreachable(target: &Target, record: &Record, scene: &Scene<'_>) -> Diagnosis {
+    let Target { name, underlay, address, .. } = target;
+    let hop = scene.no_hop.map(|why| format!("; {why}")).unwrap_or_default();
+    let overlay = if target.is_direct { address.to_string() } else { "its tunnel".to_owned() };
+    Diagnosis {
+        cause: Cause::NodeUnreachable,
+        summary: format!("{name} is unreachable: neither {underlay} nor {overlay} answers"),
+        evidence: format!(
+            "{address} has not answered {} requests, nor {underlay} {} by the underlay{hop}",
+            record.small.lost_in_a_row, record.underlay.lost_in_a_row
+        ),
+        advice: format!(
+            "one of: {name} is down; {underlay} is not its address; the way to it is cut, or lets neither pings nor \
+             packets of pods (UDP port {} with the tunnel) through",
+            scene.own.port
+        ),
+    }
+}
+
 /// What looks the same from here.
 fn unsettled(target: &Target, record: &Record, scene: &Scene<'_>) -> Diagnosis {
     let Scene { own, .. } = scene;
     let Target { name, underlay, address, .. } = target;
     let port = own.port;
-    let node_answers = record.underlay.lost_in_a_row == 0 && scene.recent(record.underlay.answered_at).is_some();
     let lost = format!("{address} has not answered {} requests through the tunnel", record.small.lost_in_a_row);
     let (cause, summary, evidence, advice) = if scene.recent(record.seen.well).is_some() {
         (
@@ -168,7 +234,7 @@ fn unsettled(target: &Target, record: &Record, scene: &Scene<'_>) -> Diagnosis {
                  {name} does not answer pings"
             ),
         )
-    } else if node_answers {
+    } else if node_answers(record, scene) {
         (
             Cause::TunnelSilent,
             format!(
@@ -184,16 +250,7 @@ fn unsettled(target: &Target, record: &Record, scene: &Scene<'_>) -> Diagnosis {
             ),
         )
     } else {
-        let hop = scene.no_hop.map(|why| format!("; {why}")).unwrap_or_default();
-        (
-            Cause::NodeUnreachable,
-            format!("{name} is unreachable: neither {underlay} nor its tunnel answers"),
-            format!("{lost}, nor {underlay} {} by the underlay{hop}", record.underlay.lost_in_a_row),
-            format!(
-                "one of: {name} is down; {underlay} is not its address; the way to it is cut, or lets neither pings nor \
-                 UDP port {port} through"
-            ),
-        )
+        return unreachable(target, record, scene);
     };
     Diagnosis { cause, summary, evidence, advice }
 }
@@ -229,7 +286,8 @@ mod tests {
     }
 
     fn target() -> Target {
-        Target { name: "node-b".into(), underlay: "192.168.1.3".parse().unwrap(), mac: MAC, address: address() }
+        let underlay = "192.168.1.3".parse().unwrap();
+        Target { name: "node-b".into(), underlay, mac: MAC, address: address(), is_direct: false }
     }
 
     /// A record after some turns in which these kinds are answered.
@@ -257,11 +315,34 @@ mod tests {
 
     /// What is said of a silent peer after a change; `MEMORY` and less is recent.
     fn says(change: impl Fn(&mut Record, &mut Scene<'_>, Instant), age: Duration) -> Diagnosis {
+        says_of(&target(), change, age)
+    }
+
+    fn says_of(target: &Target, change: impl Fn(&mut Record, &mut Scene<'_>, Instant), age: Duration) -> Diagnosis {
         let (own, then) = (own(), Instant::now());
         let mut record = after(SILENCE, then, &[Kind::Underlay]);
         let mut scene = scene(&own, then + age);
         change(&mut record, &mut scene, then);
-        diagnose(&target(), &record, &scene).expect("it is silent")
+        diagnose(target, &record, &scene).expect("it is silent")
+    }
+
+    #[test]
+    fn no_tunnel_is_suspected_where_none_is_used() {
+        type Change = fn(&mut Record, &mut Scene<'_>, Instant);
+        let direct = Target { is_direct: true, ..target() };
+        let rows: &[(Cause, &str, Change)] = &[
+            (Cause::UplinkDown, "eth0 is down", |_, scene, _| scene.uplink_is_up = false),
+            (Cause::CannotSend, "cannot send", |record, _, _| record.small.refused = Some("EPERM".into())),
+            (Cause::DirectSilent, "without the tunnel", |_, _, _| {}),
+            (Cause::DirectSilent, "without the tunnel", |record, _, at| record.seen.vni = Some((at, 2))),
+            (Cause::NodeUnreachable, "neither 192.168.1.3 nor 10.244.2.0", |record, _, _| {
+                record.underlay.lost_in_a_row = 1;
+            }),
+        ];
+        for (cause, words, change) in rows {
+            let told = says_of(&direct, change, MEMORY);
+            assert!(told.cause == *cause && told.summary.contains(words), "{told:?}");
+        }
     }
 
     #[test]

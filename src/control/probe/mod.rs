@@ -1,5 +1,5 @@
 //! Probes of the peers: echo requests through the overlay, by the kernel path, from our VXLAN device's address to the
-//! peer's. A node that is not podwire answers too.
+//! peer's; or without the tunnel, to a peer that is reached so. A node that is not podwire answers too.
 //!
 //! ```text
 //!              small, and sometimes of full size        UDP 8472
@@ -69,6 +69,8 @@ struct Ground {
     device: String,
     /// Which device has that name now.
     index: IfIndex,
+    /// Answers may come by the uplink: without the tunnel.
+    direct_routing: bool,
     mtu: u16,
 }
 
@@ -127,7 +129,7 @@ impl Prober {
         let ground = ground.filter(|_| !self.interval.is_zero() && !config.peers.is_empty());
         self.settle_on(ground);
         let addresses = self.ground.as_ref().map_or(&[][..], |(ground, _)| &ground.own.addresses);
-        let targets: Vec<_> = config.peers.iter().filter_map(|peer| target(peer, addresses)).collect();
+        let targets: Vec<_> = config.peers.iter().filter_map(|peer| target(peer, vtep?, addresses)).collect();
         if !targets.iter().eq(self.peers.iter().map(|(target, _)| target)) {
             self.take(targets);
         }
@@ -318,7 +320,8 @@ impl Sockets {
     fn open(ground: &Ground, id: u16) -> Result<Self, ProbeError> {
         let open =
             |from: IpAddr, device| EchoSocket::open(from, device, id).map_err(|error| ProbeError::Socket(from, error));
-        let overlay = |address: &IpAddr| Ok((address.is_ipv6(), open(*address, Some(ground.device.as_str()))?));
+        let device = (!ground.direct_routing).then_some(ground.device.as_str());
+        let overlay = |address: &IpAddr| Ok((address.is_ipv6(), open(*address, device)?));
         Ok(Self {
             overlay: ground.own.addresses.iter().map(overlay).collect::<Result<_, ProbeError>>()?,
             underlay: open(ground.own.underlay, None)?,
@@ -349,16 +352,23 @@ fn ground(config: &Config, vtep: &Vtep, index: IfIndex) -> Ground {
         uplink: vtep.uplink.name.clone(),
         device: config.vxlan.device.clone(),
         index,
+        direct_routing: config.vxlan.direct_routing,
         mtu: vtep.mtu,
     }
 }
 
 /// Where to probe a peer from one of our `addresses`: IPv4 if both have it. None where they have no family in common.
-fn target(peer: &config::Peer, addresses: &[IpAddr]) -> Option<Target> {
-    let theirs = peer.pod_cidrs.iter().map(ipnet::IpNet::network);
-    let common = theirs.filter(|theirs| addresses.iter().any(|ours| ours.is_ipv6() == theirs.is_ipv6()));
-    let address = common.min_by_key(IpAddr::is_ipv6)?;
-    Some(Target { name: peer.name.clone(), underlay: peer.underlay, mac: peer.vtep_mac, address })
+fn target(peer: &config::Peer, vtep: &Vtep, addresses: &[IpAddr]) -> Option<Target> {
+    let has_family = |is_ipv6| addresses.iter().any(|ours| ours.is_ipv6() == is_ipv6);
+    let common = peer.pod_cidrs.iter().filter(|theirs| has_family(theirs.addr().is_ipv6()));
+    let range = common.min_by_key(|theirs| theirs.addr().is_ipv6())?;
+    Some(Target {
+        name: peer.name.clone(),
+        underlay: peer.underlay,
+        mac: peer.vtep_mac,
+        address: range.network(),
+        is_direct: vtep.is_direct(peer, range),
+    })
 }
 
 #[cfg(test)]
@@ -370,7 +380,7 @@ mod tests {
         let target = |n: u16| {
             let [high, low] = n.to_be_bytes();
             let [underlay, address] = [[172, 16, high, low], [10, high, low, 0]].map(IpAddr::from);
-            Target { name: format!("peer-{n}"), underlay, mac: Mac([2; 6]), address }
+            Target { name: format!("peer-{n}"), underlay, mac: Mac([2; 6]), address, is_direct: false }
         };
         let mut prober = Prober { interval, ..Prober::new() };
         prober.take((0..peers).map(target).collect());

@@ -74,7 +74,7 @@ fn veth() -> io::Result<IfIndex> {
 fn vxlan(uplink: IfIndex) -> io::Result<()> {
     let local = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     let Some(vni) = Vni::new(1) else { return Ok(()) };
-    let vxlan = Vxlan { vni, port: 8472, local, uplink, udp_checksum: false };
+    let vxlan = Vxlan { vni, port: 8472, local, uplink, udp_checksum: false, gbp: false };
     let make = || Netlink::open()?.add_vxlan("tunnel", Mac([2, 0, 0, 0, 0, 1]), MTU - 50, &vxlan);
     make().map_err(|error| os_error(&error))
 }

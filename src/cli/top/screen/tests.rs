@@ -65,6 +65,7 @@ fn scene() -> Scene {
         peers: vec![PeerRow {
             name: "node-b".to_owned(),
             underlay: "192.168.1.3".to_owned(),
+            ways: "vxlan".to_owned(),
             path: Path::Fast,
             reason: None,
             probe: Some(Probe {
@@ -127,8 +128,8 @@ queue 0    1.00k  2.00k      800k      1.60M     0  worker 0, copy
 POD   SENDS  GETS  LOST  PATH    SENDS BIT/S  GETS BIT/S  ADDRESS
 web     900   100     0  fast           720k       80.0k  10.244.1.7
 +2 more
-PEER    PATH  PROBES        RTT  LOSS     UNDERLAY     WHY
-node-b  fast  answers  0.123 ms  1 of 10  192.168.1.3
+PEER    PATH  WAY    PROBES        RTT  LOSS     UNDERLAY     WHY
+node-b  fast  vxlan  answers  0.123 ms  1 of 10  192.168.1.3
 
 DROPPED   PER S  TOTAL  BY         MEANING
 no_pod       12     34  worker     the meaning of no_pod
