@@ -30,7 +30,7 @@ pub enum NoHop {
     NoRoute,
     #[error("its route leaves by {0}, not by the uplink")]
     OtherDevice(String),
-    #[error("the link-layer address of {0} is not resolved")]
+    #[error("the MAC of {0} is not resolved")]
     Unresolved(IpAddr),
 }
 

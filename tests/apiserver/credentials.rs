@@ -58,6 +58,8 @@ fn a_token_is_renewed_on_disk_and_nothing_is_lost_when_the_old_one_is_void() {
     let has_route = || !cluster.a.host.netns.run(&format!("ip route show {range}")).is_empty();
     assert!(wait_until(PATIENCE, has_route), "{}", cluster.a.log_text());
     let status = cluster.a.status();
-    assert!(status.problems.is_empty(), "{:?}", status.problems);
+    // Flannel's nodes have a tunnel of their own for IPv6, which is told of all the time.
+    let others: Vec<_> = status.problems.iter().filter(|problem| !problem.starts_with("IPv6 pods of")).collect();
+    assert!(others.is_empty(), "{others:?}");
     assert_eq!(status.peers.len(), 3);
 }

@@ -185,10 +185,10 @@ fn a_peer_on_the_link_is_a_gateway_for_the_family_of_the_underlay_alone() {
     assert_eq!(
         changes,
         [
-            "replace route 10.244.2.0/24 via 192.168.1.3 dev if2",
-            "replace route 10.244.3.0/24 via 192.168.1.4 dev if2",
             "replace route 192.168.1.3/32 via 192.168.1.3 table 240 dev if2",
             "replace route 192.168.1.4/32 via 192.168.1.4 table 240 dev if2",
+            "replace route 10.244.2.0/24 via 192.168.1.3 dev if2",
+            "replace route 10.244.3.0/24 via 192.168.1.4 dev if2",
             "delete fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev if7",
             "delete neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:04 dev if7",
             "delete neighbour 10.244.2.0 lladdr 02:70:c0:a8:01:03 dev if7",
