@@ -4,12 +4,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::harness::{
     Attachment, CniError, CniRuntime, KernelNode, Netns, Options, Pod, PodwireNode, Prefix, Switch, Wire, binary,
-    is_root,
+    is_root, wait_until,
 };
 
 /// Saves what it hands on to `bridge`, and removes a container by that (flannel-io/cni-plugin `flannel_linux.go`).
@@ -179,7 +180,10 @@ impl Lab {
                 .map(|line| netns.run(line))
                 .concat()
         };
-        let network: String = [node].into_iter().chain(pods).map(of_network).collect();
+        let look = || [node].into_iter().chain(pods.clone()).map(of_network).collect::<String>();
+        // Addresses of which the kernel still looks for duplicates change by themselves.
+        assert!(wait_until(Duration::from_secs(10), || !look().contains(" tentative")), "addresses stay tentative");
+        let network = look();
         let fixed: Vec<_> = network.lines().map(|line| line.split(" valid_lft").next().unwrap_or_default()).collect();
         let files = crate::harness::host(&format!("find {} -type f -printf %p:%s:%T@\\n", self.dir.display()));
         format!("{}\n{files}", fixed.join("\n"))
