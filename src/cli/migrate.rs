@@ -63,11 +63,12 @@ fn text(migration: &Migration) -> String {
 
 fn table(pods: &[PodFate]) -> Table {
     let mut table = Table::new(["POD", "ADDRESSES", "FATE", "WHY"]);
-    for PodFate { name, workload, addresses, must_restart } in pods {
+    for pod in pods {
+        let PodFate { addresses, must_restart, .. } = pod;
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         let fate = if must_restart.is_some() { "must restart" } else { "goes on" };
         table.row([
-            workload.clone().unwrap_or_else(|| name.clone()),
+            pod.label().to_owned(),
             addresses.join(" "),
             fate.to_owned(),
             must_restart.clone().unwrap_or_default(),

@@ -4,14 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-pub use crate::control::conflist::is_read;
+pub use crate::control::conflist::{PLUGIN, is_read};
 
 use super::version::Version;
 use crate::control::conflist::calls;
 use crate::control::runtime::DEFAULT_DIR;
-
-/// What runtimes call the plugin, and the name of its file.
-pub(super) const PLUGIN: &str = "podwire";
 
 /// A list of podwire and the plugins `chain` after it.
 pub(super) fn conflist(version: Version, name: &str, runtime_dir: &Path, chain: &[String]) -> Value {

@@ -4,6 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
+/// What runtimes call our plugin, and the name of its file.
+pub const PLUGIN: &str = "podwire";
+
 /// Files that runtimes read as network configurations (`libcni`, `ConfFiles`).
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 

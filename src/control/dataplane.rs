@@ -110,7 +110,7 @@ impl Dataplane {
     pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
         let pins = Pins::open(netns::cookie().map_err(DataplaneError::Namespace)?)?;
         Ok(Self {
-            steer: Steer::load(&steer_config(settings, 0, 0, &View::default()), pins)?,
+            steer: Steer::load(&steer_config(settings, 0, 0, 0, &View::default()), pins)?,
             steered: Steered::default(),
             taken_over: false,
             workers: None,
@@ -172,8 +172,7 @@ impl Dataplane {
         let workers = if self.workers.is_some() { worker_count(settings) } else { 0 };
         let leave_bulk = self.workers.as_ref().is_some_and(Workers::leave_bulk);
         let bulk_bytes = if leave_bulk { BULK_BYTES } else { 0 };
-        let config = steer_config(settings, workers, self.rings, &self.view);
-        self.steer.set_config(&SteerConfig { bulk_bytes, ..config })
+        self.steer.set_config(&steer_config(settings, workers, self.rings, bulk_bytes, &self.view))
     }
 }
 
@@ -257,7 +256,7 @@ fn worker_count(settings: &Settings) -> u16 {
     u16::try_from(workers).unwrap_or(u16::MAX)
 }
 
-fn steer_config(settings: &Settings, workers: u16, rings: u16, view: &View) -> SteerConfig {
+fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, view: &View) -> SteerConfig {
     let sharers = view.pods.len().div_ceil(usize::from(workers.max(1))) as u64 + 1;
     let slots = u64::from(settings.hub_slots);
     SteerConfig {
@@ -272,7 +271,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, view: &View) -> S
         rings,
         stale_ns: settings.stale_ms * 1_000_000,
         quota: (slots / sharers).max(LEAST_QUOTA),
-        bulk_bytes: 0,
+        bulk_bytes,
         hub: settings.hub,
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Request, Route, name_of};
+use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Request, Route, name_of, unless_missing};
 use super::originals::Originals;
 use super::plan::{self, Action, Change, NODES_TABLE, Object, ObjectChange, PROTOCOL};
 use super::shaping::Shaped;
@@ -287,8 +287,9 @@ impl Kernel {
 
     /// Makes the changes of a plan, many at a time. A change that fails is reported and does not stop the others.
     pub(super) fn apply_plan(&mut self, changes: &[ObjectChange], done: &mut Done) {
-        for run in changes.chunk_by(|one, next| request_of(one).is_some() == request_of(next).is_some()) {
-            let results = self.netlink.change_all(run.iter().filter_map(request_of).collect());
+        for run in changes.chunk_by(|one, next| goes_alone(&one.object) == goes_alone(&next.object)) {
+            let requests = run.iter().filter_map(|change| request_of(change.action, &change.object));
+            let results = self.netlink.change_all(requests.collect());
             let mut results = results.unwrap_or_default().into_iter();
             for change in run {
                 self.settle(change.clone(), results.next(), done);
@@ -388,9 +389,14 @@ impl Kernel {
     }
 }
 
-/// The change as a request of the kind that many are made at a time of, if it is of that kind.
-fn request_of(change: &ObjectChange) -> Option<Request> {
-    Some(match (change.action, &change.object) {
+/// Whether changes of an object are made one at a time; there are few of its kind.
+fn goes_alone(object: &Object) -> bool {
+    matches!(object, Object::Address(_) | Object::Rule(_))
+}
+
+/// The change as a request of the kind that many are made at a time of; none of an object that goes alone.
+fn request_of(action: Action, object: &Object) -> Option<Request> {
+    Some(match (action, object) {
         (_, Object::Address(_) | Object::Rule(_)) => return None,
         (Action::Delete, Object::Neighbour(neighbour)) => Request::delete_neighbour(neighbour.index, neighbour.address),
         (Action::Delete, Object::Fdb(entry)) => Request::delete_fdb(entry),
@@ -411,29 +417,19 @@ fn is_taken(result: &Result<(), NetlinkError>) -> bool {
 pub(super) fn apply(netlink: &mut Netlink, action: Action, object: &Object) -> Result<(), NetlinkError> {
     let result = match (action, object) {
         (Action::Delete, Object::Address(address)) => netlink.delete_address(address),
-        (Action::Delete, Object::Neighbour(neighbour)) => netlink.delete_neighbour(neighbour.index, neighbour.address),
-        (Action::Delete, Object::Fdb(entry)) => netlink.delete_fdb(entry),
-        (Action::Delete, Object::Route(route)) => netlink.delete_route(route.table, route.destination, PROTOCOL),
         (Action::Delete, Object::Rule(rule)) => netlink.delete_rule(rule, PROTOCOL),
         (_, Object::Address(address)) => netlink.add_address(address),
-        (_, Object::Neighbour(neighbour)) => netlink.set_neighbour(neighbour),
-        (_, Object::Fdb(entry)) => netlink.set_fdb(entry),
-        (Action::Add, Object::Route(route)) => netlink.add_route(route, PROTOCOL),
-        (Action::Replace, Object::Route(route)) => netlink.replace_route(route, PROTOCOL),
         (_, Object::Rule(rule)) => netlink.add_rule(rule, PROTOCOL),
+        // Some that the kernel refuses take a detour.
+        (Action::Replace, Object::Route(route)) => netlink.replace_route(route, PROTOCOL),
+        _ => request_of(action, object).map_or(Ok(()), |request| netlink.make(request)),
     };
-    match result {
-        Err(error) if action == Action::Delete && error.is_missing() => Ok(()),
-        result => result,
-    }
+    if action == Action::Delete { unless_missing(result) } else { result }
 }
 
 /// Removes a device; it may be gone already.
 pub(super) fn delete_link(netlink: &mut Netlink, index: IfIndex) -> Result<(), NetlinkError> {
-    match netlink.delete_link(index) {
-        Err(error) if error.is_missing() => Ok(()),
-        result => result,
-    }
+    unless_missing(netlink.delete_link(index))
 }
 
 /// Names what was asked of the kernel when it refuses.

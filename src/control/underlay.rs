@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::kernel::Uplink;
-use super::netlink::{KnownNeighbour, Netlink, NetlinkError};
+use super::netlink::{KnownNeighbour, Lookup, Netlink, NetlinkError, unless_missing};
 use super::plan::PROTOCOL;
 use crate::ids::IfIndex;
 use crate::wire::Mac;
@@ -43,8 +43,11 @@ pub(super) fn resolve(
 ) -> Result<Vec<Result<Hop, NoHop>>, NetlinkError> {
     let known = netlink.known_neighbours(uplink.index)?;
     let mut known: HashMap<IpAddr, KnownNeighbour> = known.into_iter().map(|entry| (entry.address, entry)).collect();
-    let hops: Vec<_> =
-        peers.iter().map(|peer| resolve_one(netlink, uplink, *peer, &mut known)).collect::<Result<_, _>>()?;
+    let mut hops = Vec::with_capacity(peers.len());
+    for peer in peers {
+        let way = netlink.lookup(*peer)?;
+        hops.push(resolve_one(netlink, uplink, *peer, way, &mut known)?);
+    }
     let needed: HashSet<IpAddr> = hops.iter().filter_map(via).collect();
     release(netlink, |index, address| index == uplink.index && needed.contains(&address))?;
     Ok(hops)
@@ -59,13 +62,14 @@ pub(super) fn resolve_few(
     let mut known = HashMap::new();
     let mut hops = Vec::new();
     for peer in peers {
-        if let Some(via) = netlink.lookup(*peer)?.map(|route| route.gateway.unwrap_or(*peer))
+        let way = netlink.lookup(*peer)?;
+        if let Some(via) = way.as_ref().map(|way| way.gateway.unwrap_or(*peer))
             && let Entry::Vacant(entry) = known.entry(via)
             && let Some(neighbour) = netlink.known_neighbour(uplink.index, via)?
         {
             entry.insert(neighbour);
         }
-        hops.push(resolve_one(netlink, uplink, *peer, &mut known)?);
+        hops.push(resolve_one(netlink, uplink, *peer, way, &mut known)?);
     }
     Ok(hops)
 }
@@ -96,10 +100,7 @@ pub(super) fn release(
     let mut released = netlink.managed_neighbours(PROTOCOL)?;
     released.retain(|(index, address)| !needed(*index, *address));
     for (index, address) in &released {
-        match netlink.delete_neighbour(*index, *address) {
-            Err(error) if !error.is_missing() => return Err(error),
-            _ => {}
-        }
+        unless_missing(netlink.delete_neighbour(*index, *address))?;
     }
     Ok(released)
 }
@@ -112,13 +113,15 @@ fn via(hop: &Result<Hop, NoHop>) -> Option<IpAddr> {
     }
 }
 
+/// The next hop to a peer that a packet to it leaves by `way`.
 fn resolve_one(
     netlink: &mut Netlink,
     uplink: &Uplink,
     peer: IpAddr,
+    way: Option<Lookup>,
     known: &mut HashMap<IpAddr, KnownNeighbour>,
 ) -> Result<Result<Hop, NoHop>, NetlinkError> {
-    let Some(route) = netlink.lookup(peer)? else { return Ok(Err(NoHop::NoRoute)) };
+    let Some(route) = way else { return Ok(Err(NoHop::NoRoute)) };
     if route.device != uplink.index {
         return Ok(Err(NoHop::OtherDevice(device_name(netlink, route.device)?)));
     }

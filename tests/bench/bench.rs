@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use clap::Parser;
-use harness::{Cluster, Netns, Options, Pod, Prefix, Wire, iperf3, is_root};
-use hdrhistogram::Histogram;
+use harness::{Cluster, Netns, Options, Pod, Prefix, Wire, histogram, iperf3, is_root};
 use serde::Serialize;
 
 /// Measures a podwire node in busy and adaptive mode beside the kernel path alone.
@@ -162,11 +161,6 @@ fn ping_pong(from: &Pod, to: &Pod, seconds: u32, percentile: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "nanoseconds for people")]
     let trip = trips.value_at_percentile(percentile) as f64;
     trip / 1e3
-}
-
-/// Up to ten seconds in nanoseconds, to three digits.
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("these bounds are valid")
 }
 
 fn bind(pod: &Pod) -> UdpSocket {

@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
+use hdrhistogram::Histogram;
 use serde_json::Value;
 
 use super::netns::Netns;
@@ -13,6 +14,11 @@ use super::site::Pod;
 
 /// How long an answer may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// For round trips: up to ten seconds in nanoseconds, to three digits.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("these bounds are valid")
+}
 
 /// Polls until `done` or the time is over; says which.
 pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {

@@ -77,15 +77,11 @@ const DISTRUST: &str = "invalid peer certificate: ";
 
 /// What to do about a certificate that is not trusted (`rustls::CertificateError`).
 fn remedy(text: &str) -> &'static str {
+    const AUTHORITY: &str =
+        "; is the certificate-authority in the kubeconfig, or the pod's ca.crt, that of this cluster?";
     let remedies = [
-        (
-            "UnknownIssuer",
-            "; is the certificate-authority in the kubeconfig, or the pod's ca.crt, that of this cluster?",
-        ),
-        (
-            "BadSignature",
-            "; is the certificate-authority in the kubeconfig, or the pod's ca.crt, that of this cluster?",
-        ),
+        ("UnknownIssuer", AUTHORITY),
+        ("BadSignature", AUTHORITY),
         ("not valid for name", "; reach the server by a name or address that its certificate has"),
         ("expired", "; renew it, or set this node's clock"),
         ("not valid yet", "; set this node's clock, or the server's"),

@@ -19,7 +19,7 @@ use super::tunnel::{self, Mark};
 use super::{Locks, MigrateError, Migration, PROTOCOL_BOOT, PROTOCOL_KERNEL, Task, check_root, inside};
 use crate::control::boottime;
 use crate::control::kernel::{Kernel, apply, delete_link};
-use crate::control::netlink::{Link, LinkKind, LinkSettings, MAIN_TABLE, Route, RouteKind};
+use crate::control::netlink::{Link, LinkSettings, MAIN_TABLE, Route, RouteKind, unless_missing};
 use crate::control::plan::{self, ALIAS, Action, PROTOCOL};
 use crate::control::runtime::pods_path;
 use crate::control::store::{Held, Rest, Store};
@@ -116,7 +116,8 @@ impl Adoption<'_> {
 
     /// Moves those that can be; returns the devices that have left the bridge.
     fn move_pods(&mut self, candidates: &[Candidate]) -> Result<BTreeSet<IfIndex>, MigrateError> {
-        let tunnel = self.seen.links.iter().find(|link| is_tunnel_of(&self.seen, link)).map(|link| link.index);
+        let flannels = self.seen.tunnel().map(|(link, _)| link.index);
+        let tunnel = flannels.or_else(|| self.seen.own_tunnel().map(|(link, _)| link.index));
         let own = tunnel.map(|tunnel| self.kernel.netlink.addresses(Some(tunnel))).transpose()?.unwrap_or_default();
         let sources: Vec<IpAddr> = own.into_iter().map(|own| own.address.addr()).collect();
         let movable = candidates.iter().filter_map(|candidate| Some((candidate, candidate.pod.as_ref()?)));
@@ -124,10 +125,13 @@ impl Adoption<'_> {
         let mut moved: BTreeSet<IfIndex> = done.into_iter().map(|(_, pod)| pod.host_ifindex).collect();
         let Self { kernel, store, seen, steps, .. } = self;
         open.retain(|(candidate, pod)| {
-            steps.step(&format!("have pod {} send to the node", label(candidate)), || prepare(kernel, store, seen, pod))
+            steps.step(&format!("have pod {} send to the node", candidate.fate.label()), || {
+                prepare(kernel, store, seen, pod)
+            })
         });
         for (candidate, pod) in open {
-            let what = format!("move pod {} from {} to {}", label(candidate), seen.network.bridge, pod.host_ifname);
+            let what =
+                format!("move pod {} from {} to {}", candidate.fate.label(), seen.network.bridge, pod.host_ifname);
             if steps.step(&what, || leave(kernel, seen, &sources, pod)) {
                 moved.insert(pod.host_ifindex);
             }
@@ -190,17 +194,6 @@ impl Adoption<'_> {
     }
 }
 
-/// What people call a pod.
-fn label(candidate: &Candidate) -> &str {
-    candidate.fate.workload.as_deref().unwrap_or(&candidate.fate.name)
-}
-
-/// Whether a device is Flannel's tunnel, be it podwire's already.
-fn is_tunnel_of(seen: &Seen, link: &Link) -> bool {
-    let is_flannels = seen.tunnel().is_some_and(|(tunnel, _)| tunnel.index == link.index);
-    is_flannels || link.alias == ALIAS && matches!(link.kind, LinkKind::Vxlan(_))
-}
-
 /// Has a pod send all to the node, and remembers it. Its device is a port of the bridge still, with a MAC that the bridge
 /// takes for the node's.
 fn prepare(kernel: &mut Kernel, store: &mut Store, seen: &Seen, pod: &Pod) -> Result<(), MoveError> {
@@ -243,10 +236,7 @@ fn narrow(kernel: &mut Kernel, seen: &Seen, bridge: &Link, addresses: &[IpAddr])
         kernel.netlink.add_route_of_metric(&route, PROTOCOL_BOOT, STAY_METRIC)?;
     }
     for gateway in &seen.gateways {
-        match kernel.netlink.delete_route(MAIN_TABLE, gateway.trunc(), PROTOCOL_KERNEL) {
-            Err(error) if !error.is_missing() => return Err(error.into()),
-            _ => {}
-        }
+        unless_missing(kernel.netlink.delete_route(MAIN_TABLE, gateway.trunc(), PROTOCOL_KERNEL))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::PROTOCOL_BOOT;
 use super::subnet::Subnet;
 use crate::control::inside::objects;
-use crate::control::netlink::{Address, LinkKind, MAIN_TABLE, Netlink, NetlinkError, Route, RouteKind};
+use crate::control::netlink::{Address, LinkKind, MAIN_TABLE, Netlink, NetlinkError, Route, RouteKind, unless_missing};
 use crate::control::plan::{Object, PROTOCOL};
 use crate::control::wiring::{GATEWAY_V4, GATEWAY_V6, Pod};
 use crate::ids::IfIndex;
@@ -100,10 +100,7 @@ pub fn to_flannel(pod: &Pod, subnet: &Subnet) -> Result<(), NetlinkError> {
 }
 
 fn forget(netlink: &mut Netlink, index: IfIndex, neighbour: IpAddr) -> Result<(), NetlinkError> {
-    match netlink.delete_neighbour(index, neighbour) {
-        Err(error) if !error.is_missing() => Err(error),
-        _ => Ok(()),
-    }
+    unless_missing(netlink.delete_neighbour(index, neighbour))
 }
 
 /// Has the device have an address with this prefix length and no other. IPv4 has both for a moment; IPv6 knows an
@@ -147,10 +144,7 @@ fn routes(netlink: &mut Netlink, protocols: &[u8]) -> Result<Vec<Route>, Netlink
 fn delete_routes(netlink: &mut Netlink, routes: impl Iterator<Item = Route>) -> Result<(), NetlinkError> {
     for route in routes {
         for protocol in [PROTOCOL_BOOT, PROTOCOL_STATIC] {
-            match netlink.delete_route(route.table, route.destination, protocol) {
-                Err(error) if !error.is_missing() => return Err(error),
-                _ => {}
-            }
+            unless_missing(netlink.delete_route(route.table, route.destination, protocol))?;
         }
     }
     Ok(())

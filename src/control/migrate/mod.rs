@@ -97,6 +97,13 @@ pub struct PodFate {
     pub must_restart: Option<String>,
 }
 
+impl PodFate {
+    /// What people call the pod.
+    pub fn label(&self) -> &str {
+        self.workload.as_deref().unwrap_or(&self.name)
+    }
+}
+
 /// Why nothing is migrated.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
@@ -104,11 +111,6 @@ pub enum MigrateError {
     NotRoot,
     #[error("nothing was changed, because:\n  {}", .0.join("\n  "))]
     Obstacles(Vec<String>),
-    #[error(
-        "runtime directory {path} belongs to a podwire of another network namespace; run it there, or name the directory of this one with --runtime-dir",
-        path = .0.display()
-    )]
-    OtherNamespace(PathBuf),
     #[error("cannot read {path}: {source}", path = .0.display(), source = .1)]
     Read(PathBuf, #[source] io::Error),
     #[error("{path}: {why}", path = .0.display(), why = .1)]
@@ -139,7 +141,7 @@ impl Locks {
         let namespace = uninstall::within(PATIENCE, Namespace::claim)?;
         let dir = uninstall::within(PATIENCE, || RuntimeDir::claim(runtime_dir))?;
         if !dir.is_of_this_namespace()? {
-            return Err(MigrateError::OtherNamespace(runtime_dir.to_owned()));
+            return Err(UninstallError::OtherNamespace(runtime_dir.to_owned()).into());
         }
         Ok(Self { _namespace: namespace, dir })
     }

@@ -19,9 +19,8 @@ const FILE: &str = "10-flannel.conflist";
 const NAME: &str = "cbr0";
 const BRIDGE: &str = "cni0";
 
-/// The plugins that call Flannel's network their own.
-pub const FLANNEL: &str = "flannel";
-pub const PODWIRE: &str = "podwire";
+/// What runtimes call Flannel's plugin.
+const FLANNEL: &str = "flannel";
 
 /// A network that Flannel's plugin makes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::network::{File, PODWIRE, callers, own_conflist};
+use super::network::{File, callers, own_conflist};
 use super::seen::{Seen, flannel_device};
 use super::steps::{MoveError, Steps, rename_device};
 use super::subnet::Subnet;
@@ -19,11 +19,12 @@ use super::{
 };
 use crate::config::derive_vtep_mac;
 use crate::control::boottime;
+use crate::control::conflist::PLUGIN;
 use crate::control::durable;
 use crate::control::hub;
 use crate::control::kernel::{Kernel, apply};
 use crate::control::netlink::{
-    Address, Link, LinkKind, LinkSettings, MAIN_TABLE, Netlink, NetlinkError, RouteKind, Vxlan, name_of,
+    Address, Link, LinkSettings, MAIN_TABLE, Netlink, NetlinkError, RouteKind, name_of, unless_missing,
 };
 use crate::control::plan::{self, ALIAS, Action, NODES_TABLE, Object, PROTOCOL};
 use crate::control::runtime::pods_path;
@@ -47,7 +48,7 @@ pub fn to_flannel(task: &Task<'_>) -> Result<Migration, MigrateError> {
     if !has_podwire(task, &seen, &store) {
         return Ok(Migration { done: task.acts, ..Migration::default() });
     }
-    let tunnel = own_tunnel(&seen).map(|(link, _)| link).or_else(|| seen.tunnel().map(|(link, _)| link));
+    let tunnel = seen.own_tunnel().map(|(link, _)| link).or_else(|| seen.tunnel().map(|(link, _)| link));
     let (subnet, subnet_env) = Subnet::of(task, tunnel.map_or(0, |link| link.mtu))?;
     let obstacles = obstacles(&store, &subnet);
     if task.acts && !obstacles.is_empty() {
@@ -66,20 +67,12 @@ pub fn to_flannel(task: &Task<'_>) -> Result<Migration, MigrateError> {
     Release { task, kernel, store, seen, subnet, subnet_env, steps }.run()
 }
 
-/// podwire's VXLAN device.
-fn own_tunnel(seen: &Seen) -> Option<(&Link, Vxlan)> {
-    seen.links.iter().find_map(|link| match link.kind {
-        LinkKind::Vxlan(vxlan) if link.alias == ALIAS => Some((link, vxlan)),
-        _ => None,
-    })
-}
-
 /// Whether anything of the node is podwire's.
 fn has_podwire(task: &Task<'_>, seen: &Seen, store: &Store) -> bool {
-    own_tunnel(seen).is_some()
+    seen.own_tunnel().is_some()
         || !store.pods().is_empty()
         || matches!(seen.network.file, File::Aside(_))
-        || !callers(&task.conf_dir, PODWIRE).is_empty()
+        || !callers(&task.conf_dir, PLUGIN).is_empty()
 }
 
 /// What keeps the node from being given back.
@@ -126,7 +119,7 @@ impl Release<'_> {
 
     /// From now on no runtime adds a pod to podwire.
     fn remove_conflists(&mut self) {
-        for (path, _) in callers(&self.task.conf_dir, PODWIRE) {
+        for (path, _) in callers(&self.task.conf_dir, PLUGIN) {
             self.steps.step(&format!("remove {}", path.display()), || fs::remove_file(&path));
         }
     }
@@ -216,7 +209,7 @@ impl Release<'_> {
     }
 
     fn give_tunnel(&mut self) -> Result<(), MigrateError> {
-        let Some((link, vxlan)) = own_tunnel(&self.seen) else { return Ok(()) };
+        let Some((link, vxlan)) = self.seen.own_tunnel() else { return Ok(()) };
         let from = Mark { alias: ALIAS, protocol: PROTOCOL };
         let to = Mark { alias: "", protocol: PROTOCOL_BOOT };
         let name = flannel_device(&vxlan);
@@ -309,10 +302,8 @@ fn make_bridge(
     for gateway in &subnet.gateways {
         let address = Address { index, address: *gateway };
         // One that lost its route gets it back.
-        match netlink.delete_address(&address) {
-            Err(error) if !error.is_missing() => return Err(error.into()),
-            _ => netlink.add_address(&address)?,
-        }
+        unless_missing(netlink.delete_address(&address))?;
+        netlink.add_address(&address)?;
     }
     Ok(index)
 }

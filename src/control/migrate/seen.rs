@@ -51,6 +51,14 @@ impl Seen {
         })
     }
 
+    /// podwire's VXLAN device.
+    pub fn own_tunnel(&self) -> Option<(&Link, Vxlan)> {
+        self.links.iter().find_map(|link| match link.kind {
+            LinkKind::Vxlan(vxlan) if link.alias == ALIAS => Some((link, vxlan)),
+            _ => None,
+        })
+    }
+
     /// The ports of the bridge.
     pub fn ports(&self) -> impl Iterator<Item = &Link> {
         let bridge = self.bridge.as_ref().map(|bridge| bridge.index);
@@ -69,7 +77,6 @@ impl Seen {
     /// What keeps the node from being taken over.
     pub fn obstacles(&self, task: &Task<'_>) -> Vec<String> {
         let mut obstacles: Vec<String> = flanneld_obstacle().into_iter().collect();
-        let is_ours = |link: &Link| link.alias == ALIAS && matches!(link.kind, LinkKind::Vxlan(_));
         match self.tunnel() {
             Some((link, Some(vxlan))) => obstacles.extend(self.differences(task, link, &vxlan)),
             Some((link, None)) => obstacles.push(format!(
@@ -77,7 +84,7 @@ impl Seen {
                  Backend in net-conf.json on all nodes",
                 link.name
             )),
-            None if self.bridge.is_some() && !self.links.iter().any(is_ours) => obstacles.push(
+            None if self.bridge.is_some() && self.own_tunnel().is_none() => obstacles.push(
                 "there is no VXLAN device flannel.VNI: Flannel's backend here is another one, and podwire speaks vxlan only"
                     .to_owned(),
             ),

@@ -43,6 +43,14 @@ pub struct Netlink {
     channel: Channel,
 }
 
+/// What was asked to be removed may be gone already.
+pub fn unless_missing(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match result {
+        Err(error) if error.is_missing() => Ok(()),
+        result => result,
+    }
+}
+
 impl Netlink {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, NetlinkError> {
@@ -61,7 +69,7 @@ impl Netlink {
     }
 
     /// Has one change made, and waits until it is.
-    fn make(&mut self, Request { message, flags }: Request) -> Result<(), NetlinkError> {
+    pub fn make(&mut self, Request { message, flags }: Request) -> Result<(), NetlinkError> {
         self.change(message, flags)
     }
 

@@ -48,11 +48,7 @@ impl Netlink {
 
     /// The neighbour with this address, if it is permanent (`neigh_get` in `net/core/neighbour.c`, since Linux 5.0).
     pub fn permanent_neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<Option<Neighbour>, NetlinkError> {
-        match self.query(RouteNetlinkMessage::GetNeighbour(message(index, address))) {
-            Ok(object) => Ok(object.as_ref().and_then(permanent)),
-            Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(self.neighbour(index, address)?.as_ref().and_then(permanent))
     }
 
     /// All that the kernel knows of the neighbours of a device.
@@ -66,10 +62,13 @@ impl Netlink {
 
     /// What the kernel knows of one neighbour (`neigh_get` in `net/core/neighbour.c`, since Linux 5.0).
     pub fn known_neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<Option<KnownNeighbour>, NetlinkError> {
+        Ok(self.neighbour(index, address)?.as_ref().and_then(inner).and_then(known))
+    }
+
+    fn neighbour(&mut self, index: IfIndex, address: IpAddr) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
         match self.query(RouteNetlinkMessage::GetNeighbour(message(index, address))) {
-            Ok(object) => Ok(object.as_ref().and_then(inner).and_then(known)),
             Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(error),
+            answer => answer,
         }
     }
 
@@ -113,16 +112,6 @@ impl Netlink {
             Some(FdbEntry { index, mac: mac(message)?, vtep: address(message)?, plain: is_plain(message) })
         };
         Ok(objects.iter().filter_map(inner).filter_map(entry).filter(|entry| entry.index == index).collect())
-    }
-
-    /// Makes `entry` the only one for its MAC.
-    pub fn set_fdb(&mut self, entry: &FdbEntry) -> Result<(), NetlinkError> {
-        self.make(Request::set_fdb(entry))
-    }
-
-    /// Removes the forwarding entries of a MAC.
-    pub fn delete_fdb(&mut self, entry: &FdbEntry) -> Result<(), NetlinkError> {
-        self.make(Request::delete_fdb(entry))
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::machine::{CpuTime, as_f64, histogram};
+use super::machine::{CpuTime, as_f64};
 use super::report::{Figures, Measure};
 use super::systems::{Node, Rig};
-use crate::harness::{Pod, try_iperf3};
+use crate::harness::{Pod, histogram, try_iperf3};
 
 /// What is asked of each system.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -12,11 +12,11 @@ use podwire::latency::{self, Load as Requests, MIN_BYTES};
 
 use super::alone::{frame, let_leave, macs_of};
 use super::load::{Load, Packet};
-use super::machine::{as_f64, histogram};
+use super::machine::as_f64;
 use super::rate::search;
 use super::report::{Figures, Measure};
 use super::systems::{Rig, System};
-use crate::harness::{Pod, Wire};
+use crate::harness::{Pod, Wire, histogram};
 
 /// Requests a second of the open loop.
 const RATE: u32 = 5000;

@@ -7,9 +7,10 @@ use std::ops::Sub;
 use std::thread;
 use std::time::Instant;
 
-use hdrhistogram::Histogram;
 use procfs::{Current, CurrentSI, KernelStats};
 use serde::Serialize;
+
+use crate::harness::histogram;
 
 /// The same work so many times on each core.
 const SLICES: u32 = 200;
@@ -54,11 +55,6 @@ impl Machine {
             noise: Noise::listen(),
         }
     }
-}
-
-/// Up to ten seconds in nanoseconds, to three digits.
-pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("these bounds are valid")
 }
 
 pub fn cores() -> usize {
