@@ -1,5 +1,6 @@
 //! What happens to nodes: the faults of `scripts/faults`, and what is no fault but everyday life.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -8,6 +9,9 @@ use crate::harness::{Cluster, Options, Pod, PodwireNode, Prefix, pings, wait_unt
 
 /// Pods that come and go at once, on each node.
 const NEWCOMERS: usize = 3;
+
+/// Pods that stay, on each node.
+const RESIDENTS: usize = 2;
 
 /// How long a change is left before it is taken back.
 const LENGTH: Duration = Duration::from_millis(500);
@@ -60,17 +64,18 @@ fn churn_pods(cluster: &mut Cluster) {
     come_and_go(&mut cluster.b, &cluster.prefix, &of_a);
 }
 
-/// Pods that talk to a remote one as soon as they are there, and leave.
+/// Pods that talk to a remote one as soon as they are there, and leave; with them those that a failure has left behind.
 fn come_and_go(node: &mut PodwireNode, prefix: &Prefix, remote: &Pod) {
-    for n in 0..NEWCOMERS {
-        node.add_pod(prefix, &format!("new-{}{n}", node.host.letter));
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..NEWCOMERS {
+        node.add_pod(prefix, &format!("new-{}{}", node.host.letter, SERIAL.fetch_add(1, Ordering::Relaxed)));
         let pod = node.pods.last().expect("just added");
         for address in remote.addresses() {
             // Unlike what it judges, the first packet of a pod has no second chance.
             assert!((0..2).any(|_| pings(pod, address, "")), "{} does not reach {address}", pod.name);
         }
     }
-    for _ in 0..NEWCOMERS {
+    while node.pods.len() > RESIDENTS {
         node.remove_pod().netns.remove();
     }
 }
