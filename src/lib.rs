@@ -38,6 +38,7 @@ pub mod trace;
 pub mod xsk;
 
 // Import nothing of ours.
+pub mod confine;
 pub mod counters;
 pub mod frame;
 pub mod ids;

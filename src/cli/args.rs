@@ -319,6 +319,8 @@ pub(super) enum FaultKind {
     Hang,
     /// It runs without packet memory.
     Starve,
+    /// It makes a system call that its filter forbids.
+    Overstep,
 }
 
 #[derive(Clone, Debug, ClapArgs)]
@@ -326,6 +328,9 @@ pub(super) struct Run {
     /// The configuration file; it is watched, and a valid change is applied at once.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Do not filter system calls: for a machine where a filter refuses what the daemon needs. Please report it.
+    #[arg(long)]
+    pub no_seccomp: bool,
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -16,7 +16,7 @@ use crate::control::lifecycle::Starter;
 /// Does what the arguments say.
 pub(super) fn run(args: &Args, start: Starter) -> Result<(), CliError> {
     match &args.verb {
-        Verb::Run(run) => Ok(daemon::run(&run.config, &args.runtime_dir, start)?),
+        Verb::Run(run) => Ok(daemon::run(&run.config, &args.runtime_dir, !run.no_seccomp, start)?),
         Verb::Config(ConfigVerb::Check { file }) => check(args.output, file),
         Verb::Pods(PodsVerb::Attach(pod)) => attach(args, pod),
         Verb::Pods(PodsVerb::Detach { name }) => detach(args, name),
@@ -140,6 +140,7 @@ fn provoke(args: &Args, fault: &Provoke) -> Result<(), CliError> {
     let kind = match fault.kind {
         FaultKind::Hang => api::FaultKind::Hang,
         FaultKind::Starve => api::FaultKind::Starve,
+        FaultKind::Overstep => api::FaultKind::Overstep,
     };
     match ask(args, Request::Fault(Provocation { worker: fault.worker, kind, ms: fault.ms }))? {
         Reply::Provoked => Ok(()),

@@ -93,6 +93,8 @@ pub enum FaultKind {
     Hang,
     /// The worker runs without packet memory.
     Starve,
+    /// The worker makes a system call that its filter forbids.
+    Overstep,
 }
 
 /// Which pod to wire.

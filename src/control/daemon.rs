@@ -29,6 +29,7 @@ use super::server::{Answer, Call, Server, ServerError};
 use super::store::{Store, StoreError};
 use super::waits::{news, pod_news, readiness, ruleset_news, told, touched};
 use super::watch::DirWatch;
+use crate::confine::{self, ConfineError};
 use crate::telemetry::Exporter;
 
 /// Notifications come in swarms: one look at the kernel serves all that arrive within this time.
@@ -72,12 +73,16 @@ pub enum DaemonError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     #[error("cannot listen to the kernel: {0}")]
     Loop(#[from] io::Error),
 }
 
-/// Runs the daemon in the calling thread's network namespace until it is told to stop.
-pub fn run(config: &Path, runtime_dir: &Path, start: Starter) -> Result<(), DaemonError> {
+/// Runs the daemon in the calling thread's network namespace until it is told to stop, confined to what it needs; its
+/// system calls are filtered if `filters` says so.
+pub fn run(config: &Path, runtime_dir: &Path, filters: bool, start: Starter) -> Result<(), DaemonError> {
+    confine::daemon(filters)?;
     let path = std::path::absolute(config)?;
     let config = ConfigFile::open(&path)?;
     raise_descriptor_limit();

@@ -22,6 +22,7 @@ impl Node {
         let fault = match kind {
             FaultKind::Hang => Fault::Hang(time),
             FaultKind::Starve => Fault::Starve(time),
+            FaultKind::Overstep => Fault::Overstep,
         };
         self.lifecycle.provoke(worker, fault)
     }

@@ -27,6 +27,7 @@ use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config;
+use crate::confine;
 use crate::control::server::Call;
 use server::Site;
 use snapshot::Source;
@@ -129,6 +130,9 @@ impl Serving {
         drop(guard);
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
+            if let Err(error) = confine::thread(confine::Thread::Metrics) {
+                return tracing::error!(%error, "no metrics");
+            }
             if let Some(listener) = tcp {
                 runtime.spawn(Arc::clone(&site).serve_tcp(listener));
             }

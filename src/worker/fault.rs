@@ -10,6 +10,8 @@ pub enum Fault {
     Hang(Duration),
     /// It runs without packet memory.
     Starve(Duration),
+    /// It makes a system call that its filter forbids.
+    Overstep,
 }
 
 /// Frames that a worker must do without for a time.
@@ -57,6 +59,11 @@ pub fn hang(time: Duration) {
     while now_ns() < end_ns {
         std::hint::spin_loop();
     }
+}
+
+/// Looks at a file, which no worker does.
+pub fn overstep() {
+    let _unconfined = std::fs::metadata("/");
 }
 
 fn nanoseconds(time: Duration) -> u64 {

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::confine;
 use crate::counters::{Count, FramePage, Tally, TallyPage};
 use crate::fib::{Fib, Reader};
 use crate::frame::Pool;
@@ -159,6 +160,10 @@ impl Worker<Uplink, Hub> {
     #[must_use = "the worker owns packet memory"]
     pub fn run(mut self, around: &Surroundings) -> Self {
         around.board.pinned.store(settle_on(around.core), Ordering::Relaxed);
+        // What works for the daemon works here; unconfined it does not run, and control sees that it has ended.
+        if confine::thread(confine::Thread::Worker).is_err() {
+            return self;
+        }
         let mut pace = Pace::new(now_ns());
         let mut health = Health::new(around.stale_ns, pace.now_ns);
         self.times.begin(pace.now_ns);
@@ -172,6 +177,7 @@ impl Worker<Uplink, Hub> {
                     Some(Message::Stop) => break,
                     Some(Message::Fault(Fault::Hang(time))) => fault::hang(time),
                     Some(Message::Fault(Fault::Starve(time))) => self.withheld.begin(time),
+                    Some(Message::Fault(Fault::Overstep)) => fault::overstep(),
                     Some(Message::Trace(tap)) => self.trace(tap),
                     None => {}
                 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{self, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -141,10 +141,21 @@ impl PodwireNode {
 
     /// Starts the daemon and does not wait for anything.
     pub fn spawn(&mut self) {
+        self.spawn_by(|_| ());
+    }
+
+    /// Starts the daemon again, by a changed command.
+    pub fn launch_by(&mut self, change: impl FnOnce(&mut Command)) {
+        self.spawn_by(change);
+        self.wait_ready();
+    }
+
+    fn spawn_by(&mut self, change: impl FnOnce(&mut Command)) {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log file");
         let mut command = self.host.netns.command(binary());
         command.arg("run").arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir());
         command.env("PODWIRE_FAULTS", "1");
+        change(&mut command);
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         self.daemon = Some(command.spawn().expect("nsenter starts"));
     }
@@ -203,6 +214,14 @@ impl PodwireNode {
         });
         assert!(ended && code == Some(Some(0)), "the daemon ended with {code:?}");
         self.daemon = None;
+    }
+
+    /// Waits for the daemon to end by itself, and tells how it did.
+    #[track_caller]
+    pub fn wait_for_death(&mut self, limit: Duration) -> ExitStatus {
+        let mut daemon = self.daemon.take().expect("the daemon was started");
+        assert!(wait_until(limit, || !matches!(daemon.try_wait(), Ok(None))), "it goes on");
+        daemon.wait().expect("our child")
     }
 
     /// Ends the daemon as a crash would.
