@@ -12,8 +12,6 @@
 //!
 //! Flows that are already translated go on as they are.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -37,7 +35,7 @@ pub fn objects(config: &Config) -> Vec<Value> {
     let multicast = MULTICAST.iter().filter_map(|range| range.parse().ok());
     let kept: Vec<IpNet> = pods.iter().copied().chain(nodes).chain(multicast).collect();
     let sets = [("pods4", false, &pods), ("kept4", false, &kept), ("pods6", true, &pods), ("kept6", true, &kept)];
-    let sets = sets.map(|(name, is_ipv6, ranges)| set(name, is_ipv6, ranges));
+    let sets = sets.map(|(name, is_ipv6, ranges)| nft::set(name, is_ipv6, ranges));
     let chain = json!({ "name": CHAIN, "type": "nat", "hook": CHAIN, "prio": PRIORITY, "policy": "accept" });
     let marked = json!({ "&": [{ "meta": { "key": "mark" } }, KUBE_PROXY_MARK] });
     let rules = [
@@ -50,46 +48,9 @@ pub fn objects(config: &Config) -> Vec<Value> {
     sets.into_iter().chain([nft::object("chain", chain)]).chain(rules).collect()
 }
 
-/// A set of the ranges of one family.
-fn set(name: &str, is_ipv6: bool, ranges: &[IpNet]) -> Value {
-    let ranges: Vec<IpNet> = ranges.iter().filter(|range| range.addr().is_ipv6() == is_ipv6).copied().collect();
-    // A set of intervals takes none that overlap.
-    let mut elements: Vec<Value> = IpNet::aggregate(&ranges).into_iter().map(element).collect();
-    elements.sort_by_cached_key(Value::to_string);
-    let kind = if is_ipv6 { "ipv6_addr" } else { "ipv4_addr" };
-    let mut set = json!({ "name": name, "type": kind, "flags": ["interval"] });
-    if !elements.is_empty() {
-        set["elem"] = elements.into();
-    }
-    nft::object("set", set)
-}
-
-fn element(range: IpNet) -> Value {
-    let address: IpAddr = range.network();
-    match range.prefix_len() {
-        len if len == range.max_prefix_len() => address.to_string().into(),
-        len => json!({ "prefix": { "addr": address, "len": len } }),
-    }
-}
-
 fn masquerade(protocol: &str, from: &str, unless_to: &str) -> Value {
     let field = |name: &str| json!({ "payload": { "protocol": protocol, "field": name } });
     let [from, to] = [("==", "saddr", from), ("!=", "daddr", unless_to)]
         .map(|(op, name, set)| matches(op, &field(name), &set.into()));
     json!([from, to, { "masquerade": { "flags": ["fully-random"] } }])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_range_of_a_set_overlaps_another_and_hosts_are_plain_addresses() {
-        let ranges = ["10.244.2.0/24", "10.244.0.0/16", "192.168.1.3/32", "fd00::/64", "10.245.0.0/16"];
-        let ranges = ranges.map(|range| range.parse().unwrap());
-        let set = set("kept4", false, &ranges);
-        let expected = json!(["192.168.1.3", { "prefix": { "addr": "10.244.0.0", "len": 15 } }]);
-        assert_eq!(set["set"]["elem"], expected);
-        assert_eq!(super::set("kept6", true, &[])["set"].get("elem"), None);
-    }
 }

@@ -1,12 +1,15 @@
 //! Our table of nftables, `inet podwire`, by the `nft` tool: listed, replaced and removed whole. No other table is
 //! ever touched. Works on the network namespace of the calling thread, which the tool inherits.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::net::IpAddr;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
 
@@ -51,6 +54,36 @@ pub fn replace(objects: &[Value]) -> Result<(), NftError> {
     apply("set", &commands)
 }
 
+/// Turns the sets of `old`, which are in place, into those of `new` by their elements, in one transaction.
+pub fn change_sets(old: &[Value], new: &[Value]) -> Result<(), NftError> {
+    let changes = |act: &'static str, from: &[Value], to: &[Value]| -> Vec<Value> {
+        let pairs = from.iter().zip(to).map(|(from, to)| (&from["set"], elements(from), elements(to)));
+        let changed = pairs.filter_map(|(set, from, to)| {
+            let to: HashSet<&Value> = to.iter().collect();
+            let elements: Vec<&Value> = from.iter().filter(|element| !to.contains(element)).collect();
+            let change = json!({ "name": set["name"], "elem": elements });
+            (!elements.is_empty()).then(|| json!({ act: object("element", change) }))
+        });
+        changed.collect()
+    };
+    let commands = [changes("delete", old, new), changes("add", new, old)].concat();
+    if commands.is_empty() { Ok(()) } else { apply("change", &commands) }
+}
+
+/// The elements of a set; nothing else has any.
+fn elements(object: &Value) -> &[Value] {
+    object["set"]["elem"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Whether two lists of objects differ, if at all, in elements of sets only.
+pub fn differ_in_elements(one: &[Value], other: &[Value]) -> bool {
+    let is_alike = |one: &Value, other: &Value| match (one.get("set"), other.get("set")) {
+        (Some(one), Some(other)) => ["name", "type", "flags"].iter().all(|key| one.get(key) == other.get(key)),
+        _ => one == other,
+    };
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| is_alike(one, other))
+}
+
 /// Removes our table, which must be there.
 pub fn delete() -> Result<(), NftError> {
     apply("delete", &[json!({ "delete": table() })])
@@ -66,6 +99,29 @@ pub fn object(kind: &str, mut properties: Value) -> Value {
     properties["family"] = FAMILY.into();
     properties["table"] = TABLE.into();
     json!({ kind: properties })
+}
+
+/// A set of the `ranges` of one family.
+pub fn set(name: &str, is_ipv6: bool, ranges: &[IpNet]) -> Value {
+    let ranges: Vec<IpNet> = ranges.iter().filter(|range| range.addr().is_ipv6() == is_ipv6).copied().collect();
+    // A set of intervals takes none that overlap.
+    let mut elements: Vec<Value> = IpNet::aggregate(&ranges).into_iter().map(range).collect();
+    elements.sort_by_cached_key(Value::to_string);
+    let kind = if is_ipv6 { "ipv6_addr" } else { "ipv4_addr" };
+    let mut set = json!({ "name": name, "type": kind, "flags": ["interval"] });
+    if !elements.is_empty() {
+        set["elem"] = elements.into();
+    }
+    object("set", set)
+}
+
+/// A range of addresses, in a set or a match.
+pub fn range(range: IpNet) -> Value {
+    let address: IpAddr = range.network();
+    match range.prefix_len() {
+        len if len == range.max_prefix_len() => address.to_string().into(),
+        len => json!({ "prefix": { "addr": address, "len": len } }),
+    }
 }
 
 /// The match of a rule.
@@ -198,5 +254,29 @@ mod tests {
         let ran = run(talks, "input\n", LIMIT).unwrap();
         assert!(ran.output.starts_with("input\ny\n") && ran.output.len() == 1_000_006);
         assert_eq!(ran.output("set").unwrap_err().to_string(), "cannot set the nftables table inet podwire: wrong");
+    }
+
+    #[test]
+    fn no_range_of_a_set_overlaps_another_and_hosts_are_plain_addresses() {
+        let ranges = ["10.244.2.0/24", "10.244.0.0/16", "192.168.1.3/32", "fd00::/64", "10.245.0.0/16"];
+        let ranges = ranges.map(|range| range.parse().unwrap());
+        let four = set("kept4", false, &ranges);
+        let expected = json!(["192.168.1.3", { "prefix": { "addr": "10.244.0.0", "len": 15 } }]);
+        assert_eq!(four["set"]["elem"], expected);
+        assert_eq!(set("kept6", true, &[])["set"].get("elem"), None);
+    }
+
+    #[test]
+    fn objects_that_differ_in_elements_only_are_told_from_others() {
+        let table = |ranges: &[&str], rule: &str| {
+            let ranges: Vec<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
+            vec![set("kept4", false, &ranges), object("rule", json!({ "expr": rule }))]
+        };
+        let one = table(&["192.168.1.3/32"], "a");
+        assert!(differ_in_elements(&one, &table(&["192.168.1.4/32"], "a")));
+        assert!(differ_in_elements(&one, &table(&[], "a")));
+        assert!(!differ_in_elements(&one, &table(&["192.168.1.3/32"], "b")));
+        assert!(!differ_in_elements(&one, &one[..1]));
+        assert!(!differ_in_elements(&one, &[set("kept6", true, &[]), one[1].clone()]));
     }
 }

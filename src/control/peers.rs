@@ -73,10 +73,7 @@ impl Node {
         self.file.generation += 1;
         self.journal.tell_changes(&done.changes, now);
         self.follow_peers(now);
-        if self.config.cluster.masquerade {
-            // Their addresses are among those that pods reach with their own.
-            self.rules.ensure(&self.config, false);
-        }
+        self.rules.ensure(&self.config, false);
         self.drive(now);
         Some(done.failures.is_empty() && are_found.unwrap_or(false))
     }

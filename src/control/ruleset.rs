@@ -31,9 +31,13 @@ impl Ruleset {
             return;
         }
         if !same {
-            self.asked = wanted;
-            self.listed = None;
-            self.words = None;
+            let old = std::mem::replace(&mut self.asked, wanted);
+            (self.listed, self.words) = (None, None);
+            // What others have changed meanwhile is found by the next look.
+            let is_small = self.problem.is_none() && !is_touched && nft::differ_in_elements(&old, &self.asked);
+            if is_small && nft::change_sets(&old, &self.asked).is_ok() {
+                return;
+            }
         }
         let result = self.put();
         if let Err(error) = &result
@@ -97,7 +101,7 @@ pub fn is_ours(chain: &BaseChain) -> bool {
 /// Our table for `config`, in the order and words of a listing: sets, chains, rules.
 fn rules(config: &Config) -> Vec<Value> {
     let masquerade = if config.cluster.masquerade { masquerade::objects(config) } else { Vec::new() };
-    let mut objects: Vec<Value> = [nft::table()].into_iter().chain(guard::objects()).chain(masquerade).collect();
+    let mut objects: Vec<Value> = [nft::table()].into_iter().chain(guard::objects(config)).chain(masquerade).collect();
     let order = |object: &Value| ["table", "set", "chain", "rule"].iter().position(|kind| object.get(kind).is_some());
     objects.sort_by_key(order);
     objects

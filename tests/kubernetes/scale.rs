@@ -48,6 +48,17 @@ fn looks(scene: &Scene) -> u64 {
     scene.node.status().kubernetes.expect("a source").looks
 }
 
+/// Whether the kernel path takes tunnel packets from the VTEP of a node, whose index is below 256.
+fn is_let_in(scene: &Scene, index: u16) -> bool {
+    let vtep = format!("nft get element inet podwire vteps4 {{ 172.16.0.{index} }}");
+    scene.node.host.netns.output(&vtep).status.success()
+}
+
+/// Our table of nftables, by its handle.
+fn table(scene: &Scene) -> String {
+    scene.node.host.netns.run("nft -a list tables inet")
+}
+
 #[test]
 fn one_list_and_one_watch_serve_hundreds_of_changes_and_none_takes_a_look_at_everything() {
     let Some(scene) = begin() else { return };
@@ -61,7 +72,8 @@ fn one_list_and_one_watch_serve_hundreds_of_changes_and_none_takes_a_look_at_eve
     );
     scene.expect("all peers", |status| status.peers.len() == usize::from(NODES));
     scene.expect_node("published", is_published);
-    let (asked, before) = (scene.api.store().asked, looks(&scene));
+    assert!(is_let_in(&scene, 0) && is_let_in(&scene, 149));
+    let (asked, before, table) = (scene.api.store().asked, looks(&scene), table(&scene));
     for index in 0..100 {
         let moved = format!("10.244.{}.{}/28", 200 + index / 16, index % 16 * 16);
         let spec = json!({ "podCIDR": moved, "podCIDRs": [moved] });
@@ -72,6 +84,8 @@ fn one_list_and_one_watch_serve_hundreds_of_changes_and_none_takes_a_look_at_eve
         scene.api.change(|store| store.delete(&name(index)));
     }
     assert!(wait_until(PATIENCE, || routes(&scene) == all - 50), "{}", routes(&scene));
+    assert!(wait_until(PATIENCE, || !is_let_in(&scene, 149)) && is_let_in(&scene, 150));
+    assert_eq!(self::table(&scene), table, "it was changed, not made anew");
     let now = scene.api.store().asked;
     assert_eq!((now.pages, now.patches, now.config_maps), (asked.pages, asked.patches, asked.config_maps));
     assert!(now.watches <= asked.watches + 1, "{now:?}");

@@ -1,13 +1,15 @@
 //! Frames that nobody should send, from a machine that can reach the VTEP.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use podwire::steer::{Program, Verdict};
 
-use super::harness::{Capture, Cluster, Host, Options, Pod, Wire, assert_all_pairs_talk, pings};
+use super::harness::{Capture, Cluster, Host, Options, Pod, PodwireNode, Wire, assert_all_pairs_talk, pings};
 use super::{assert_ledgers_balance, cluster};
 
 /// VXLAN header with VNI 1.
@@ -29,20 +31,43 @@ fn datagram(cluster: &Cluster, to: &Pod, payload: &[u8]) -> Vec<u8> {
 
 /// The same, with another codepoint.
 pub(super) fn datagram_with(cluster: &Cluster, to: &Pod, payload: &[u8], ecn: etherparse::IpEcn) -> Vec<u8> {
+    tunnelled(cluster, &cluster.a, cluster.c.pods[0].v4, to, payload, ecn)
+}
+
+/// The payload of a VXLAN datagram to `node`: a UDP packet from `source` to port 4001 of one of its pods.
+fn tunnelled(
+    cluster: &Cluster,
+    node: &PodwireNode,
+    source: Ipv4Addr,
+    to: &Pod,
+    payload: &[u8],
+    ecn: etherparse::IpEcn,
+) -> Vec<u8> {
     let mac = |text: String| -> [u8; 6] {
         let bytes: Vec<u8> = text.split(':').map(|b| u8::from_str_radix(b, 16).expect("hex")).collect();
         bytes.try_into().expect("6 bytes")
     };
-    let mut ip =
-        etherparse::Ipv4Header::new(0, 63, etherparse::IpNumber::UDP, cluster.c.pods[0].v4.octets(), to.v4.octets())
-            .expect("a short payload");
+    let mut ip = etherparse::Ipv4Header::new(0, 63, etherparse::IpNumber::UDP, source.octets(), to.v4.octets())
+        .expect("a short payload");
     ip.ecn = ecn;
-    let builder = PacketBuilder::ethernet2(mac(cluster.c.vtep_mac()), mac(cluster.a.vtep_mac()))
+    let builder = PacketBuilder::ethernet2(mac(cluster.c.vtep_mac()), mac(node.vtep_mac()))
         .ip(etherparse::IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default()))
         .udp(4000, 4001);
     let mut bytes = VXLAN.to_vec();
     builder.write(&mut bytes, payload).expect("writes to a vector");
     bytes
+}
+
+/// A socket of a pod that gets what is sent by [`tunnelled`].
+fn victim(pod: &Pod) -> UdpSocket {
+    let socket = pod.netns.within(|| UdpSocket::bind((pod.v4, 4001)).expect("bind in the pod"));
+    socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    socket
+}
+
+/// The length of the next datagram.
+fn next(receiver: &UdpSocket) -> usize {
+    receiver.recv(&mut [0; 2000]).expect("a datagram")
 }
 
 /// Makes the socket send with the mark "congestion experienced".
@@ -110,11 +135,26 @@ fn a_node_survives_malformed_vxlan_and_still_carries_its_pods() {
 /// Echo requests, for tcpdump.
 const ECHOES: &str = "icmp[icmptype] == icmp-echo or (icmp6 and ip6[40] == 128)";
 
-/// How many packets the rule against forged sources has dropped since it was put in place.
-fn guarded(cluster: &Cluster) -> Option<u64> {
-    let output = cluster.a.host.netns.output("nft list chain inet podwire guard");
+/// Part of the rule, as nft lists it, against sources that a pod forges,
+const FORGED: &str = "saddr . iif";
+/// against pods' addresses that come from elsewhere,
+const FROM_ELSEWHERE: &str = "iifname != \"pw*\"";
+/// and against tunnels that no peer has sent.
+const NO_PEER: &str = "saddr != @vteps";
+
+/// How many packets a rule of the guard has dropped since it was put in place.
+fn guarded(node: &PodwireNode, rule: &str) -> Option<u64> {
+    let output = node.host.netns.output("nft list chain inet podwire guard");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    text.split("counter packets ").nth(1)?.split(' ').next()?.parse().ok()
+    let line = text.lines().find(|line| line.contains(rule))?;
+    line.split("counter packets ").nth(1)?.split(' ').next()?.parse().ok()
+}
+
+/// How many packets all rules of the guard have dropped.
+fn all_guarded(node: &PodwireNode) -> u64 {
+    let text = node.host.netns.run("nft list chain inet podwire guard");
+    let counts = text.split("counter packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    counts.sum()
 }
 
 #[test]
@@ -129,9 +169,9 @@ fn a_pod_that_no_program_looks_after_forges_no_source() {
     let ping = |from: IpAddr| pings(&pod, remote.address_like(from), &format!("-I {from} -W 1"));
     let seen = capture("guarded.pcap");
     for from in all {
-        let before = guarded(&cluster).expect("the rule is there");
+        let before = guarded(&cluster.a, FORGED).expect("the rule is there");
         assert!(!ping(from), "{from}");
-        assert_eq!(guarded(&cluster), Some(before + 1), "{from}");
+        assert_eq!(guarded(&cluster.a, FORGED), Some(before + 1), "{from}");
         assert!(pings(&pod, remote.address_like(from), ""));
     }
     assert_eq!(seen.frames().len(), 2, "the honest ones");
@@ -146,7 +186,7 @@ fn a_pod_that_no_program_looks_after_forges_no_source() {
     let frames = seen.frames();
     assert_eq!(frames.len(), 2, "{frames:?}");
     cluster.a.launch();
-    assert_eq!(guarded(&cluster), Some(0));
+    assert_eq!(guarded(&cluster.a, FORGED), Some(0));
 }
 
 #[test]
@@ -172,9 +212,8 @@ fn what_is_no_peer_injects_nothing_whole_or_in_fragments_unless_all_are_let_in()
     let stranger = cluster.switch.host(&cluster.prefix, 's', 98);
     stranger.netns.run("ip link set eth0 mtu 600");
     let pod = &cluster.a.pods[0];
-    let receiver = pod.netns.within(|| UdpSocket::bind((pod.v4, 4001)).expect("bind in the pod"));
-    receiver.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-    let next = || receiver.recv(&mut [0; LARGE]).expect("a datagram");
+    let receiver = victim(pod);
+    let next = || next(&receiver);
     let (small, large) = (datagram(&cluster, pod, &[1; SMALL]), datagram(&cluster, pod, &[1; LARGE]));
     let marker = datagram(&cluster, pod, &[1; SMALL + 1]);
     let (forged, honest) = (to_vtep(&cluster, &stranger), to_vtep(&cluster, &cluster.c.host));
@@ -190,5 +229,105 @@ fn what_is_no_peer_injects_nothing_whole_or_in_fragments_unless_all_are_let_in()
     for (bytes, length) in [(&small, SMALL), (&large, LARGE)] {
         forged.send(bytes).expect("node a is there");
         assert_eq!(next(), length);
+    }
+}
+
+in_both_modes!(
+    a_tunnel_brings_nothing_from_a_pod_of_this_node,
+    a_stranger_gets_in_by_no_device,
+    a_pod_gets_nothing_into_the_overlay_by_a_tunnel_of_its_own,
+);
+
+fn a_tunnel_brings_nothing_from_a_pod_of_this_node(options: Options) {
+    let Some(cluster) = cluster(Wire::default(), options) else { return };
+    let (pod, other) = (&cluster.a.pods[0], &cluster.a.pods[1]);
+    let (receiver, peer) = (victim(pod), to_vtep(&cluster, &cluster.c.host));
+    let forged = tunnelled(&cluster, &cluster.a, other.v4, pod, &[1; 16], etherparse::IpEcn::Ect0);
+    peer.send(&forged).expect("node a is there");
+    peer.send(&datagram(&cluster, pod, &[1; 17])).expect("node a is there");
+    assert_eq!(next(&receiver), 17, "what was sent before it does not arrive");
+    assert_eq!(guarded(&cluster.a, FROM_ELSEWHERE), Some(1));
+}
+
+/// Programs look at the uplink alone, and in mode kernel at nothing.
+fn a_stranger_gets_in_by_no_device(options: Options) {
+    let Some(mut cluster) = cluster(Wire::default(), options) else { return };
+    let stranger = cluster.switch.host(&cluster.prefix, 's', 98);
+    let node = &cluster.a.host;
+    cluster.switch.netns.run_all([
+        format!("ip link add port-a2 type veth peer name eth1 netns {}", node.netns.name()),
+        "ip link set port-a2 master br0 up".to_owned(),
+    ]);
+    // Without an address `rp_filter` lets nothing in.
+    node.netns.run_all(["ip addr add 192.0.2.1/24 dev eth1", "ip link set eth1 up"]);
+    let pod = cluster.a.pods[0].clone();
+    let (receiver, forged, honest) = (victim(&pod), to_vtep(&cluster, &stranger), to_vtep(&cluster, &cluster.c.host));
+    let bytes = datagram(&cluster, &pod, &[1; 16]);
+    let vtep = node.underlay;
+    let macs = ["eth0", "eth1"].map(|device| node.netns.mac(device));
+    let via = |mac: &str| drop(stranger.netns.run(&format!("ip neigh replace {vtep} lladdr {mac} dev eth0")));
+    for mac in &macs {
+        via(mac);
+        forged.send(&bytes).expect("node a is there");
+    }
+    honest.send(&datagram(&cluster, &pod, &[1; 17])).expect("node a is there");
+    assert_eq!(next(&receiver), 17, "what was sent before it does not arrive");
+    let by_program = cluster.a.verdict(Program::Nic, Verdict::UnknownVtep);
+    assert_eq!(by_program, u64::from(!options.is_kernel()));
+    assert_eq!(guarded(&cluster.a, NO_PEER), Some(2 - by_program));
+
+    cluster.a.set_options(Options { known_vteps_only: false, ..options });
+    for mac in &macs {
+        via(mac);
+        forged.send(&bytes).expect("node a is there");
+        assert_eq!(next(&receiver), 16, "by {mac}");
+    }
+}
+
+/// Masqueraded, it would come from a node that all know.
+fn a_pod_gets_nothing_into_the_overlay_by_a_tunnel_of_its_own(options: Options) {
+    let Some(cluster) = cluster(Wire::default(), Options { masquerade: true, ..options }) else { return };
+    let Cluster { a, b, c, .. } = &cluster;
+    let (attacker, source, ecn) = (&a.pods[0], c.pods[0].v4, etherparse::IpEcn::Ect0);
+    let before = [a, b].map(all_guarded);
+    let socket = attacker.netns.within(|| UdpSocket::bind((attacker.v4, 0))).expect("bind in the pod");
+    let (on_a, on_b) = (victim(&a.pods[1]), victim(&b.pods[0]));
+    let targets =
+        [(a, a.host.underlay, &a.pods[1]), (a, a.host.gateways()[0], &a.pods[1]), (b, b.host.underlay, &b.pods[0])];
+    for (node, vtep, victim) in targets {
+        let forged = tunnelled(&cluster, node, source, victim, &[1; 16], ecn);
+        // Refused or not, nothing may come of it.
+        drop(socket.send_to(&forged, (vtep, 8472)));
+    }
+    for (node, receiver, pod) in [(a, on_a, &a.pods[1]), (b, on_b, &b.pods[0])] {
+        let peer = c.host.netns.within(|| UdpSocket::bind((c.host.underlay, 0))).expect("bind on the underlay");
+        let honest = tunnelled(&cluster, node, source, pod, &[1; 17], ecn);
+        peer.send_to(&honest, (node.host.underlay, 8472)).expect("the node is there");
+        assert_eq!(next(&receiver), 17, "what was sent before it does not arrive");
+    }
+    let dropped: u64 = [a, b].into_iter().zip(before).map(|(node, before)| all_guarded(node) - before).sum();
+    assert_eq!(dropped, 3);
+}
+
+#[test]
+fn pods_reach_neither_metrics_nor_control_of_a_node() {
+    const METRICS_PORT: u16 = 9477;
+    let Some(cluster) = cluster(Wire::default(), Options { metrics: true, ..Options::ADAPTIVE }) else { return };
+    let node = &cluster.a.host;
+    let reaches = |address: IpAddr| {
+        let at = SocketAddr::new(address, METRICS_PORT);
+        TcpStream::connect_timeout(&at, Duration::from_millis(500)).is_ok()
+    };
+    let locks = || {
+        let name = std::os::unix::net::SocketAddr::from_abstract_name("podwire").expect("a name");
+        UnixStream::connect_addr(&name).is_ok()
+    };
+    let local = IpAddr::from([127, 0, 0, 1]);
+    assert!(node.netns.within(|| reaches(local) && locks()), "the node itself does");
+    for pod in [&cluster.a.pods[0], &cluster.b.pods[0], &cluster.c.pods[0]] {
+        let addresses = [node.addresses(), node.gateways(), [local, IpAddr::from([0; 16])]].concat();
+        let gained = pod.netns.within(|| addresses.into_iter().find(|address| reaches(*address)));
+        assert_eq!(gained, None, "from {}", pod.name);
+        assert!(!pod.netns.within(locks), "from {}", pod.name);
     }
 }
