@@ -180,16 +180,16 @@ fn mount_bpffs(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory of ours, which nobody else may enter; one of another user is refused.
+/// Makes a directory of ours, which nobody but root may enter else; one of another user is refused.
 fn claim(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
     let there = fs::symlink_metadata(dir)?;
-    if !there.is_dir() || there.uid() != rustix::process::geteuid().as_raw() {
+    if !there.is_dir() || ![0, rustix::process::geteuid().as_raw()].contains(&there.uid()) {
         let whose = format!("it is no directory of this user, but of user {}; remove it", there.uid());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, whose));
     }
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+    if there.mode() & 0o777 == 0o700 { Ok(()) } else { fs::set_permissions(dir, fs::Permissions::from_mode(0o700)) }
 }

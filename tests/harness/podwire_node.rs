@@ -141,21 +141,21 @@ impl PodwireNode {
 
     /// Starts the daemon and does not wait for anything.
     pub fn spawn(&mut self) {
-        self.spawn_by(|_| ());
+        self.spawn_by(&[], &[]);
     }
 
-    /// Starts the daemon again, by a changed command.
-    pub fn launch_by(&mut self, change: impl FnOnce(&mut Command)) {
-        self.spawn_by(change);
+    /// Starts the daemon again, by a command before its own, and with more arguments.
+    pub fn launch_by(&mut self, before: &[&str], more: &[&str]) {
+        self.spawn_by(before, more);
         self.wait_ready();
     }
 
-    fn spawn_by(&mut self, change: impl FnOnce(&mut Command)) {
+    fn spawn_by(&mut self, before: &[&str], more: &[&str]) {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log file");
-        let mut command = self.host.netns.command(binary());
-        command.arg("run").arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir());
+        let mut command = self.host.netns.command("env");
+        command.args(before).arg(binary());
+        command.arg("run").arg("--config").arg(self.config()).arg("--runtime-dir").arg(self.runtime_dir()).args(more);
         command.env("PODWIRE_FAULTS", "1");
-        change(&mut command);
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         self.daemon = Some(command.spawn().expect("nsenter starts"));
     }
