@@ -10,8 +10,9 @@ pub(super) struct Group {
     pub calls: &'static [c_long],
 }
 
-/// `PR_SET_VMA` (`include/uapi/linux/prctl.h`).
-pub(super) const PR_SET_VMA: u64 = 0x5356_4d41;
+/// What any thread may ask of prctl(2) (`include/uapi/linux/prctl.h`): `PR_SET_VMA`, by which the allocator names what it
+/// maps (glibc 2.38 and later), and `PR_GET_AUXV`, by which the size of a page is found.
+pub(super) const PRCTL: [u64; 2] = [0x5356_4d41, 0x4155_5856];
 
 /// The allocator, stacks of threads, rings and packet memory.
 const MEMORY: Group = Group { calls: &[SYS_brk, SYS_mmap, SYS_mremap, SYS_munmap, SYS_madvise, SYS_mprotect] };

@@ -135,9 +135,10 @@ fn program(groups: impl Iterator<Item = Group>, refusal: Refusal) -> Result<BpfP
         Refusal::Error => SeccompAction::Errno(Errno::PERM.raw_os_error().unsigned_abs()),
         Refusal::End => SeccompAction::KillProcess,
     };
-    // The allocator names what it maps (glibc 2.38 and later).
-    let naming = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, calls::PR_SET_VMA)?;
-    let mut rules = BTreeMap::from([(libc::SYS_prctl, vec![SeccompRule::new(vec![naming])?])]);
+    let prctl = calls::PRCTL.map(|option| {
+        SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, option)?])
+    });
+    let mut rules = BTreeMap::from([(libc::SYS_prctl, prctl.into_iter().collect::<Result<_, _>>()?)]);
     // Without a rule of its own a call is allowed whatever its arguments are.
     rules.extend(groups.flat_map(|group| group.calls).map(|&number| (number, Vec::new())));
     let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;

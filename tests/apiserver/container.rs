@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, ExecAction, PodSpec};
@@ -12,7 +13,9 @@ use crate::harness::{
     Attachment, CniRuntime, Host, KernelNode, Netns, Peer, Pod, Podman, Prefix, Switch, VXLAN_DEVICE, Wire,
     assert_all_pairs_talk, binary, is_root, wait_until,
 };
-use crate::kubernetes::{deploy, object};
+use crate::kubernetes::{ApiServer, account, annotation, deploy, flannel, object};
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const IMAGE: &str = "podwire:test";
 const NAME: &str = "podwire";
@@ -44,17 +47,21 @@ struct Daemon {
     pod: PodSpec,
     /// Instead of `/`, for what the daemon keeps or installs on its node.
     root: PathBuf,
+    /// What the kubelet adds, in podman's words.
+    added: Vec<String>,
 }
 
 impl Daemon {
-    fn new(podman: Podman, config: &str) -> Self {
+    fn new(podman: Podman, config: &[(&str, &str)]) -> Self {
         let set: DaemonSet = serde_json::from_value(object("DaemonSet")).expect("a DaemonSet");
         let pod = set.spec.expect("a spec").template.spec.expect("a pod");
-        let daemon = Self { root: podman.dir().join("node"), podman, pod };
+        let daemon = Self { root: podman.dir().join("node"), podman, pod, added: Vec::new() };
         for dir in ["config", "run/podwire", "var/lib/podwire", "opt/cni/bin", "etc/cni/net.d"] {
             fs::create_dir_all(daemon.root.join(dir)).expect("a directory");
         }
-        fs::write(daemon.root.join("config/podwire.toml"), config).expect("a file is written");
+        for (name, text) in config {
+            fs::write(daemon.root.join("config").join(name), text).expect("a file is written");
+        }
         fs::copy(PORTMAP, daemon.root.join("opt/cni/bin/portmap")).expect("a plugin is copied");
         daemon
     }
@@ -70,7 +77,12 @@ impl Daemon {
         let mut command = self.podman.command();
         command.args(["run", "--detach", "--name", NAME, "--cgroup-parent", self.podman.cgroup()]);
         command.args(["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=10000:10000"]);
-        command.args(self.privileges()).args(self.mounts()).arg(IMAGE).args(self.container().args.iter().flatten());
+        command
+            .args(self.privileges())
+            .args(self.mounts())
+            .args(&self.added)
+            .arg(IMAGE)
+            .args(self.container().args.iter().flatten());
         let output = command.output().expect("nsenter starts");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let hook = self.container().lifecycle.as_ref().and_then(|hooks| hooks.post_start.as_ref()?.exec.as_ref());
@@ -203,7 +215,8 @@ fn the_privileges_of_the_manifest_are_enough() {
     let mut c = KernelNode::start(c);
     let dir = prefix.dir().join("podman");
     fs::create_dir_all(&dir).expect("a directory");
-    let daemon = Daemon::new(Podman::new(&prefix, &a.netns, &dir), &config(&a, &c.peer()));
+    let config = config(&a, &c.peer());
+    let daemon = Daemon::new(Podman::new(&prefix, &a.netns, &dir), &[("podwire.toml", &config)]);
     build(&daemon.podman);
     daemon.start();
     daemon.probe();
@@ -224,8 +237,45 @@ fn the_privileges_of_the_manifest_are_enough() {
     daemon.podman.run(&format!("rm --force --time 15 {NAME}"));
     assert_all_pairs_talk(&[&pods[0], &pods[1], &c.pods[0]]);
     daemon.start();
-    assert!(wait_until(std::time::Duration::from_secs(20), || daemon.status()["dataplane"]["state"] == "running"));
+    assert!(wait_until(PATIENCE, || daemon.status()["dataplane"]["state"] == "running"));
     assert_eq!(daemon.status()["pods"], 2, "{}", daemon.status());
     assert_all_pairs_talk(&[&pods[0], &pods[1], &c.pods[0]]);
+    daemon.podman.run(&format!("rm --force --time 15 {NAME}"));
+}
+
+/// With the configuration of the manifests, and the account that a kubelet mounts.
+#[test]
+fn the_container_joins_its_cluster_by_its_service_account() {
+    if !is_equipped() || !ApiServer::is_available() {
+        return;
+    }
+    let prefix = Prefix::fresh();
+    let switch = Switch::new(&prefix, Wire::default());
+    let server = ApiServer::start(&prefix, &switch);
+    server.create(account());
+    // Ranges are given in turn, and those of the laboratory's hosts begin with the second.
+    for name in ["first", "node-a", "node-b"] {
+        server.create_node(name);
+        server.pod_cidrs(name);
+    }
+    server.annotate("node-b", &flannel("192.168.1.3", "02:00:00:00:fe:02"));
+
+    let a = switch.host(&prefix, 'a', 1);
+    let dir = prefix.dir().join("podman");
+    fs::create_dir_all(&dir).expect("a directory");
+    let map = object("ConfigMap");
+    let files = ["podwire.toml", "net-conf.json"].map(|name| (name, map["data"][name].as_str().expect("a text")));
+    let mut daemon = Daemon::new(Podman::new(&prefix, &a.netns, &dir), &files);
+    let (account, address) = server.pod_account("podwire", "podwire");
+    let variables = address.into_iter().chain([format!("NODE_NAME={}", a.name())]);
+    daemon.added = variables.map(|variable| format!("--env={variable}")).collect();
+    daemon.added.push(format!("--volume={}:/var/run/secrets/kubernetes.io/serviceaccount:ro", account.display()));
+    build(&daemon.podman);
+    daemon.start();
+    daemon.probe();
+    assert_eq!(daemon.status()["peers"][0]["name"], "node-b", "{}", daemon.status());
+    let is_published = || annotation(&server.node("node-a"), "public-ip") == Some("192.168.1.2");
+    assert!(wait_until(PATIENCE, is_published), "{:?}", server.node("node-a").metadata.annotations);
+    assert!(wait_until(PATIENCE, || daemon.root.join("var/lib/podwire/nodes.json").exists()), "nothing is kept");
     daemon.podman.run(&format!("rm --force --time 15 {NAME}"));
 }

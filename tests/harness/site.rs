@@ -76,7 +76,8 @@ impl Switch {
     }
 }
 
-/// Two hosts, `a` and `b`, with one wire between them and no switch. Both merge what they receive, as NICs' drivers do.
+/// Two hosts, `a` and `b`, with one wire between them and no switch. Both merge what they receive, as NICs' drivers do,
+/// and have a queue for what they send, as NICs have: a veth device drops at once what the other end has no room for.
 pub fn cable(prefix: &Prefix, wire: Wire) -> [Host; 2] {
     let [a, b] = [('a', 1), ('b', 2)]
         .map(|(letter, index)| Host::new(prefix.netns(&format!("node-{letter}")), wire, letter, index));
@@ -85,6 +86,7 @@ pub fn cable(prefix: &Prefix, wire: Wire) -> [Host; 2] {
     a.netns.run(&format!("ip link add {end} type veth peer {end} netns {}", b.netns.name()));
     for host in [&a, &b] {
         host.bring_up("ethtool -K eth0 tx off tso off gso off gro on");
+        host.netns.run("tc qdisc add dev eth0 root pfifo_fast");
     }
     [a, b]
 }

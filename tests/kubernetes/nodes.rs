@@ -1,8 +1,18 @@
 //! Two podwire nodes and a Flannel-shaped one, which know each other by the API alone.
 
+use podwire::control::api::Way;
+
 use crate::api::Api;
 use crate::harness::{KernelNode, Options, Peer, PodwireNode, Prefix, Switch, Wire, is_root, pings, wait_until};
 use crate::scene::{NET_CONF, PATIENCE, annotation, flannel, is_published, published_mac, register};
+
+#[track_caller]
+fn await_published(api: &Api, nodes: &[&PodwireNode]) {
+    for node in nodes {
+        let is_published = || is_published(&api.node(&node.host.name()));
+        assert!(wait_until(PATIENCE, is_published), "{:#}\n{}", api.node(&node.host.name()), node.log_text());
+    }
+}
 
 #[test]
 fn packets_pass_between_nodes_that_know_each_other_by_the_api() {
@@ -22,8 +32,7 @@ fn packets_pass_between_nodes_that_know_each_other_by_the_api() {
         PodwireNode::begin(&prefix, host, Options::ADAPTIVE, &Api::kubeconfig(None))
     });
 
-    let all_published = wait_until(PATIENCE, || ["node-a", "node-b"].iter().all(|name| is_published(&api.node(name))));
-    assert!(all_published, "{:#}\n{}", api.node("node-a"), a.log_text());
+    await_published(&api, &[&a, &b]);
     for node in [&a, &b] {
         let object = api.node(&node.host.name());
         assert_eq!(annotation(&object, "public-ip"), &node.host.underlay.to_string());
@@ -71,4 +80,37 @@ fn packets_pass_between_nodes_that_know_each_other_by_the_api() {
     b.await_peers(vec![peer_a]);
     assert_eq!(a.host.netns.run("ip route show 10.244.3.0/24"), "");
     assert!(pings(&a.pods[0], b.pods[0].v4.into(), ""));
+}
+
+#[test]
+fn nodes_of_one_link_do_without_the_tunnel_when_net_conf_says_so() {
+    if !is_root() {
+        return;
+    }
+    let direct = NET_CONF.replace(r#""vxlan""#, r#""vxlan", "DirectRouting": true"#);
+    let prefix = Prefix::fresh();
+    let switch = Switch::new(&prefix, Wire::default());
+    let api = Api::start(&direct);
+    let [mut a, mut b] = [('a', 1), ('b', 2)].map(|(letter, index)| {
+        let host = switch.host(&prefix, letter, index);
+        register(&api, &host, index);
+        api.listen_in(&host.netns);
+        PodwireNode::begin(&prefix, host, Options::ADAPTIVE, &Api::kubeconfig(None))
+    });
+    await_published(&api, &[&a, &b]);
+    let [peer_a, peer_b] = [a.peer(), b.peer()];
+    a.await_peers(vec![peer_b]);
+    b.await_peers(vec![peer_a]);
+    for (node, other) in [(&a, &b), (&b, &a)] {
+        let [peer] = &node.status().peers[..] else { panic!("one peer") };
+        assert!(peer.ways.contains(&Way::Direct), "{peer:?}");
+        let range = &other.host.peer(None).pod_cidrs()[0];
+        let route = node.host.netns.run(&format!("ip route show {range}"));
+        assert!(route.contains(&format!("via {} dev {}", other.host.underlay, node.host.uplink)), "{route}");
+    }
+    a.add_pod(&prefix, "a1");
+    b.add_pod(&prefix, "b1");
+    let before = a.carried();
+    assert!(pings(&a.pods[0], b.pods[0].v4.into(), "") && pings(&b.pods[0], a.pods[0].v4.into(), ""));
+    assert!(a.carried().since(before).fast >= 2, "{:?}", a.carried().since(before));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
-use kube::api::{Api, DeleteParams, DynamicObject, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, Config};
@@ -132,6 +132,25 @@ impl ApiServer {
 
     /// The same with a token that is void as soon as a secret of that name is gone.
     pub fn account_bound(&self, namespace: &str, name: &str, secret: Option<&str>) -> PathBuf {
+        let token = self.dir.join(format!("{name}.token"));
+        let next = self.dir.join("next.token");
+        fs::write(&next, self.token(namespace, name, secret)).expect("a file is written");
+        fs::rename(next, &token).expect("a file is replaced");
+        self.write_kubeconfig(name, &json!({ "tokenFile": token }))
+    }
+
+    /// The directory and the environment that a pod of a service account gets of its kubelet.
+    pub fn pod_account(&self, namespace: &str, name: &str) -> (PathBuf, [String; 2]) {
+        let dir = self.dir.join(format!("{name}.serviceaccount"));
+        fs::create_dir_all(&dir).expect("a directory");
+        fs::copy(self.pki.path("ca.crt"), dir.join("ca.crt")).expect("a file is copied");
+        fs::write(dir.join("namespace"), namespace).expect("a file is written");
+        fs::write(dir.join("token"), self.token(namespace, name, None)).expect("a file is written");
+        let address = [("HOST", self.host.underlay.to_string()), ("PORT", PORT.to_string())];
+        (dir, address.map(|(key, value)| format!("KUBERNETES_SERVICE_{key}={value}")))
+    }
+
+    fn token(&self, namespace: &str, name: &str, secret: Option<&str>) -> String {
         let bound_object_ref = secret.map(|secret| BoundObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Secret".to_owned()),
@@ -146,11 +165,7 @@ impl ApiServer {
             let accounts = Api::<ServiceAccount>::namespaced(client, namespace);
             accounts.create_token_request(name, &PostParams::default(), &request).await
         });
-        let token = self.dir.join(format!("{name}.token"));
-        let next = self.dir.join("next.token");
-        fs::write(&next, created.status.expect("a token").token).expect("a file is written");
-        fs::rename(next, &token).expect("a file is replaced");
-        self.write_kubeconfig(name, &json!({ "tokenFile": token }))
+        created.status.expect("a token").token
     }
 
     fn kubeconfig(&self, user: &str) -> PathBuf {
@@ -212,6 +227,13 @@ impl ApiServer {
     #[track_caller]
     pub fn create_node(&self, name: &str) {
         self.create(vec![json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } })]);
+    }
+
+    /// What a node's own daemon would write on its object.
+    #[track_caller]
+    pub fn annotate(&self, name: &str, annotations: &Value) {
+        let patch = Patch::Strategic(json!({ "metadata": { "annotations": annotations } }));
+        self.ask(async |client| Api::<Node>::all(client).patch_status(name, &PatchParams::default(), &patch).await);
     }
 
     #[track_caller]

@@ -1,7 +1,7 @@
 //! Two podwire nodes and one of Flannel's in a cluster whose state is the API server's.
 
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 
 use super::api_server::ApiServer;
@@ -50,7 +50,9 @@ impl FlannelCluster {
         let [a, b, c] = hosts;
         let [a, b] = [a, b].map(|host| PodwireNode::begin(&prefix, host, Options::ADAPTIVE, &kubeconfig));
         let mut cluster = Self { a, b, c: KernelNode::start(c), server, switch, prefix, kubeconfig };
-        cluster.annotate(&cluster.c.host.name(), &flannel(&cluster.c.host.underlay.to_string(), &cluster.c.vtep_mac()));
+        cluster
+            .server
+            .annotate(&cluster.c.host.name(), &flannel(&cluster.c.host.underlay.to_string(), &cluster.c.vtep_mac()));
         let [a, b, c] = [cluster.a.host.peer(None), cluster.b.host.peer(None), cluster.c.peer()];
         cluster.a.await_peers(vec![b, c.clone()]);
         cluster.b.await_peers(vec![a, c]);
@@ -63,18 +65,11 @@ impl FlannelCluster {
         PodwireNode::begin(&self.prefix, host, Options::ADAPTIVE, &self.kubeconfig)
     }
 
-    /// What a node's own daemon would write on its object.
-    pub fn annotate(&self, name: &str, annotations: &Value) {
-        let patch = Patch::Strategic(json!({ "metadata": { "annotations": annotations } }));
-        let params = PatchParams::default();
-        self.server.ask(async |client| Api::<Node>::all(client).patch_status(name, &params, &patch).await);
-    }
-
     /// A Flannel node that nobody has set up, known to the API server only; returns its range once it is published.
     pub fn add_stranger(&self, name: &str, last: u8) -> String {
         self.server.create_node(name);
         let range = self.server.pod_cidrs(name).swap_remove(0);
-        self.annotate(name, &flannel(&format!("192.168.1.{last}"), &format!("02:00:00:00:fe:{last:02x}")));
+        self.server.annotate(name, &flannel(&format!("192.168.1.{last}"), &format!("02:00:00:00:fe:{last:02x}")));
         range
     }
 
