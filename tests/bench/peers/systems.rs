@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy)]
 pub enum Kind {
     Kernel(Shape),
+    /// As Flannel's, with an XDP program on the uplink that lets everything pass: what XDP costs before it is of use.
+    Xdp,
     /// Open vSwitch in userspace.
     Ovs,
     Podwire(Options),
@@ -35,9 +37,10 @@ pub struct System {
 }
 
 /// All that can be compared; the first one is what the others are measured by.
-pub const SYSTEMS: [System; 6] = [
+pub const SYSTEMS: [System; 7] = [
     System { name: "flannel", nodes: [FLANNEL, FLANNEL] },
     System { name: "calico", nodes: [CALICO, CALICO] },
+    System { name: "flannel-xdp", nodes: [Kind::Xdp, Kind::Xdp] },
     System { name: "ovs-dpdk", nodes: [Kind::Ovs, Kind::Ovs] },
     System { name: "podwire", nodes: [ADAPTIVE, ADAPTIVE] },
     // Two that spin would leave a small machine no CPU.
@@ -91,14 +94,14 @@ impl Kind {
     pub fn tunnel(self) -> (u32, u16) {
         match self {
             Self::Kernel(shape) => shape.tunnel(),
-            Self::Ovs | Self::Podwire(_) => Shape::Flannel.tunnel(),
+            Self::Xdp | Self::Ovs | Self::Podwire(_) => Shape::Flannel.tunnel(),
         }
     }
 
     /// The same with routes to so many nodes, as far as they are part of what it is.
     pub fn with_routes(self, routes: u32) -> Result<Self, String> {
         match self {
-            Self::Kernel(_) => Ok(self),
+            Self::Kernel(_) | Self::Xdp => Ok(self),
             Self::Ovs => Err("its tunnels to so many nodes are not set up here".to_owned()),
             Self::Podwire(options) => {
                 // Options are constants everywhere else.
@@ -111,11 +114,29 @@ impl Kind {
     /// What the others must know of the node that this host is going to be.
     pub fn peer_at(self, host: &Host) -> Peer {
         match self {
-            Self::Kernel(_) => KernelNode::peer_at(host),
+            Self::Kernel(_) | Self::Xdp => KernelNode::peer_at(host),
             Self::Ovs => host.peer(None),
             Self::Podwire(_) => host.peer(Some(derive_vtep_mac(host.underlay).to_string())),
         }
     }
+}
+
+/// Has the driver of the uplink run a program for each packet.
+fn attach_empty_program(host: &Host, dir: &Path) -> Result<(), String> {
+    const PROGRAM: &str = "__attribute__((section(\"xdp\"))) int pass(void *ctx) { return 2 /* XDP_PASS */; }\n";
+    let [source, object] = ["pass.c", "pass.o"].map(|name| dir.join(name));
+    std::fs::write(&source, PROGRAM).map_err(|e| format!("{}: {e}", source.display()))?;
+    let (source, object) = (source.display(), object.display());
+    for line in [
+        format!("clang -O2 -g -target bpf -c {source} -o {object}"),
+        format!("ip link set dev {} xdpdrv object {object} section xdp", host.uplink),
+    ] {
+        let output = host.netns.output(&line);
+        if !output.status.success() {
+            return Err(format!("{line}: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+    }
+    Ok(())
 }
 
 /// One of the two.
@@ -131,6 +152,12 @@ impl Node {
             Kind::Kernel(shape) => {
                 let node = KernelNode::shaped(host, shape);
                 node.connect(peer);
+                Self::Kernel(node)
+            }
+            Kind::Xdp => {
+                let node = KernelNode::shaped(host, Shape::Flannel);
+                node.connect(peer);
+                attach_empty_program(&node.host, prefix.dir())?;
                 Self::Kernel(node)
             }
             Kind::Ovs => Self::Ovs(OvsNode::start(prefix, host, peer)?),
