@@ -281,7 +281,10 @@ impl Daemon {
                 }
                 Event::NotesTouched => self.heed_notes(),
                 Event::Cluster => self.cluster.ask(Instant::now()),
-                Event::Reload => self.reload(),
+                Event::Reload => {
+                    self.node.reload(Instant::now());
+                    self.follow_config();
+                }
                 Event::Call(call) => {
                     if self.answer(*call) {
                         break;
@@ -306,8 +309,8 @@ impl Daemon {
 
     fn do_what_is_due(&mut self, events: &mut Events) {
         let now = Instant::now();
-        if self.reload_at.is_some_and(|at| at <= now) {
-            self.reload();
+        if self.reload_at.take_if(|at| *at <= now).is_some() && self.node.reload(now) {
+            self.follow_config();
         }
         if self.cluster.is_due(now) {
             self.heed_cluster(events);
@@ -373,9 +376,7 @@ impl Daemon {
         self.watch.looked(begin, Instant::now(), Some(WATCH));
     }
 
-    fn reload(&mut self) {
-        self.reload_at = None;
-        self.node.reload(Instant::now());
+    fn follow_config(&mut self) {
         self.node.ensure_source();
         self.was_settled = true;
         self.reconcile_by(NEWS_DEBOUNCE);

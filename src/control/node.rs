@@ -151,18 +151,22 @@ impl Node {
         self.notices.push(text);
     }
 
-    /// Takes the configuration file as it is now: whole, or not at all.
-    pub fn reload(&mut self, now: Instant) {
-        let Err(error) = self.take_config(now) else { return };
-        let error = error.to_string();
-        if self.file.last_error.as_ref() != Some(&error) {
+    /// Takes the configuration file as it is now: whole, or not at all; says whether it is another one than before.
+    pub fn reload(&mut self, now: Instant) -> bool {
+        let error = match self.take_config(now) {
+            Ok(is_new) => return is_new,
+            Err(error) => error.to_string(),
+        };
+        let is_new = self.file.last_error.as_ref() != Some(&error);
+        if is_new {
             tracing::error!("the configuration was refused, the old one stays: {error}");
             self.file.last_error = Some(error);
         }
+        is_new
     }
 
-    fn take_config(&mut self, now: Instant) -> Result<(), ReloadError> {
-        let Some(file) = self.file.read()? else { return Ok(()) };
+    fn take_config(&mut self, now: Instant) -> Result<bool, ReloadError> {
+        let Some(file) = self.file.read()? else { return Ok(false) };
         let config = self.joined(&file);
         // The ranges that the API gives a node are looked at as they come.
         if config.kubernetes.is_none() {
@@ -171,11 +175,11 @@ impl Node {
         self.file.last_error = None;
         self.membership.set_file(file);
         if config == self.config {
-            return Ok(());
+            return Ok(true);
         }
         log_warnings(&config);
         self.put_in_force(config, now);
-        Ok(())
+        Ok(true)
     }
 
     /// Has another configuration in force from now on.
