@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use clap::Parser;
-use harness::{Delivery, Flow, is_root, stream_during};
-use hdrhistogram::Histogram;
+use harness::{Delivery, Flow, histogram, is_root, stream_during};
 use podwire::control::api::ChangeTimes;
 use serde::Serialize;
 
@@ -170,7 +169,7 @@ impl Requests {
 
 /// Moves the range of one node after the other.
 fn one_by_one(site: &mut Site, changes: u16) -> Percentiles {
-    let mut times = Histogram::<u64>::new(3).expect("a number of digits that the library takes");
+    let mut times = histogram();
     for _ in 0..changes {
         let took = site.move_range();
         times.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));

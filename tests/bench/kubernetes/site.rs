@@ -116,12 +116,12 @@ impl Site {
         let stranger = self.turn();
         let range = self.new_range();
         let cidrs = ranges(range);
+        let device = self.node().host.netns.link(crate::harness::VXLAN_DEVICE)["ifindex"].as_u64();
+        let address = IpAddr::from(Ipv4Addr::from(v4_range(range) + 9));
         let begun = Instant::now();
         self.api.change(|store| {
             store.edit(&name(stranger), |node| node["spec"] = json!({ "podCIDR": cidrs[0], "podCIDRs": cidrs }));
         });
-        let address = IpAddr::from(Ipv4Addr::from(v4_range(range) + 9));
-        let device = self.node().host.netns.link(crate::harness::VXLAN_DEVICE)["ifindex"].as_u64();
         self.node().host.netns.within(|| {
             let mut netlink = Netlink::open().expect("a socket");
             loop {
