@@ -25,11 +25,19 @@ enum nat {
 	NAT_KERNEL,		/* only the kernel path knows */
 };
 
+/* Where a tunnel ends here. IPv4: mapped (RFC 4291 section 2.5.5.2). */
+struct vtep {
+	__be32 addr[4];
+	__u8 mac[6];
+	__u8 is_there;
+	__u8 pad;
+};
+
 /* Written as a whole while programs read: a reader may see an update half
  * done, and one frame may then take the other path. Nothing is kept of it.
  */
 struct config {
-	__be32 vtep[4];		/* IPv4: the first word */
+	struct vtep vtep4, vtep6;	/* one at least */
 	__u64 stale_ns;
 	__u64 quota;
 	__u64 bulk_bytes;	/* above: the kernel path; 0: never */
@@ -40,9 +48,7 @@ struct config {
 	__u32 rings;		/* on the hub */
 	__u32 hub;		/* ifindex */
 	enum nat nat;
-	__be16 underlay;	/* EtherType of the family of vtep */
 	__be16 port;
-	__u8 vtep_mac[6];
 	__u8 uplink_mac[6];
 	__u8 known_vteps_only;	/* drop tunnel packets of others */
 	__u8 takes_bare;	/* claim what comes without a tunnel */
@@ -132,7 +138,7 @@ struct {
 	__type(value, struct remote);
 } remote6 SEC(".maps");
 
-/* Where the other nodes' tunnel packets come from; IPv4: the first word. */
+/* Where the other nodes' tunnel packets come from; IPv4: mapped. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_VTEPS);

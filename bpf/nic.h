@@ -26,13 +26,29 @@ struct vxlan {
 	__be32 vni;		/* upper 24 bits; the rest is reserved */
 };
 
-static __always_inline bool to_vtep(const struct packet *outer, __be16 proto,
-				    const struct config *cfg)
+/* Where a frame begins or ends. The compiler is not to know that it comes from
+ * 32 bits: short of registers it would spill as many, and the verifier refuses
+ * half a pointer.
+ */
+static __always_inline void *pointer(__u32 from)
 {
-	if (proto != cfg->underlay)
-		return false;
-	return outer->is6 ? same6(&outer->ip6->daddr, cfg->vtep) :
-			    outer->ip4->daddr == cfg->vtep[0];
+	void *at = (void *)(long)from;
+
+	asm volatile("" : "+r"(at));
+	return at;
+}
+
+/* The VTEP of ours that a packet is addressed to, or NULL. */
+static __always_inline const struct vtep *vtep_of(const struct packet *outer,
+						  const struct config *cfg)
+{
+	const struct vtep *vtep = outer->is6 ? &cfg->vtep6 : &cfg->vtep4;
+
+	if (!vtep->is_there)
+		return NULL;
+	if (outer->is6)
+		return same6(&outer->ip6->daddr, vtep->addr) ? vtep : NULL;
+	return outer->ip4->daddr == vtep->addr[3] ? vtep : NULL;
 }
 
 /* Finds the UDP header that the kernel would find in a whole packet, or in the
@@ -96,11 +112,13 @@ static __always_inline bool is_injected(const struct packet *outer, void *end,
 
 	if (!cfg->known_vteps_only || !udp || udp->dest != cfg->port)
 		return false;
-	if (outer->is6)
+	if (outer->is6) {
 		__builtin_memcpy(from.addr, &outer->ip6->saddr,
 				 sizeof(from.addr));
-	else
-		from.addr[0] = outer->ip4->saddr;
+	} else {
+		from.addr[2] = bpf_htonl(0xffff);
+		from.addr[3] = outer->ip4->saddr;
+	}
 	return !bpf_map_lookup_elem(&vteps, &from);
 }
 
@@ -166,6 +184,7 @@ static __always_inline enum verdict for_pod(const struct packet *packet,
 }
 
 static __always_inline enum verdict inner_frame(void *at, void *end,
+						const struct vtep *vtep,
 						const struct config *cfg,
 						struct packet *inner)
 {
@@ -175,8 +194,8 @@ static __always_inline enum verdict inner_frame(void *at, void *end,
 	if ((void *)(eth + 1) > end)
 		return VERDICT_TRUNCATED;
 	/* our own MAC as the source is a loop, or a peer with our MAC */
-	if (!same_mac(eth->h_dest, cfg->vtep_mac) ||
-	    same_mac(eth->h_source, cfg->vtep_mac) || eth->h_source[0] & 1)
+	if (!same_mac(eth->h_dest, vtep->mac) ||
+	    same_mac(eth->h_source, vtep->mac) || eth->h_source[0] & 1)
 		return VERDICT_INNER_MAC;
 	verdict = find_ip(eth + 1, end, eth->h_proto, inner);
 	if (verdict != VERDICT_CLAIMED)
@@ -187,6 +206,7 @@ static __always_inline enum verdict inner_frame(void *at, void *end,
 /* @outer: checked by outer_ip(). */
 static __always_inline enum verdict outer_udp(void *data, void *end,
 					      const struct packet *outer,
+					      const struct vtep *vtep,
 					      const struct config *cfg,
 					      struct packet *inner)
 {
@@ -210,7 +230,7 @@ static __always_inline enum verdict outer_udp(void *data, void *end,
 	verdict = vxlan_header(vxlan, cfg);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return inner_frame(vxlan + 1, end, cfg, inner);
+	return inner_frame(vxlan + 1, end, vtep, cfg, inner);
 }
 
 /* The queue's socket is looked up before the claim: bpf_redirect_map() alone
@@ -241,14 +261,15 @@ static __always_inline enum verdict claim_for_queue(struct xdp_md *ctx,
 	return verdict;
 }
 
-/* A packet to our VTEP; @inner: what is for a pod in it. */
+/* A packet to @vtep; @inner: what is for a pod in it. */
 static __always_inline enum verdict tunnelled(struct xdp_md *ctx,
 					      const struct packet *outer,
+					      const struct vtep *vtep,
 					      const struct config *cfg,
 					      struct packet *inner)
 {
-	void *end = (void *)(long)ctx->data_end;
-	void *data = (void *)(long)ctx->data;
+	void *end = pointer(ctx->data_end);
+	void *data = pointer(ctx->data);
 	enum verdict verdict;
 
 	if (is_injected(outer, end, cfg))
@@ -259,10 +280,10 @@ static __always_inline enum verdict tunnelled(struct xdp_md *ctx,
 	verdict = outer_ip(outer, end - data - ETH_HLEN);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return outer_udp(data, end, outer, cfg, inner);
+	return outer_udp(data, end, outer, vtep, cfg, inner);
 }
 
-/* A packet that is not to our VTEP. Taken without a tunnel where the kernel's
+/* A packet that is not to a VTEP of ours. Taken without a tunnel where the kernel's
  * reverse path filter takes it: as with the tunnel, whoever is on the link can
  * claim any source, but none of our own.
  */
@@ -270,8 +291,8 @@ static __always_inline enum verdict bare(struct xdp_md *ctx,
 					 const struct packet *packet,
 					 const struct config *cfg)
 {
-	void *end = (void *)(long)ctx->data_end;
-	void *data = (void *)(long)ctx->data;
+	void *end = pointer(ctx->data_end);
+	void *data = pointer(ctx->data);
 	const struct local_pod *pod = local_by_dst(packet);
 	struct ethhdr *eth = data;
 
@@ -290,11 +311,12 @@ static __always_inline enum verdict bare(struct xdp_md *ctx,
 
 static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
 {
-	void *end = (void *)(long)ctx->data_end;
-	void *data = (void *)(long)ctx->data;
+	void *end = pointer(ctx->data_end);
+	void *data = pointer(ctx->data);
 	const struct config *cfg = config_get();
 	struct ethhdr *eth = data;
 	struct packet outer, inner;
+	const struct vtep *vtep;
 	enum verdict verdict;
 
 	if (!cfg || (void *)(eth + 1) > end)
@@ -302,8 +324,9 @@ static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
 	verdict = find_ip(eth + 1, end, eth->h_proto, &outer);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	if (to_vtep(&outer, eth->h_proto, cfg)) {
-		verdict = tunnelled(ctx, &outer, cfg, &inner);
+	vtep = vtep_of(&outer, cfg);
+	if (vtep) {
+		verdict = tunnelled(ctx, &outer, vtep, cfg, &inner);
 	} else {
 		verdict = bare(ctx, &outer, cfg);
 		inner = outer;

@@ -114,6 +114,8 @@ mod tests {
             name: "node-b".into(),
             underlay: "192.168.1.3".parse().unwrap(),
             vtep_mac: String::new(),
+            underlay6: None,
+            vtep_mac6: None,
             ways: vec![Way::Vxlan],
             path: Path::Fast,
             reason: None,

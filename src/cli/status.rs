@@ -8,7 +8,7 @@ use super::verbs::{ask, unexpected};
 use super::{CliError, output, peers};
 use crate::control::api::{
     DataplaneReport, DataplaneState, Kubernetes, KubernetesState, Masquerade, Nat, NatCheck, Path, Reply, Request,
-    SlowPod, Status, Uplink, Way,
+    Second, SlowPod, Status, Uplink, Way,
 };
 use crate::control::view::{Ailment, DataplaneStatus, ProbationStatus};
 
@@ -85,6 +85,9 @@ fn summary(status: &Status) -> Table {
     row("vxlan", format!("{}, vni {}, port {}", vxlan.device, vxlan.vni, vxlan.port));
     let (vtep, mac) = (or_dash(vxlan.vtep.map(|ip| ip.to_string())), or_dash(vxlan.vtep_mac.clone()));
     row("vtep", format!("{vtep}, mac {mac}, mtu {}", or_dash(vxlan.mtu.map(|mtu| mtu.to_string()))));
+    if let Some(Second { device, underlay, vtep_mac }) = &vxlan.second {
+        row("ipv6 vtep", format!("{underlay}, mac {vtep_mac}, device {device}"));
+    }
     if let Some(hub) = &status.hub {
         row("hub", format!("device {}", hub.ifindex));
     }
@@ -221,14 +224,19 @@ fn peer_paths(status: &Status) -> Table {
     for peer in &status.peers {
         table.row([
             peer.name.clone(),
-            peer.underlay.to_string(),
-            peer.vtep_mac.clone(),
+            list([peer.underlay].into_iter().chain(peer.underlay6)),
+            list([&peer.vtep_mac].into_iter().chain(&peer.vtep_mac6)),
             ways(&peer.ways),
             path(peer.path).to_owned(),
             peer.reason.clone().unwrap_or_default(),
         ]);
     }
     table
+}
+
+/// What a peer has of its first tunnel, and of the second if there is one.
+fn list(ends: impl Iterator<Item = impl ToString>) -> String {
+    ends.map(|end| end.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// The word for a way.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::MAX_WORKERS;
-use super::parse::NodeKeys;
+use super::parse::{EndKeys, NodeKeys};
 use super::range::AddressRange;
 use super::reader::{At, Document};
 
@@ -36,7 +36,7 @@ const fn v6(address: Ipv6Addr, length: u8) -> IpNet {
 }
 
 /// IFNAMSIZ without the terminating zero (`include/uapi/linux/if.h`).
-const DEVICE_NAME_MAX: usize = 15;
+pub(super) const DEVICE_NAME_MAX: usize = 15;
 
 /// A name that the kernel takes for a device (`dev_valid_name` in `net/core/dev.c`).
 pub(super) fn device_name(doc: &Document<'_>, device: &At<String>) {
@@ -83,11 +83,15 @@ pub(super) fn nodes(doc: &Document<'_>, own: &NodeKeys, peers: &[NodeKeys], clus
     }
     let all = || std::iter::once(own).chain(peers);
     unique_names(doc, all());
+    for mac in peers.iter().filter(|peer| peer.underlay6.is_none()).filter_map(|peer| peer.vtep_mac6.as_ref()) {
+        doc.refuse(&mac.place, "has no underlay6 beside it");
+    }
     let pods: Vec<IpNet> =
         cluster.iter().chain(all().flat_map(|node| &node.pod_cidrs)).map(|cidr| cidr.value).collect();
     underlay_family(doc, all());
     addresses(doc, all(), &pods);
-    macs(doc, all());
+    macs(doc, all().map(NodeKeys::first));
+    macs(doc, all().map(NodeKeys::second));
     for node in all() {
         ranges(doc, node, cluster);
     }
@@ -119,13 +123,21 @@ pub(super) fn is_dns_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label)
 }
 
-fn underlay_family<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>) {
+fn underlay_family<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys> + Clone) {
     let mut family = None;
-    for underlay in nodes.filter_map(|node| node.underlay.as_ref()) {
+    for underlay in nodes.clone().filter_map(|node| node.underlay.as_ref()) {
         let (is_ipv6, other) = *family.get_or_insert((underlay.value.is_ipv6(), &underlay.place.key));
         if is_ipv6 != underlay.value.is_ipv6() {
             let reason = format!("is not of the family of {other}; all underlay addresses are of one");
             doc.refuse(&underlay.place, reason);
+        }
+    }
+    for underlay6 in nodes.filter_map(|node| node.underlay6.as_ref()) {
+        if underlay6.value.is_ipv4() {
+            doc.refuse(&underlay6.place, "is not an IPv6 address");
+        } else if let Some((true, other)) = family {
+            let reason = format!("is a second IPv6 address of a tunnel's end: by {other} all families go over IPv6");
+            doc.refuse(&underlay6.place, reason);
         }
     }
 }
@@ -134,7 +146,7 @@ fn underlay_family<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeK
 fn addresses<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>, pods: &[IpNet]) {
     let mut taken = HashMap::new();
     for node in nodes {
-        for address in node.underlay.iter().chain(&node.addresses) {
+        for address in node.underlay.iter().chain(&node.underlay6).chain(&node.addresses) {
             let refuse = |reason: String| doc.refuse(&address.place, reason);
             if let Some(reason) = unreachable_address(address.value) {
                 refuse(reason.to_owned());
@@ -172,11 +184,12 @@ pub(super) fn unreachable_address(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-fn macs<'n>(doc: &Document<'_>, nodes: impl Iterator<Item = &'n NodeKeys>) {
+/// The MACs of the ends of one tunnel.
+fn macs<'n>(doc: &Document<'_>, ends: impl Iterator<Item = EndKeys<'n>>) {
     let mut taken = HashMap::new();
-    for node in nodes {
-        let place = node.vtep_mac.as_ref().map(|mac| &mac.place).or(node.underlay.as_ref().map(|ip| &ip.place));
-        let (Some(mac), Some(place)) = (node.mac(), place) else { continue };
+    for end in ends {
+        let place = end.mac.map(|mac| &mac.place).or(end.underlay.map(|ip| &ip.place));
+        let (Some(mac), Some(place)) = (end.mac(), place) else { continue };
         if !mac.is_unicast() {
             doc.refuse(place, "is not a unicast address");
         }

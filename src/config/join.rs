@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Config, Peer, check, to_bits};
-use crate::wire::{Mac, Vni};
+use super::{Config, Node, Peer, check, to_bits};
+use crate::wire::{Mac, TunnelEnd, Vni};
 
 /// A cluster as its registry tells of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,10 @@ pub struct OwnNode {
     pub underlay: Option<IpAddr>,
     /// `node.vtep_mac` of the file goes before it.
     pub vtep_mac: Mac,
+    /// Goes before `node.underlay6` of the file.
+    pub underlay6: Option<IpAddr>,
+    /// The MAC of the second VTEP, if there is to be one; `node.vtep_mac6` of the file goes before it.
+    pub vtep_mac6: Option<Mac>,
 }
 
 /// A configuration, and what of the registry is not in it.
@@ -64,18 +68,26 @@ impl Config {
         config.node.underlay = own.underlay.or(self.node.underlay);
         let mac = self.node.vtep_mac.unwrap_or(own.vtep_mac);
         config.node.vtep_mac = Some(mac);
+        (config.node.underlay6, config.node.vtep_mac6) = match own.vtep_mac6 {
+            Some(mac) => (own.underlay6.or(self.node.underlay6), self.node.vtep_mac6.or(Some(mac))),
+            None => (None, None),
+        };
 
         let mut claims = Claims::new(members, own_addresses);
-        claims.take_own(&self.node.name, own, mac)?;
+        claims.take_own(&config.node, own.underlay)?;
         let mut left_out = Vec::new();
         for peer in &members.peers {
-            match claims.check(peer) {
-                Ok(()) => {
-                    claims.take(&peer.name, Some(peer.underlay), peer.vtep_mac, &peer.pod_cidrs);
-                    config.peers.push(peer.clone());
-                }
-                Err(reason) => left_out.push(format!("node {} is left out: {reason}", peer.name)),
+            if let Err(reason) = claims.check(peer) {
+                left_out.push(format!("node {} is left out: {reason}", peer.name));
+                continue;
             }
+            let mut peer = peer.clone();
+            if let Err(reason) = peer.second.map_or(Ok(()), |end| claims.check_second(end)) {
+                left_out.push(format!("the second VTEP of node {} is left out: {reason}", peer.name));
+                peer.second = None;
+            }
+            claims.take(&peer);
+            config.peers.push(peer);
         }
         Ok(Joined { config, left_out })
     }
@@ -100,26 +112,38 @@ struct Claims<'m> {
     own_addresses: &'m BTreeSet<IpAddr>,
     underlays: HashMap<IpAddr, String>,
     macs: HashMap<Mac, String>,
+    /// Of the second tunnel.
+    second_macs: HashMap<Mac, String>,
     /// Apart from each other, by family and first address.
     ranges: BTreeMap<(bool, u128), (IpNet, String)>,
 }
 
 impl<'m> Claims<'m> {
     fn new(members: &'m Members, own_addresses: &'m BTreeSet<IpAddr>) -> Self {
-        let (underlays, macs, ranges) = Default::default();
-        Self { members, own_addresses, underlays, macs, ranges }
+        let (underlays, macs, second_macs, ranges) = Default::default();
+        Self { members, own_addresses, underlays, macs, second_macs, ranges }
     }
 
     /// Takes this node's part, or says what is wrong with it.
-    fn take_own(&mut self, name: &str, own: &OwnNode, mac: Mac) -> Result<(), String> {
+    fn take_own(&mut self, own: &Node, underlay: Option<IpAddr>) -> Result<(), String> {
+        let name = &own.name;
         self.check_ranges(&own.pod_cidrs).map_err(|reason| format!("node {name}, which is this one: {reason}"))?;
-        self.take(name, own.underlay, mac, &own.pod_cidrs);
+        self.underlays.extend(underlay.map(|underlay| (underlay, name.clone())));
+        self.macs.extend(own.vtep_mac.map(|mac| (mac, name.clone())));
+        self.second_macs.extend(own.vtep_mac6.map(|mac| (mac, name.clone())));
+        self.take_ranges(name, &own.pod_cidrs);
         Ok(())
     }
 
-    fn take(&mut self, name: &str, underlay: Option<IpAddr>, mac: Mac, ranges: &[IpNet]) {
-        self.underlays.extend(underlay.map(|underlay| (underlay, name.to_owned())));
-        self.macs.insert(mac, name.to_owned());
+    fn take(&mut self, peer: &Peer) {
+        let name = &peer.name;
+        self.underlays.extend(peer.ends().map(|end| (end.underlay, name.clone())));
+        self.macs.insert(peer.vtep_mac, name.clone());
+        self.second_macs.extend(peer.second.map(|end| (end.mac, name.clone())));
+        self.take_ranges(name, &peer.pod_cidrs);
+    }
+
+    fn take_ranges(&mut self, name: &str, ranges: &[IpNet]) {
         self.ranges.extend(ranges.iter().map(|range| (start(range), (*range, name.to_owned()))));
     }
 
@@ -128,21 +152,19 @@ impl<'m> Claims<'m> {
         if !check::is_dns_name(&peer.name) {
             return Err("its name is not one".to_owned());
         }
-        self.check_underlay(peer.underlay)?;
-        if !peer.vtep_mac.is_unicast() {
-            return Err(format!("its VTEP MAC {} is not a unicast address", peer.vtep_mac));
-        }
-        if let Some(other) = self.macs.get(&peer.vtep_mac) {
-            return Err(format!(
-                "its VTEP MAC {} is that of node {other} too, and one of them must change",
-                peer.vtep_mac
-            ));
-        }
+        self.check_underlay(peer.underlay, self.members.underlay_is_ipv6)?;
+        check_mac(&self.macs, peer.vtep_mac)?;
         self.check_ranges(&peer.pod_cidrs)
     }
 
-    fn check_underlay(&self, underlay: IpAddr) -> Result<(), String> {
-        if underlay.is_ipv6() != self.members.underlay_is_ipv6 {
+    /// Why a peer that can be one cannot have this second VTEP, if so.
+    fn check_second(&self, end: TunnelEnd) -> Result<(), String> {
+        self.check_underlay(end.underlay, true)?;
+        check_mac(&self.second_macs, end.mac)
+    }
+
+    fn check_underlay(&self, underlay: IpAddr, is_ipv6: bool) -> Result<(), String> {
+        if underlay.is_ipv6() != is_ipv6 {
             return Err(format!("its VTEP address {underlay} is not of the family that the cluster's are of"));
         }
         if let Some(reason) = check::unreachable_address(underlay) {
@@ -195,6 +217,16 @@ impl<'m> Claims<'m> {
     }
 }
 
+fn check_mac(taken: &HashMap<Mac, String>, mac: Mac) -> Result<(), String> {
+    if !mac.is_unicast() {
+        return Err(format!("its VTEP MAC {mac} is not a unicast address"));
+    }
+    match taken.get(&mac) {
+        Some(other) => Err(format!("its VTEP MAC {mac} is that of node {other} too, and one of them must change")),
+        None => Ok(()),
+    }
+}
+
 fn start(range: &IpNet) -> (bool, u128) {
     (range.addr().is_ipv6(), to_bits(range.network()))
 }
@@ -210,6 +242,7 @@ mod tests {
             name: name.to_owned(),
             underlay: IpAddr::from([192, 168, 1, last]),
             vtep_mac: Mac([2, 0, 0, 0, 0, last]),
+            second: None,
             pod_cidrs: vec![range.parse().unwrap()],
             addresses: Vec::new(),
         }
@@ -233,6 +266,8 @@ mod tests {
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             underlay: None,
             vtep_mac: Mac([2, 0, 0, 0, 0, 99]),
+            underlay6: None,
+            vtep_mac6: None,
         }
     }
 
@@ -299,6 +334,39 @@ mod tests {
             let [said] = &joined.left_out[..] else { panic!("{reason}: {:?}", joined.left_out) };
             assert!(said.starts_with(&format!("node {} is left out: ", bad.name)) && said.contains(reason), "{said}");
         }
+    }
+
+    #[test]
+    fn a_second_vtep_that_cannot_be_is_left_out_and_its_node_stays() {
+        let end = |underlay: &str, last| {
+            Some(TunnelEnd { underlay: underlay.parse().unwrap(), mac: Mac([2, 0, 0, 0, 6, last]) })
+        };
+        let peers: Vec<_> = [
+            ("b", 3, end("fd00::3", 3), None),
+            ("c", 4, end("fd00::3", 4), Some("its VTEP address fd00::3 is that of node b too")),
+            ("d", 5, end("fd00::5", 3), Some("its VTEP MAC 02:00:00:00:06:03 is that of node b too")),
+            ("e", 6, end("192.168.1.66", 6), Some("is not of the family")),
+            ("f", 7, end("fd00::7", 99), Some("is that of node a too")),
+        ]
+        .into();
+        let listed = peers.iter().map(|(name, last, second, _)| Peer {
+            second: *second,
+            ..peer(name, *last, &format!("10.244.{last}.0/24"))
+        });
+        let own =
+            OwnNode { vtep_mac6: Some(Mac([2, 0, 0, 0, 6, 99])), underlay6: Some("fd00::2".parse().unwrap()), ..own() };
+        let Joined { config, left_out } = join(FILE, &own, &members(listed.collect())).unwrap();
+        let kept: Vec<_> = config.peers.iter().map(|peer| (peer.name.as_str(), peer.second.is_some())).collect();
+        assert_eq!(kept, [("b", true), ("c", false), ("d", false), ("e", false), ("f", false)]);
+        for ((name, .., reason), said) in peers.iter().filter(|row| row.3.is_some()).zip(&left_out) {
+            let begin = format!("the second VTEP of node {name} is left out: ");
+            assert!(said.starts_with(&begin) && said.contains(reason.unwrap()), "{said}");
+        }
+        assert_eq!((config.node.underlay6, config.node.vtep_mac6), (own.underlay6, own.vtep_mac6));
+        // In a cluster of one family the file's is of no use.
+        let file = FILE.replace("uplink", "underlay6='fd00::9'\nuplink");
+        let config = join(&file, &self::own(), &members(Vec::new())).unwrap().config;
+        assert!(!config.wants_second());
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub use error::{ConfigError, Problem};
 pub use join::{Joined, Members, OwnNode};
 pub use range::{AddressRange, from_bits, to_bits};
 
-use crate::wire::{Mac, Vni};
+use crate::wire::{Mac, TunnelEnd, Vni};
 
 /// The most workers a node may run: heartbeats and fanout are laid out for this many.
 pub const MAX_WORKERS: usize = 64;
@@ -75,6 +75,10 @@ pub struct Node {
     pub underlay: Option<IpAddr>,
     /// The MAC of our VXLAN device; [`derive_vtep_mac`] of the VTEP address when `None`.
     pub vtep_mac: Option<Mac>,
+    /// The address of our second VTEP; where one is wanted ([`Config::wants_second`]), the uplink's own when `None`.
+    pub underlay6: Option<IpAddr>,
+    /// The MAC of our second VXLAN device; [`derive_vtep_mac`] of the second VTEP's address when `None`.
+    pub vtep_mac6: Option<Mac>,
     /// At most one of each family. Empty only until the Kubernetes API has told them.
     pub pod_cidrs: Vec<IpNet>,
 }
@@ -185,9 +189,11 @@ pub struct Peer {
     pub underlay: IpAddr,
     /// As given, or [`derive_vtep_mac`] of `underlay`.
     pub vtep_mac: Mac,
+    /// Its IPv6 VTEP beside an IPv4 one, which Flannel's dual-stack nodes have.
+    pub second: Option<TunnelEnd>,
     /// At most one of each family.
     pub pod_cidrs: Vec<IpNet>,
-    /// Its own addresses besides `underlay` that pods reach through the overlay.
+    /// Its own addresses besides those of its VTEPs that pods reach through the overlay.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -254,6 +260,14 @@ impl Config {
         self.cluster.underlay_is_ipv6.or(underlay.map(|address| address.is_ipv6()))
     }
 
+    /// Whether the node is to have an IPv6 VTEP beside its IPv4 one.
+    pub fn wants_second(&self) -> bool {
+        let Node { underlay6, vtep_mac6, .. } = &self.node;
+        let is_asked_for =
+            underlay6.is_some() || vtep_mac6.is_some() || self.peers.iter().any(|peer| peer.second.is_some());
+        is_asked_for && self.underlay_is_ipv6() != Some(true)
+    }
+
     /// Whether the ranges and peers are still to come from the Kubernetes API.
     pub fn awaits_members(&self) -> bool {
         self.kubernetes.is_some() && self.node.pod_cidrs.is_empty()
@@ -266,10 +280,32 @@ impl Config {
     }
 }
 
+impl Vxlan {
+    /// What the VXLAN device of the second VTEP is called.
+    pub fn second_device(&self) -> String {
+        second_device(&self.device, self.vni)
+    }
+}
+
+/// What the VXLAN device of the second VTEP is called beside `first`: as Flannel's, `NAME-v6.VNI` beside `NAME.VNI`, if
+/// that is not too long for the kernel.
+pub fn second_device(first: &str, vni: Vni) -> String {
+    let name = match first.rsplit_once('.') {
+        Some((name, number)) => format!("{name}-v6.{number}"),
+        None => format!("{first}-v6"),
+    };
+    if name.len() <= check::DEVICE_NAME_MAX { name } else { format!("pw6.{}", vni.get()) }
+}
+
 impl Peer {
+    /// The ends of its tunnels, the first one first.
+    pub fn ends(&self) -> impl Iterator<Item = TunnelEnd> {
+        std::iter::once(TunnelEnd { underlay: self.underlay, mac: self.vtep_mac }).chain(self.second)
+    }
+
     /// The addresses of the node itself: `underlay` first.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        std::iter::once(self.underlay).chain(self.addresses.iter().copied())
+        self.ends().map(|end| end.underlay).chain(self.addresses.iter().copied())
     }
 
     /// The pod range through which packets of pods for `address`, one of the node's own, travel.

@@ -14,7 +14,7 @@ use super::{
     Bulk, Cluster, Config, ConfigError, Dataplane, Ipam, Kubernetes, Metrics, Mode, Node, Peer, Probe, Vxlan, Xdp,
     ZeroCopy, derive_vtep_mac,
 };
-use crate::wire::{Mac, Vni};
+use crate::wire::{Mac, TunnelEnd, Vni};
 
 /// Why a key cannot stand beside `[kubernetes]`.
 const FROM_NODES: &str = "comes from the Kubernetes API's nodes with [kubernetes]; remove one of them";
@@ -25,9 +25,18 @@ pub(super) struct NodeKeys {
     pub name: Option<At<String>>,
     pub underlay: Option<At<IpAddr>>,
     pub vtep_mac: Option<At<Mac>>,
+    pub underlay6: Option<At<IpAddr>>,
+    pub vtep_mac6: Option<At<Mac>>,
     pub pod_cidrs: Vec<At<IpNet>>,
     /// Of a peer only.
     pub addresses: Vec<At<IpAddr>>,
+}
+
+/// The end of one of a node's tunnels as the file gives it.
+#[derive(Clone, Copy)]
+pub(super) struct EndKeys<'n> {
+    pub underlay: Option<&'n At<IpAddr>>,
+    pub mac: Option<&'n At<Mac>>,
 }
 
 /// Validates `text` for a machine whose CPUs `online` are.
@@ -80,6 +89,8 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
             uplink: uplink?.value,
             underlay: own.underlay.map(|underlay| underlay.value),
             vtep_mac: own.vtep_mac.map(|mac| mac.value),
+            underlay6: own.underlay6.map(|underlay| underlay.value),
+            vtep_mac6: own.vtep_mac6.map(|mac| mac.value),
             pod_cidrs: values(own.pod_cidrs),
         },
         cluster: Cluster { pod_cidrs: values(cluster_cidrs), masquerade, underlay_is_ipv6: None },
@@ -99,6 +110,8 @@ fn node_keys(section: &mut Section<'_, '_>, is_peer: bool) -> NodeKeys {
         name: section.required("name"),
         underlay: if is_peer { section.required("underlay") } else { section.optional("underlay") },
         vtep_mac: section.optional("vtep_mac"),
+        underlay6: section.optional("underlay6"),
+        vtep_mac6: section.optional("vtep_mac6"),
         pod_cidrs: section.required_list("pod_cidrs").map_or_else(Vec::new, |list| list.value),
         addresses: if is_peer {
             section.list("addresses").map_or_else(Vec::new, |list| list.value)
@@ -116,6 +129,8 @@ fn kubernetes_node(section: &mut Section<'_, '_>) -> NodeKeys {
         name,
         underlay: section.optional("underlay"),
         vtep_mac: section.optional("vtep_mac"),
+        underlay6: section.optional("underlay6"),
+        vtep_mac6: section.optional("vtep_mac6"),
         pod_cidrs: Vec::new(),
         addresses: Vec::new(),
     }
@@ -144,19 +159,33 @@ fn peer(mut section: Section<'_, '_>) -> NodeKeys {
     keys
 }
 
+impl EndKeys<'_> {
+    /// The MAC, when the file settles it.
+    pub fn mac(self) -> Option<Mac> {
+        self.mac.map(|mac| mac.value).or_else(|| self.underlay.map(|underlay| derive_vtep_mac(underlay.value)))
+    }
+
+    fn end(self) -> Option<TunnelEnd> {
+        Some(TunnelEnd { underlay: self.underlay?.value, mac: self.mac()? })
+    }
+}
+
 impl NodeKeys {
-    /// The MAC of its VTEP, when the file settles it.
-    pub fn mac(&self) -> Option<Mac> {
-        let derived = || self.underlay.as_ref().map(|underlay| derive_vtep_mac(underlay.value));
-        self.vtep_mac.as_ref().map(|mac| mac.value).or_else(derived)
+    pub fn first(&self) -> EndKeys<'_> {
+        EndKeys { underlay: self.underlay.as_ref(), mac: self.vtep_mac.as_ref() }
+    }
+
+    pub fn second(&self) -> EndKeys<'_> {
+        EndKeys { underlay: self.underlay6.as_ref(), mac: self.vtep_mac6.as_ref() }
     }
 
     fn into_peer(self) -> Option<Peer> {
-        let vtep_mac = self.mac()?;
+        let (TunnelEnd { underlay, mac: vtep_mac }, second) = (self.first().end()?, self.second().end());
         Some(Peer {
             name: self.name?.value,
-            underlay: self.underlay?.value,
+            underlay,
             vtep_mac,
+            second,
             pod_cidrs: values(self.pod_cidrs),
             addresses: values(self.addresses),
         })

@@ -72,6 +72,54 @@ fn reads_every_key_and_derives_the_missing_mac() {
 }
 
 #[test]
+fn a_second_vtep_is_of_ipv6_and_asked_for_by_either_side() {
+    let first = "underlay = \"192.168.1.3\"\n";
+    let config = parse(GOOD).unwrap();
+    assert!(!config.wants_second() && config.peers[0].second.is_none());
+    let config = parse(&GOOD.replacen(first, &format!("{first}underlay6 = \"fd00:1::3\"\n"), 1)).unwrap();
+    let underlay = "fd00:1::3".parse().unwrap();
+    assert!(config.wants_second());
+    assert_eq!(config.peers[0].second, Some(TunnelEnd { underlay, mac: derive_vtep_mac(underlay) }));
+    let addresses: Vec<_> = config.peers[0].node_addresses().map(|address| address.to_string()).collect();
+    assert_eq!(addresses, ["192.168.1.3", "fd00:1::3"]);
+    let own = GOOD.replacen("uplink", "underlay6 = \"fd00:1::2\"\nvtep_mac6 = \"02:00:00:00:00:66\"\nuplink", 1);
+    let config = parse(&own).unwrap();
+    assert!(config.wants_second());
+    let Node { underlay6, vtep_mac6, .. } = config.node;
+    assert_eq!((underlay6, vtep_mac6), ("fd00:1::2".parse().ok(), Some(Mac([2, 0, 0, 0, 0, 0x66]))));
+    for (keys, said) in [
+        ("underlay6 = \"192.168.1.33\"\n", "peers[0].underlay6 = \"192.168.1.33\": is not an IPv6 address"),
+        ("underlay6 = \"fe80::1\"\n", "is not an address that other nodes can reach"),
+        ("underlay6 = \"fd00:244:2::9\"\n", "lies inside the pod range fd00:244"),
+        (
+            "vtep_mac6 = \"02:00:00:00:00:66\"\n",
+            "peers[0].vtep_mac6 = \"02:00:00:00:00:66\": has no underlay6 beside it",
+        ),
+        ("underlay6 = \"fd00:1::3\"\nvtep_mac6 = \"03:00:00:00:00:66\"\n", "is not a unicast address"),
+    ] {
+        let said_all = faults(first, &format!("{first}{keys}"));
+        assert!(said_all.len() == 1 && said_all[0].contains(said), "{keys}: {said_all:?}");
+    }
+    let v6 = GOOD.replace("192.168.1.", "fd00:1::").replacen("uplink", "underlay6 = \"fd00:1::2\"\nuplink", 1);
+    let error = parse(&v6).unwrap_err().to_string();
+    assert!(error.contains("by peers[0].underlay all families go over IPv6"), "{error}");
+}
+
+#[test]
+fn the_second_device_is_called_as_flannels_unless_that_is_too_long() {
+    let vni = |number| Vni::new(number).unwrap();
+    for (first, number, second) in [
+        ("podwire.1", 1, "podwire-v6.1"),
+        ("flannel.1", 1, "flannel-v6.1"),
+        ("vx0", 1, "vx0-v6"),
+        ("podwire.4096", 4096, "podwire-v6.4096"),
+        ("podwire.70000", 70000, "pw6.70000"),
+    ] {
+        assert_eq!(second_device(first, vni(number)), second);
+    }
+}
+
+#[test]
 fn sections_with_defaults_may_be_left_out() {
     let config = parse(
         "[node]\nname='a'\nuplink='e'\npod_cidrs=['10.1.0.0/24']\n[cluster]\npod_cidrs=['10.1.0.0/16']\n\

@@ -345,8 +345,20 @@ pub struct Vxlan {
     /// The outer source address; none while the uplink has no usable one.
     pub vtep: Option<IpAddr>,
     pub vtep_mac: Option<String>,
+    /// The IPv6 tunnel beside the IPv4 one.
+    #[serde(default)]
+    pub second: Option<Second>,
     /// The largest inner IP packet, in bytes.
     pub mtu: Option<u16>,
+}
+
+/// The second tunnel as this node speaks it: what is IPv6 goes by it to peers that have one too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Second {
+    pub device: String,
+    /// The outer source address.
+    pub underlay: IpAddr,
+    pub vtep_mac: String,
 }
 
 /// How packets for a peer leave this node.
@@ -374,6 +386,11 @@ pub struct Peer {
     pub name: String,
     pub underlay: IpAddr,
     pub vtep_mac: String,
+    /// Of its IPv6 VTEP beside an IPv4 one.
+    #[serde(default)]
+    pub underlay6: Option<IpAddr>,
+    #[serde(default)]
+    pub vtep_mac6: Option<String>,
     /// How its pods are reached: both ways where it depends on the family.
     #[serde(default)]
     pub ways: Vec<Way>,

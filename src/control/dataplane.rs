@@ -262,6 +262,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, 
     SteerConfig {
         vtep: settings.vtep,
         vtep_mac: settings.vtep_mac,
+        second: settings.second,
         uplink_mac: settings.uplink_mac,
         port: settings.port,
         vni: settings.vni,

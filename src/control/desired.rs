@@ -12,6 +12,7 @@ use crate::config::{Config, Mode, Peer};
 use crate::fib::LocalPod;
 use crate::ids::IfIndex;
 use crate::steer::{NatCheck, PodPath};
+use crate::wire::TunnelEnd;
 
 impl Node {
     /// What the data plane should be, as things were last observed.
@@ -40,7 +41,7 @@ impl Node {
             return Some(format!("the uplink {} is down; set it up", vtep.uplink.name));
         }
         // Some of a flow's packets would take the workers' path and some the kernel's, and overtake each other.
-        let largest = largest_inner(vtep.underlay);
+        let largest = vtep.ends().map(|end| largest_inner(end.underlay)).min().unwrap_or(0);
         if vtep.mtu > largest {
             let Uplink { name, mtu, .. } = &vtep.uplink;
             let lower = u32::from(largest) + mtu - u32::from(vtep.mtu);
@@ -58,7 +59,7 @@ impl Node {
         let view = View {
             pods,
             remotes: Vec::new(),
-            vteps: self.config.peers.iter().map(|peer| peer.underlay).collect(),
+            vteps: self.config.peers.iter().flat_map(Peer::ends).map(|end| end.underlay).collect(),
             known_vteps_only: self.config.dataplane.known_vteps_only,
             takes_bare: self.observed.takes_bare,
             nat: self.nat.check(),
@@ -69,17 +70,22 @@ impl Node {
 
     /// What the workers reach of a peer, by the ways to it.
     fn remotes(&self, peer: &Peer, vtep: &Vtep) -> Vec<RemoteView> {
-        let Some(Ok(hop)) = self.observed.hops.get(&peer.name) else { return Vec::new() };
-        let carried = peer.prefixes().filter(|prefix| self.exception(peer, prefix).is_none());
-        let is_on_link = hop.via == peer.underlay;
+        peer.ends().flat_map(|end| self.remotes_at(peer, end, vtep)).collect()
+    }
+
+    /// What they reach of it by one end of its tunnels.
+    fn remotes_at(&self, peer: &Peer, end: TunnelEnd, vtep: &Vtep) -> Vec<RemoteView> {
+        let Some(Ok(hop)) = self.observed.hops.get(&end.underlay) else { return Vec::new() };
+        let is_its = |prefix: &IpNet| vtep.end_for(peer, prefix) == end && self.exception(peer, prefix).is_none();
+        let is_on_link = hop.via == end.underlay;
         let (direct, tunnelled): (Vec<_>, Vec<_>) =
-            carried.partition(|prefix| is_on_link && vtep.is_direct(peer, prefix));
-        let ways = [(direct, None), (tunnelled, Some(peer.vtep_mac))].into_iter();
+            peer.prefixes().filter(is_its).partition(|prefix| is_on_link && vtep.is_direct(peer, prefix));
+        let ways = [(direct, None), (tunnelled, Some(end.mac))].into_iter();
         ways.filter(|(prefixes, _)| !prefixes.is_empty())
             .map(|(prefixes, vtep_mac)| RemoteView {
                 name: peer.name.clone(),
                 prefixes,
-                underlay: peer.underlay,
+                underlay: end.underlay,
                 vtep_mac,
                 dst_mac: hop.dst_mac,
                 mtu: vtep.mtu,
@@ -118,6 +124,7 @@ fn settings(config: &Config, vtep: &Vtep, hub: IfIndex) -> Settings {
         hub,
         vtep: vtep.underlay,
         vtep_mac: vtep.mac,
+        second: vtep.second,
         vni: vxlan.vni,
         port: vxlan.port,
         udp_checksum: vxlan.udp_checksum,

@@ -10,7 +10,8 @@
 //! Laid out as Flannel does: per peer and family a route to the peer's range through its first
 //! address, a permanent neighbour for that address with the peer's VTEP MAC, and one forwarding
 //! entry from that MAC to the peer's VTEP; or, to a peer on the uplink's link if the tunnel is not wanted there, a route
-//! by its underlay address. [`Kernel::reconcile`] lists, compares and changes only
+//! by its underlay address. A dual-stack node of Flannel's has two VTEPs, an IPv4 one and an IPv6 one, with a device each:
+//! what is IPv6 goes by the second tunnel to peers that have one too. [`Kernel::reconcile`] lists, compares and changes only
 //! what differs; it can be called at any time and as often as one likes.
 
 use std::collections::{BTreeSet, HashSet};
@@ -20,14 +21,14 @@ use ipnet::IpNet;
 
 use super::netlink::{Link, MAIN_TABLE, Netlink, NetlinkError, Request, Route, name_of, unless_missing};
 use super::originals::Originals;
-use super::plan::{self, Action, Change, NODES_TABLE, Object, ObjectChange, PROTOCOL};
+use super::plan::{self, Action, Change, NODES_TABLE, Object, ObjectChange, PROTOCOL, Tunnels};
 use super::shaping::Shaped;
 use super::sysctl::{self, SysctlError};
 use super::underlay::{self, Hop, NoHop};
 use super::wiring::{Pod, is_of_stranger};
 use crate::config::{Config, Peer, derive_vtep_mac};
 use crate::ids::{IfIndex, PodId};
-use crate::wire::Mac;
+use crate::wire::{Mac, TunnelEnd};
 use crate::xsk::Queues;
 
 /// The largest MTU of an Ethernet device (`include/uapi/linux/if_ether.h`).
@@ -61,11 +62,15 @@ pub struct Vtep {
     /// The outer source address.
     pub underlay: IpAddr,
     pub mac: Mac,
-    /// The MTU of the VXLAN device and of pods, in bytes of an inner IP packet.
+    /// Our end of the IPv6 tunnel beside the IPv4 one.
+    pub second: Option<TunnelEnd>,
+    /// Why there is none although one is wanted.
+    pub no_second: Option<String>,
+    /// The MTU of the VXLAN devices and of pods, in bytes of an inner IP packet.
     pub mtu: u16,
-    /// The addresses of the VXLAN device: the first of each of the node's pod ranges.
+    /// The addresses of the VXLAN devices: the first of each of the node's pod ranges.
     pub addresses: Vec<IpAddr>,
-    /// The peers, by underlay address, that are reached without the tunnel.
+    /// The ends of peers' tunnels, by underlay address, that are reached without the tunnel.
     pub direct: BTreeSet<IpAddr>,
 }
 
@@ -94,10 +99,36 @@ impl Vtep {
         self.addresses.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6())
     }
 
+    /// The ends of our tunnels, the first one first.
+    pub fn ends(&self) -> impl Iterator<Item = TunnelEnd> {
+        std::iter::once(TunnelEnd { underlay: self.underlay, mac: self.mac }).chain(self.second)
+    }
+
+    /// The peer's end of the tunnel by which packets for its `prefix` go: the second one takes what is IPv6 if both nodes
+    /// have one, the first one all else.
+    pub fn end_for(&self, peer: &Peer, prefix: &IpNet) -> TunnelEnd {
+        let first = TunnelEnd { underlay: peer.underlay, mac: peer.vtep_mac };
+        let second = self.second.and(peer.second).filter(|_| prefix.addr().is_ipv6());
+        second.unwrap_or(first)
+    }
+
+    /// The underlay addresses of the peers' ends of tunnels that we have an end of too.
+    pub fn ends_used(&self, peers: &[Peer]) -> Vec<IpAddr> {
+        let tunnels = 1 + usize::from(self.second.is_some());
+        peers.iter().flat_map(|peer| peer.ends().take(tunnels)).map(|end| end.underlay).collect()
+    }
+
     /// Whether packets for a peer's `prefix` do without the tunnel: its underlay address is then their gateway, which
     /// must be of their family.
     pub fn is_direct(&self, peer: &Peer, prefix: &IpNet) -> bool {
-        prefix.addr().is_ipv6() == peer.underlay.is_ipv6() && self.direct.contains(&peer.underlay)
+        let TunnelEnd { underlay, .. } = self.end_for(peer, prefix);
+        prefix.addr().is_ipv6() == underlay.is_ipv6() && self.direct.contains(&underlay)
+    }
+
+    /// The addresses of the first VXLAN device, or of the second.
+    pub fn addresses_on(&self, is_second: bool) -> impl Iterator<Item = IpAddr> {
+        let has_two = self.second.is_some();
+        self.addresses.iter().copied().filter(move |address| (has_two && address.is_ipv6()) == is_second)
     }
 }
 
@@ -129,10 +160,14 @@ pub enum KernelError {
     Queues(String, #[source] std::io::Error),
     #[error("{0} has no usable address of the peers' family; give it one or set node.underlay")]
     NoAddress(String),
-    #[error("node.underlay {0} is not an address of this node; give it to a device or set another one")]
+    #[error("{0} has no usable IPv6 address for a second VTEP, which peers have; give it one or set node.underlay6")]
+    NoSecondAddress(String),
+    #[error(
+        "the underlay {0} is not an address of this node; give it to a device or set another one (node.underlay, node.underlay6)"
+    )]
     ForeignUnderlay(IpAddr),
     #[error(
-        "our own address {underlay} lies inside the pod range {range}; tunnels cannot end there: set node.underlay, or other pod ranges"
+        "our own address {underlay} lies inside the pod range {range}; tunnels cannot end there: set node.underlay or node.underlay6, or other pod ranges"
     )]
     UnderlayOfPods { underlay: IpAddr, range: IpNet },
     #[error("our own VTEP {what} is that of peer {peer} too; set it right in one of the files")]
@@ -181,8 +216,9 @@ struct Seen {
 /// What was seen to be ours. It stays ours when someone takes its mark off, or puts something else in its place.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// The VXLAN device.
+    /// The VXLAN devices.
     pub tunnel: Option<IfIndex>,
+    pub second_tunnel: Option<IfIndex>,
     /// Both ends of the hub.
     pub hub: BTreeSet<IfIndex>,
     /// By table and destination.
@@ -218,28 +254,43 @@ impl Kernel {
         let underlay = underlay.ok_or_else(|| KernelError::NoAddress(uplink.name.clone()))?;
         self.check_underlay(config, underlay)?;
         let mac = config.node.vtep_mac.unwrap_or_else(|| derive_vtep_mac(underlay));
-        for peer in &config.peers {
-            let same = |what: String| KernelError::SameAsPeer { what, peer: peer.name.clone() };
-            if peer.underlay == underlay {
-                return Err(same(format!("address {underlay}")));
-            }
-            if peer.vtep_mac == mac {
-                return Err(same(format!("MAC {mac}")));
-            }
-        }
-        let overhead = if underlay.is_ipv6() { OVERHEAD_V6 } else { OVERHEAD_V4 };
+        let peers = config.peers.iter().map(|peer| (peer, TunnelEnd { underlay: peer.underlay, mac: peer.vtep_mac }));
+        check_peers(TunnelEnd { underlay, mac }, peers)?;
+        let (second, no_second) = match self.second(config, &uplink) {
+            Ok(second) => (second, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let overhead = if underlay.is_ipv6() || second.is_some() { OVERHEAD_V6 } else { OVERHEAD_V4 };
         let most = config.vxlan.underlay_mtu.unwrap_or(ETH_MAX_MTU).min(ETH_MAX_MTU);
         let mtu = uplink.mtu.min(most).saturating_sub(overhead);
         let mtu = u16::try_from(mtu).ok().filter(|mtu| u32::from(*mtu) >= MTU_MIN);
         let mtu = mtu.ok_or_else(|| KernelError::SmallMtu { uplink: uplink.name.clone(), mtu: uplink.mtu })?;
         let addresses = config.node.pod_cidrs.iter().map(IpNet::network).collect();
         let direct = self.direct(config, &uplink)?;
-        Ok(Vtep { uplink, underlay, mac, mtu, addresses, direct })
+        Ok(Vtep { uplink, underlay, mac, second, no_second, mtu, addresses, direct })
     }
 
-    /// The peers that are to be reached without the tunnel, by underlay address.
+    /// Our end of the second tunnel, if one is wanted. In a cluster of Kubernetes' it is wanted wherever it can be.
+    fn second(&mut self, config: &Config, uplink: &Uplink) -> Result<Option<TunnelEnd>, KernelError> {
+        if !config.wants_second() {
+            return Ok(None);
+        }
+        let own = || uplink.addresses.iter().copied().find(IpAddr::is_ipv6);
+        let Some(underlay) = config.node.underlay6.or_else(own) else {
+            let missing = || KernelError::NoSecondAddress(uplink.name.clone());
+            return if config.kubernetes.is_some() { Ok(None) } else { Err(missing()) };
+        };
+        self.check_underlay(config, underlay)?;
+        let mac = config.node.vtep_mac6.unwrap_or_else(|| derive_vtep_mac(underlay));
+        let end = TunnelEnd { underlay, mac };
+        check_peers(end, config.peers.iter().filter_map(|peer| Some((peer, peer.second?))))?;
+        Ok(Some(end))
+    }
+
+    /// The peers' ends of tunnels that are to be reached without one, by underlay address.
     fn direct(&mut self, config: &Config, uplink: &Uplink) -> Result<BTreeSet<IpAddr>, KernelError> {
-        let underlays = config.peers.iter().filter(|_| config.vxlan.direct_routing).map(|peer| peer.underlay);
+        let peers = config.peers.iter().filter(|_| config.vxlan.direct_routing);
+        let underlays = peers.flat_map(Peer::ends).map(|end| end.underlay);
         underlay::on_link(&mut self.netlink, uplink, underlays).map_err(request("look up the ways to the peers"))
     }
 
@@ -247,38 +298,44 @@ impl Kernel {
     /// host side of `pods` to what is desired. What fails is reported and does not stop the rest; an error says that
     /// our end of the tunnel is not known, and nothing was done.
     pub fn reconcile(&mut self, config: &Config, pods: &[Pod]) -> Result<Reconciled, KernelError> {
-        let vtep = self.vtep(config)?;
+        let mut vtep = self.vtep(config)?;
         let mut done = Done::default();
-        if let Err(error) = self.ensure_path(config, &vtep, pods, &mut done) {
+        if let Err(error) = self.ensure_path(config, &mut vtep, pods, &mut done) {
             done.failures.push(error.to_string());
         }
         Ok(Reconciled { vtep, done })
     }
 
-    fn ensure_path(&mut self, config: &Config, vtep: &Vtep, pods: &[Pod], done: &mut Done) -> Result<(), KernelError> {
+    fn ensure_path(
+        &mut self,
+        config: &Config,
+        vtep: &mut Vtep,
+        pods: &[Pod],
+        done: &mut Done,
+    ) -> Result<(), KernelError> {
         if let Err(error) = self.ensure_forwarding(config, done) {
             done.failures.push(error.to_string());
         }
         let links = self.links()?;
-        let tunnel = self.ensure_tunnel(config, vtep, &links, done);
+        let tunnels = self.ensure_tunnels(config, vtep, &links, done);
         let present = self.ensure_pods(pods, &links, Some(u32::from(vtep.mtu)), done);
-        let device = match tunnel {
-            Ok(device) => device,
+        let tunnels = match tunnels {
+            Ok(tunnels) => tunnels,
             // Pods of the node need no tunnel to talk.
             Err(error) => {
                 self.ensure_pod_objects(config, &present, &links, done)?;
                 return Err(error);
             }
         };
-        let mut observed = self.observe(device, &present).map_err(request("list routes and neighbours"))?;
+        let mut observed = self.observe(tunnels, &present).map_err(request("list routes and neighbours"))?;
         // What a forgotten pod has keeps it going until its device is removed.
         let strangers: HashSet<IfIndex> =
             links.iter().filter(|link| is_of_stranger(link, pods)).map(|link| link.index).collect();
         observed.retain(|object| object.device().is_none_or(|device| !strangers.contains(&device)));
         self.apply_plan(
-            &plan::plan(plan::desired(config, vtep, device, &present), observed, |index| {
+            &plan::plan(plan::desired(config, vtep, tunnels, &present), observed, |index| {
                 // It may have been made after the devices were listed.
-                if index == device { config.vxlan.device.clone() } else { name_of(&links, index) }
+                tunnels.name(config, index).unwrap_or_else(|| name_of(&links, index))
             }),
             done,
         );
@@ -373,12 +430,15 @@ impl Kernel {
     }
 
     /// What is ours now.
-    fn observe(&mut self, device: IfIndex, pods: &[Pod]) -> Result<Vec<Object>, NetlinkError> {
-        let ours: HashSet<IfIndex> = pods.iter().map(|pod| pod.host_ifindex).chain([device]).collect();
-        let mut objects: Vec<Object> = self.netlink.addresses(Some(device))?.into_iter().map(Object::Address).collect();
+    fn observe(&mut self, tunnels: Tunnels, pods: &[Pod]) -> Result<Vec<Object>, NetlinkError> {
+        let ours: HashSet<IfIndex> = pods.iter().map(|pod| pod.host_ifindex).chain(tunnels.devices()).collect();
+        let mut objects = Vec::new();
+        for device in tunnels.devices() {
+            objects.extend(self.netlink.addresses(Some(device))?.into_iter().map(Object::Address));
+            objects.extend(self.netlink.fdb(device)?.into_iter().map(Object::Fdb));
+        }
         let neighbours = self.netlink.permanent_neighbours()?.into_iter();
         objects.extend(neighbours.filter(|neighbour| ours.contains(&neighbour.index)).map(Object::Neighbour));
-        objects.extend(self.netlink.fdb(device)?.into_iter().map(Object::Fdb));
         for table in [MAIN_TABLE, NODES_TABLE] {
             let routes = self.netlink.routes(table, PROTOCOL)?;
             self.known.routes.extend(routes.iter().map(|route| (table, route.destination)));
@@ -387,6 +447,20 @@ impl Kernel {
         objects.extend(self.netlink.rules(PROTOCOL)?.into_iter().map(Object::Rule));
         Ok(objects)
     }
+}
+
+/// Fails if the end of one of our tunnels is also that of a peer's.
+fn check_peers<'p>(own: TunnelEnd, peers: impl Iterator<Item = (&'p Peer, TunnelEnd)>) -> Result<(), KernelError> {
+    for (peer, end) in peers {
+        let same = |what: String| KernelError::SameAsPeer { what, peer: peer.name.clone() };
+        if end.underlay == own.underlay {
+            return Err(same(format!("address {}", own.underlay)));
+        }
+        if end.mac == own.mac {
+            return Err(same(format!("MAC {}", own.mac)));
+        }
+    }
+    Ok(())
 }
 
 /// Whether changes of an object are made one at a time; there are few of its kind.

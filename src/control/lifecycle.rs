@@ -445,6 +445,7 @@ mod tests {
             hub: IfIndex(3),
             vtep: IpAddr::V4(Ipv4Addr::LOCALHOST),
             vtep_mac: Mac::default(),
+            second: None,
             vni: Vni::new(1).unwrap(),
             port,
             udp_checksum: false,

@@ -64,7 +64,7 @@ impl Node {
         };
         let device = match (path, route.way) {
             (Path::Fast, _) | (_, Way::Direct) => self.config.node.uplink.clone(),
-            (Path::Kernel, Way::Vxlan) => self.config.vxlan.device.clone(),
+            (Path::Kernel, Way::Vxlan) => self.device_to(route.underlay),
         };
         Lookup {
             address,
@@ -77,6 +77,13 @@ impl Node {
             path: Some(path),
             why,
         }
+    }
+
+    /// The VXLAN device whose tunnel has an end at a peer's `underlay`.
+    fn device_to(&self, underlay: IpAddr) -> String {
+        let vtep = self.observed.vtep.as_ref();
+        let is_second = vtep.is_some_and(|vtep| vtep.second.is_some() && underlay.is_ipv6());
+        if is_second { self.config.vxlan.second_device() } else { self.config.vxlan.device.clone() }
     }
 
     fn lookup_outside(&mut self, address: IpAddr) -> Result<Lookup, NetlinkError> {

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   marked by kube-proxy, which masquerades by itself      stays
-//!   out through the VXLAN device: to another node          stays
+//!   out through a VXLAN device: to another node            stays
 //!   from the cluster's pods, to pods, nodes or multicast   stays
 //!   from the cluster's pods, to any other                  is masqueraded
 //! ```
@@ -38,13 +38,15 @@ pub fn objects(config: &Config) -> Vec<Value> {
     let sets = sets.map(|(name, is_ipv6, ranges)| nft::set(name, is_ipv6, ranges));
     let chain = json!({ "name": CHAIN, "type": "nat", "hook": CHAIN, "prio": PRIORITY, "policy": "accept" });
     let marked = json!({ "&": [{ "meta": { "key": "mark" } }, KUBE_PROXY_MARK] });
-    let rules = [
-        json!([matches("==", &marked, &KUBE_PROXY_MARK.into()), { "return": null }]),
-        json!([matches("==", &json!({ "meta": { "key": "oifname" } }), &config.vxlan.device.as_str().into()), { "return": null }]),
-        masquerade("ip", "@pods4", "@kept4"),
-        masquerade("ip6", "@pods6", "@kept6"),
-    ];
-    let rules = rules.into_iter().map(|expr| nft::object("rule", json!({ "chain": CHAIN, "expr": expr })));
+    let second = config.wants_second().then(|| config.vxlan.second_device());
+    let tunnels = std::iter::once(config.vxlan.device.clone()).chain(second);
+    let tunnelled = tunnels.map(
+        |device| json!([matches("==", &json!({ "meta": { "key": "oifname" } }), &device.into()), { "return": null }]),
+    );
+    let rules = [json!([matches("==", &marked, &KUBE_PROXY_MARK.into()), { "return": null }])].into_iter();
+    let rules =
+        rules.chain(tunnelled).chain([masquerade("ip", "@pods4", "@kept4"), masquerade("ip6", "@pods6", "@kept6")]);
+    let rules = rules.map(|expr| nft::object("rule", json!({ "chain": CHAIN, "expr": expr })));
     sets.into_iter().chain([nft::object("chain", chain)]).chain(rules).collect()
 }
 

@@ -235,15 +235,10 @@ impl Node {
         if self.config.awaits_members() || self.not_ready().is_some() {
             return None;
         }
-        let has = |ipv6| self.config.node.pod_cidrs.iter().any(|range| range.addr().is_ipv6() == ipv6);
-        let addresses = || std::iter::once(vtep.underlay).chain(vtep.uplink.addresses.iter().copied());
-        let v4 = addresses().find_map(|address| if let IpAddr::V4(v4) = address { Some(v4) } else { None });
-        let v6 = addresses().find_map(|address| if let IpAddr::V6(v6) = address { Some(v6) } else { None });
         Some(Announcement {
             vni: self.config.vxlan.vni,
-            vtep_mac: vtep.mac,
-            v4: v4.filter(|_| has(false)),
-            v6: v6.filter(|_| has(true)),
+            v4: vtep.ends().find(|end| end.underlay.is_ipv4()),
+            v6: vtep.ends().find(|end| end.underlay.is_ipv6()),
             mode: self.config.dataplane.mode,
         })
     }

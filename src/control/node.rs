@@ -76,8 +76,8 @@ pub struct Observed {
     pub hub: Option<IfIndex>,
     /// This node's own addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// The way to each peer, by the peer's name.
-    pub hops: BTreeMap<String, Result<Hop, NoHop>>,
+    /// The way to each peer's end of a tunnel, by its underlay address.
+    pub hops: BTreeMap<IpAddr, Result<Hop, NoHop>>,
     /// The uplink's reverse path filter lets pods' packets in that come without the tunnel.
     pub takes_bare: bool,
     /// Pods that the data plane cannot serve: their devices are not there, or are about to go.
@@ -263,11 +263,9 @@ impl Node {
         let uplink = &self.config.node.uplink;
         observed.takes_bare = sysctl::has_strict_rp_filter(uplink).is_ok_and(|is_strict| !is_strict);
         if let Some(vtep) = &observed.vtep {
-            let underlays: Vec<_> = self.config.peers.iter().map(|peer| peer.underlay).collect();
+            let underlays = vtep.ends_used(&self.config.peers);
             match self.kernel.next_hops(&vtep.uplink, &underlays) {
-                Ok(hops) => {
-                    observed.hops = self.config.peers.iter().map(|peer| peer.name.clone()).zip(hops).collect();
-                }
+                Ok(hops) => observed.hops = underlays.into_iter().zip(hops).collect(),
                 Err(error) => {
                     observed.problems.push(error.to_string());
                     if error.says_nothing() {
@@ -301,7 +299,7 @@ impl Node {
     /// Probes the peers whose turn it is, and tells the log what is new of them.
     pub fn probe(&mut self, now: Instant) {
         for (name, underlay) in self.prober.turn(now) {
-            let diagnosis = self.probed(&name, underlay, now).and_then(|probe| probe.diagnosis);
+            let diagnosis = self.probed(underlay, now).and_then(|probe| probe.diagnosis);
             let Some(diagnosis) = diagnosis else {
                 if self.ill_peers.remove(&name).is_some() {
                     self.journal.tell_cure(&format!("peer {name} answers as it should again"), now);

@@ -8,10 +8,9 @@ use std::time::Instant;
 use super::kernel::{Done, Kernel, KernelError, Vtep, request};
 use super::netlink::Echo;
 use super::node::Node;
-use super::plan::{self, Action, Change, Object, ObjectChange};
+use super::plan::{self, Action, Change, Object, ObjectChange, Tunnels};
 use super::underlay;
 use crate::config::{Config, Peer};
-use crate::ids::IfIndex;
 
 /// The peers in which two configurations differ; those that have changed are in both lists.
 #[derive(Debug, Default, PartialEq)]
@@ -34,16 +33,16 @@ impl Difference {
 }
 
 impl Kernel {
-    /// Turns what the peers of `old` ask for into what those of `new` do, on the tunnel that is there.
-    fn change_peers(&mut self, old: &Config, new: &Config, vtep: &Vtep, device: IfIndex) -> Done {
+    /// Turns what the peers of `old` ask for into what those of `new` do, on the tunnels that are there.
+    fn change_peers(&mut self, old: &Config, new: &Config, vtep: &Vtep, tunnels: Tunnels) -> Done {
         let mut done = Done::default();
         // The rules stay as long as there are peers.
         let of_peers = |config| {
-            let mut objects = plan::of_peers(config, vtep, device);
+            let mut objects = plan::of_peers(config, vtep, tunnels);
             objects.retain(|object| !matches!(object, Object::Rule(_)));
             objects
         };
-        let changes = plan::plan(of_peers(new), of_peers(old), |_| new.vxlan.device.clone());
+        let changes = plan::plan(of_peers(new), of_peers(old), |device| tunnels.name(new, device).unwrap_or_default());
         self.apply_plan(&changes, &mut done);
         done
     }
@@ -55,7 +54,9 @@ impl Node {
     /// it differs in more, there is no tunnel yet, or the first peer comes, or the last one goes, or some may do without
     /// the tunnel.
     pub(super) fn put_peers_in_force(&mut self, config: &Config, now: Instant) -> Option<bool> {
-        let (vtep, device) = (self.observed.vtep.clone()?, self.kernel.known.tunnel?);
+        let (vtep, first) = (self.observed.vtep.clone()?, self.kernel.known.tunnel?);
+        let second = vtep.second.and(self.kernel.known.second_tunnel);
+        let tunnels = Tunnels { first, second };
         let base = config.with_peers(Vec::new());
         if config.vxlan.direct_routing
             || self.config.peers.is_empty()
@@ -66,7 +67,7 @@ impl Node {
         }
         let Difference { gone, new } = Difference::between(&self.config.peers, &config.peers);
         let (gone, new) = (base.with_peers(gone), base.with_peers(new));
-        let done = self.kernel.change_peers(&gone, &new, &vtep, device);
+        let done = self.kernel.change_peers(&gone, &new, &vtep, tunnels);
         self.echoes.extend(done.changes.iter().filter_map(echo));
         let are_found = self.find_hops(&vtep, &gone, &new);
         self.config = config.clone();
@@ -80,14 +81,14 @@ impl Node {
 
     /// Knows the underlay next hops of new peers, and forgets those of the others; says whether each was found.
     fn find_hops(&mut self, vtep: &Vtep, gone: &Config, new: &Config) -> Result<bool, KernelError> {
-        for peer in &gone.peers {
-            self.observed.hops.remove(&peer.name);
+        for end in gone.peers.iter().flat_map(Peer::ends) {
+            self.observed.hops.remove(&end.underlay);
         }
-        let underlays: Vec<_> = new.peers.iter().map(|peer| peer.underlay).collect();
+        let underlays = vtep.ends_used(&new.peers);
         let hops = underlay::resolve_few(&mut self.kernel.netlink, &vtep.uplink, &underlays);
         let hops = hops.map_err(request("resolve new peers"))?;
         let are_found = hops.iter().all(Result::is_ok);
-        self.observed.hops.extend(new.peers.iter().map(|peer| peer.name.clone()).zip(hops));
+        self.observed.hops.extend(underlays.into_iter().zip(hops));
         Ok(are_found)
     }
 }
@@ -115,6 +116,7 @@ mod tests {
             name: name.to_owned(),
             underlay: IpAddr::from([192, 168, 1, last]),
             vtep_mac: Mac([2, 0, 0, 0, 0, last]),
+            second: None,
             pod_cidrs: vec![format!("10.244.{last}.0/24").parse().unwrap()],
             addresses: Vec::new(),
         }

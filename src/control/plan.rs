@@ -18,7 +18,7 @@ use super::sysctl;
 use super::wiring::Pod;
 use crate::config::{Config, Peer};
 use crate::ids::IfIndex;
-use crate::wire::Mac;
+use crate::wire::{Mac, TunnelEnd};
 
 /// Marks our routes and rules, and the underlay's neighbours that we keep resolved (`rtm_protocol`; 192 to 252 are free
 /// of the kernel's and of iproute2's names).
@@ -160,47 +160,71 @@ pub fn plan(desired: Vec<Object>, observed: Vec<Object>, name: impl Fn(IfIndex) 
     changes
 }
 
-/// All objects that `config` and `pods` ask for, on the VXLAN device `device` and on the pods'.
-pub fn desired(config: &Config, vtep: &Vtep, device: IfIndex, pods: &[Pod]) -> Vec<Object> {
-    let addresses = vtep.addresses.iter().map(|address| {
-        let address = IpNet::from(*address);
-        Object::Address(Address { index: device, address })
-    });
+/// The VXLAN devices: the second one carries what is IPv6 to peers that have a second VTEP too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnels {
+    pub first: IfIndex,
+    pub second: Option<IfIndex>,
+}
+
+impl Tunnels {
+    pub fn devices(self) -> impl Iterator<Item = IfIndex> {
+        std::iter::once(self.first).chain(self.second)
+    }
+
+    /// What one of them is called.
+    pub fn name(self, config: &Config, device: IfIndex) -> Option<String> {
+        let second = || (self.second == Some(device)).then(|| config.vxlan.second_device());
+        if device == self.first { Some(config.vxlan.device.clone()) } else { second() }
+    }
+
+    /// The one that ends where the peer's `end` does.
+    fn to(self, end: TunnelEnd, peer: &Peer) -> IfIndex {
+        self.second.filter(|_| peer.second == Some(end)).unwrap_or(self.first)
+    }
+}
+
+/// All objects that `config` and `pods` ask for, on the VXLAN devices and on the pods'.
+pub fn desired(config: &Config, vtep: &Vtep, tunnels: Tunnels, pods: &[Pod]) -> Vec<Object> {
+    let on = |index, is_second| {
+        let object = move |address| Object::Address(Address { index, address: IpNet::from(address) });
+        vtep.addresses_on(is_second).map(object)
+    };
+    let addresses = on(tunnels.first, false).chain(tunnels.second.into_iter().flat_map(|index| on(index, true)));
     // Without it a packet for an address that no pod has would follow the default route.
     let own = config.node.pod_cidrs.iter().map(|cidr| Object::Route(route(*cidr, RouteKind::Unreachable)));
     let mut objects: Vec<Object> = addresses.chain(own).collect();
-    objects.extend(of_peers(config, vtep, device));
+    objects.extend(of_peers(config, vtep, tunnels));
     objects.extend(pods.iter().flat_map(|pod| pod_objects(&vtep.addresses, pod)));
     objects
 }
 
-/// What `config` asks for because of its peers, on the VXLAN device `device` or past it.
-pub fn of_peers(config: &Config, vtep: &Vtep, device: IfIndex) -> Vec<Object> {
+/// What `config` asks for because of its peers, on the VXLAN devices or past them.
+pub fn of_peers(config: &Config, vtep: &Vtep, tunnels: Tunnels) -> Vec<Object> {
     let mut objects = Vec::new();
     for peer in &config.peers {
-        let mut is_tunnelled = false;
         for cidr in &peer.pod_cidrs {
-            objects.push(Object::Route(route(*cidr, way(vtep, device, peer, *cidr))));
+            objects.push(Object::Route(route(*cidr, way(vtep, tunnels, peer, *cidr))));
             if !vtep.is_direct(peer, cidr) {
-                let address = cidr.network();
-                objects.push(Object::Neighbour(Neighbour { index: device, address, mac: peer.vtep_mac }));
-                is_tunnelled = true;
+                let end = vtep.end_for(peer, cidr);
+                let (index, mac, address) = (tunnels.to(end, peer), end.mac, cidr.network());
+                objects.push(Object::Neighbour(Neighbour { index, address, mac }));
+                // Two ranges by one tunnel ask for one entry.
+                objects.push(Object::Fdb(FdbEntry { index, mac, vtep: end.underlay, plain: true }));
             }
         }
-        if is_tunnelled {
-            objects.push(Object::Fdb(FdbEntry { index: device, mac: peer.vtep_mac, vtep: peer.underlay, plain: true }));
-        }
     }
-    objects.extend(nodes(config, vtep, device));
+    objects.extend(nodes(config, vtep, tunnels));
     objects
 }
 
-/// The way to a peer's pods, or to what is reached through them: by the peer itself, or by the VXLAN device.
-fn way(vtep: &Vtep, device: IfIndex, peer: &Peer, cidr: IpNet) -> RouteKind {
+/// The way to a peer's pods, or to what is reached through them: by the peer itself, or by a VXLAN device.
+fn way(vtep: &Vtep, tunnels: Tunnels, peer: &Peer, cidr: IpNet) -> RouteKind {
+    let end = vtep.end_for(peer, &cidr);
     if vtep.is_direct(peer, &cidr) {
-        RouteKind::Via { device: vtep.uplink.index, gateway: Some(peer.underlay) }
+        RouteKind::Via { device: vtep.uplink.index, gateway: Some(end.underlay) }
     } else {
-        RouteKind::Via { device, gateway: Some(cidr.network()) }
+        RouteKind::Via { device: tunnels.to(end, peer), gateway: Some(cidr.network()) }
     }
 }
 
@@ -208,13 +232,13 @@ fn way(vtep: &Vtep, device: IfIndex, peer: &Peer, cidr: IpNet) -> RouteKind {
 /// would leave the uplink bare, and from a peer of the tunnel the answers come back by VXLAN: each side's reverse path
 /// filter (RFC 3704) drops what the other sends. The filter asks the rules too, so that both directions pass it when it
 /// is strict.
-fn nodes(config: &Config, vtep: &Vtep, device: IfIndex) -> Vec<Object> {
+fn nodes(config: &Config, vtep: &Vtep, tunnels: Tunnels) -> Vec<Object> {
     let mut objects = Vec::new();
     for own in &config.node.pod_cidrs {
         let alike = |address: &IpAddr| address.is_ipv6() == own.addr().is_ipv6();
         let routes = config.peers.iter().flat_map(|peer| {
             peer.node_addresses().filter(alike).filter_map(move |address| {
-                let kind = way(vtep, device, peer, peer.range_for(address)?);
+                let kind = way(vtep, tunnels, peer, peer.range_for(address)?);
                 Some(Route { table: NODES_TABLE, ..route(address.into(), kind) })
             })
         });

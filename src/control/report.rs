@@ -7,14 +7,15 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::api::{
-    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Probe, Ready, Route, SlowPod, Stats,
-    Status, Tallies, Uplink, Vxlan, Way, WorkerStats,
+    ConfigStatus, Hub, Masquerade, Nat, NatCheck, Path, Peer, Pod, PodStats, Probe, Ready, Route, Second, SlowPod,
+    Stats, Status, Tallies, Uplink, Vxlan, Way, WorkerStats,
 };
 use super::devices;
 use super::kernel;
 use super::node::Node;
+use super::view::View;
 use super::wiring;
-use crate::config;
+use crate::config::{self, Config};
 use crate::steer::{self, PodPath};
 
 /// Why something takes the kernel path.
@@ -43,6 +44,11 @@ impl Node {
                 port: self.config.vxlan.port,
                 vtep: vtep.map(|vtep| vtep.underlay),
                 vtep_mac: vtep.map(|vtep| vtep.mac.to_string()),
+                second: vtep.and_then(|vtep| vtep.second).map(|end| Second {
+                    device: self.config.vxlan.second_device(),
+                    underlay: end.underlay,
+                    vtep_mac: end.mac.to_string(),
+                }),
                 mtu: vtep.map(|vtep| vtep.mtu),
             },
             hub: self.observed.hub.map(|hub| Hub { ifindex: hub.0 }),
@@ -93,7 +99,9 @@ impl Node {
         });
         let name = |id: u16| self.store.pods().iter().find(|pod| pod.id.get() == id).map(|pod| pod.name.clone());
         let pods = figures.pods.into_iter().filter_map(|credit| Some(PodStats { name: name(credit.pod)?, credit }));
-        let names = [self.config.vxlan.device.as_str(), self.config.node.uplink.as_str()];
+        let Config { vxlan, node, .. } = &self.config;
+        let second = self.observed.vtep.as_ref().and_then(|vtep| vtep.second).map(|_| vxlan.second_device());
+        let names: Vec<&str> = [&vxlan.device, &node.uplink].into_iter().chain(&second).map(String::as_str).collect();
         let kernel = devices::read(&names).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot read the counters of devices");
             Vec::new()
@@ -161,14 +169,15 @@ impl Node {
 
     /// One row of it.
     pub(super) fn route(&self, peer: &config::Peer, prefix: IpNet) -> Route {
-        let (path, reason) = match (self.path(&peer.name), self.exception(peer, &prefix)) {
+        let underlay = self.observed.vtep.as_ref().map_or(peer.underlay, |vtep| vtep.end_for(peer, &prefix).underlay);
+        let (path, reason) = match (self.path(&peer.name, [underlay]), self.exception(peer, &prefix)) {
             ((Path::Fast, _), Some(why)) => (Path::Kernel, Some(why.to_owned())),
             (path, _) => path,
         };
-        let hop = self.observed.hops.get(&peer.name).and_then(|hop| hop.as_ref().ok());
+        let hop = self.observed.hops.get(&underlay).and_then(|hop| hop.as_ref().ok());
         let next_hop = hop.map(|hop| hop.dst_mac.to_string());
         let way = self.way(peer, &prefix);
-        Route { prefix, peer: peer.name.clone(), underlay: peer.underlay, next_hop, way, path, reason }
+        Route { prefix, peer: peer.name.clone(), underlay, next_hop, way, path, reason }
     }
 
     fn way(&self, peer: &config::Peer, prefix: &IpNet) -> Way {
@@ -177,29 +186,37 @@ impl Node {
     }
 
     fn peer(&self, peer: &config::Peer, now: Instant) -> Peer {
-        let (path, reason) = self.path(&peer.name);
-        let vtep_mac = peer.vtep_mac.to_string();
-        let probe = self.probed(&peer.name, peer.underlay, now);
+        let vtep = self.observed.vtep.as_ref();
+        let end = |range: &IpNet| vtep.map_or(peer.underlay, |vtep| vtep.end_for(peer, range).underlay);
+        let (path, reason) = self.path(&peer.name, peer.pod_cidrs.iter().map(end));
+        let (vtep_mac, underlay6) = (peer.vtep_mac.to_string(), peer.second.map(|end| end.underlay));
+        let vtep_mac6 = peer.second.map(|end| end.mac.to_string());
+        let probe = self.probed(peer.underlay, now);
         let ways: BTreeSet<Way> = peer.pod_cidrs.iter().map(|range| self.way(peer, range)).collect();
         let ways = ways.into_iter().collect();
-        Peer { name: peer.name.clone(), underlay: peer.underlay, vtep_mac, ways, path, reason, probe }
+        let (name, underlay) = (peer.name.clone(), peer.underlay);
+        Peer { name, underlay, vtep_mac, underlay6, vtep_mac6, ways, path, reason, probe }
     }
 
     /// What the probes of a peer have shown.
-    pub(super) fn probed(&self, name: &str, underlay: IpAddr, now: Instant) -> Option<Probe> {
+    pub(super) fn probed(&self, underlay: IpAddr, now: Instant) -> Option<Probe> {
         let uplink_is_up = self.observed.vtep.as_ref().is_some_and(|vtep| vtep.uplink.up);
-        let hop = self.observed.hops.get(name).and_then(|hop| hop.as_ref().err());
+        let hop = self.observed.hops.get(&underlay).and_then(|hop| hop.as_ref().err());
         self.prober.report(underlay, uplink_is_up, hop.map(ToString::to_string).as_deref(), now)
     }
 
-    /// How packets for a peer leave, and why not by the workers.
-    fn path(&self, peer: &str) -> (Path, Option<String>) {
-        if let Some(Err(why)) = self.observed.hops.get(peer) {
+    /// How packets for a peer leave to these ends of its tunnels, and why not by the workers, all of them.
+    fn path(&self, peer: &str, underlays: impl IntoIterator<Item = IpAddr>) -> (Path, Option<String>) {
+        let ends: BTreeSet<IpAddr> = underlays.into_iter().collect();
+        if let Some(Err(why)) = ends.iter().filter_map(|end| self.observed.hops.get(end)).find(|hop| hop.is_err()) {
             return (Path::Kernel, Some(why.to_string()));
         }
+        let is_served = |view: &View, end: &IpAddr| {
+            view.remotes.iter().any(|remote| remote.name == peer && remote.underlay == *end)
+        };
         match self.lifecycle.view() {
             None => (Path::Kernel, Some(NO_DATA_PLANE.to_owned())),
-            Some(view) if view.remotes.iter().any(|remote| remote.name == peer) => (Path::Fast, None),
+            Some(view) if ends.iter().all(|end| is_served(view, end)) => (Path::Fast, None),
             Some(_) => (Path::Kernel, Some(NOT_TAKEN_OVER.to_owned())),
         }
     }

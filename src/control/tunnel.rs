@@ -1,39 +1,52 @@
-//! The VXLAN device of the kernel path.
+//! The VXLAN devices of the kernel path.
 
 use super::kernel::{Done, Kernel, KernelError, Vtep, request};
 use super::netlink::{Link, LinkKind, LinkSettings, Vxlan};
-use super::plan::{self, ALIAS, Change, DevicePlan, VxlanDevice};
+use super::plan::{self, ALIAS, Change, DevicePlan, Tunnels, VxlanDevice};
 use super::sysctl;
 use super::wiring::host_sysctls;
 use crate::config::Config;
 use crate::ids::IfIndex;
+use crate::wire::TunnelEnd;
 
 impl Kernel {
-    /// Makes, corrects or re-creates the VXLAN device.
-    pub(super) fn ensure_tunnel(
+    /// Makes, corrects or re-creates the VXLAN devices. Where the second one cannot be had, `vtep` has none any more.
+    pub(super) fn ensure_tunnels(
         &mut self,
         config: &Config,
+        vtep: &mut Vtep,
+        links: &[Link],
+        done: &mut Done,
+    ) -> Result<Tunnels, KernelError> {
+        let second = vtep.second.map(|end| device(config, vtep, config.vxlan.second_device(), end));
+        let end = TunnelEnd { underlay: vtep.underlay, mac: vtep.mac };
+        let first = device(config, vtep, config.vxlan.device.clone(), end);
+        self.delete_strays(&[Some(&first), second.as_ref()], links, done)?;
+        let first = self.ensure_tunnel(&first, self.known.tunnel, vtep, links, done)?;
+        self.known.tunnel = Some(first);
+        let known = self.known.second_tunnel;
+        let second = second.map(|desired| self.ensure_tunnel(&desired, known, vtep, links, done)).transpose();
+        let second = second.unwrap_or_else(|error| {
+            (vtep.second, vtep.no_second) = (None, Some(error.to_string()));
+            None
+        });
+        self.known.second_tunnel = second.or(known);
+        done.failures.extend(vtep.no_second.clone());
+        Ok(Tunnels { first, second })
+    }
+
+    /// One of them, which was `known` to be ours.
+    fn ensure_tunnel(
+        &mut self,
+        desired: &VxlanDevice,
+        known: Option<IfIndex>,
         vtep: &Vtep,
         links: &[Link],
         done: &mut Done,
     ) -> Result<IfIndex, KernelError> {
-        let desired = VxlanDevice {
-            name: config.vxlan.device.clone(),
-            mac: vtep.mac,
-            mtu: u32::from(vtep.mtu),
-            vxlan: Vxlan {
-                vni: config.vxlan.vni,
-                port: config.vxlan.port,
-                local: vtep.underlay,
-                uplink: vtep.uplink.index,
-                udp_checksum: config.vxlan.udp_checksum,
-                gbp: config.vxlan.gbp,
-            },
-        };
         let name = &desired.name;
-        self.delete_strays(name, links, done)?;
         let observed = links.iter().find(|link| link.name == *name);
-        let index = match (plan::plan_device(&desired, observed, self.known.tunnel), observed) {
+        match (plan::plan_device(desired, observed, known), observed) {
             (DevicePlan::Foreign, _) => Err(KernelError::ForeignDevice(name.clone())),
             (DevicePlan::Keep(settings), Some(link)) => {
                 ensure_sysctls(name, vtep, done)?;
@@ -45,18 +58,22 @@ impl Kernel {
             }
             (DevicePlan::Recreate, Some(link)) => {
                 self.delete(name, link.index, done)?;
-                self.create(&desired, vtep, done)
+                self.create(desired, vtep, done)
             }
-            _ => self.create(&desired, vtep, done),
-        }?;
-        self.known.tunnel = Some(index);
-        Ok(index)
+            _ => self.create(desired, vtep, done),
+        }
     }
 
-    /// Removes VXLAN devices of ours that go by another name: the configuration changed it.
-    fn delete_strays(&mut self, name: &str, links: &[Link], done: &mut Done) -> Result<(), KernelError> {
+    /// Removes VXLAN devices of ours that are none of the desired: the configuration changed, or the uplink's addresses.
+    fn delete_strays(
+        &mut self,
+        desired: &[Option<&VxlanDevice>],
+        links: &[Link],
+        done: &mut Done,
+    ) -> Result<(), KernelError> {
         for link in links {
-            if link.alias == ALIAS && link.name != name && matches!(link.kind, LinkKind::Vxlan(_)) {
+            let is_desired = desired.iter().flatten().any(|device| device.name == link.name);
+            if link.alias == ALIAS && !is_desired && matches!(link.kind, LinkKind::Vxlan(_)) {
                 self.delete(&link.name, link.index, done)?;
             }
         }
@@ -83,6 +100,19 @@ impl Kernel {
         done.changes.push(Change::DeleteDevice { name: name.to_owned() });
         Ok(())
     }
+}
+
+/// The device of our end of a tunnel.
+fn device(config: &Config, vtep: &Vtep, name: String, end: TunnelEnd) -> VxlanDevice {
+    let vxlan = Vxlan {
+        vni: config.vxlan.vni,
+        port: config.vxlan.port,
+        local: end.underlay,
+        uplink: vtep.uplink.index,
+        udp_checksum: config.vxlan.udp_checksum,
+        gbp: config.vxlan.gbp,
+    };
+    VxlanDevice { name, mac: end.mac, mtu: u32::from(vtep.mtu), vxlan }
 }
 
 /// No address but ours on the VXLAN device, and no strict reverse path filter: what a peer itself

@@ -12,7 +12,7 @@ use crate::config::{Bulk, Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
 use crate::ids::IfIndex;
 use crate::steer::{NatCheck, PodPath};
-use crate::wire::{Mac, Vni};
+use crate::wire::{Mac, TunnelEnd, Vni};
 use crate::worker;
 use crate::xsk::Queues;
 
@@ -29,6 +29,8 @@ pub struct Settings {
     pub vtep: IpAddr,
     /// Our inner MAC.
     pub vtep_mac: Mac,
+    /// Our end of the second tunnel.
+    pub second: Option<TunnelEnd>,
     pub vni: Vni,
     /// UDP destination port.
     pub port: u16,

@@ -9,9 +9,12 @@ use crate::control::kernel::{OVERHEAD_V4, OVERHEAD_V6};
 /// What Ethernet carries everywhere: what peers send unless their uplinks carry less.
 const ETHERNET: u32 = 1500;
 
-/// Bytes of an inner packet that the uplink has room for.
+/// Bytes of an inner packet that the uplink has room for, by whichever tunnel.
 fn room(evidence: &Evidence) -> Option<u32> {
-    let overhead = if evidence.config.valid()?.underlay_is_ipv6()? { OVERHEAD_V6 } else { OVERHEAD_V4 };
+    let config = evidence.config.valid()?;
+    let has_second = || evidence.daemon.status().is_some_and(|status| status.vxlan.second.is_some());
+    let is_ipv6 = config.underlay_is_ipv6()? || config.wants_second() || has_second();
+    let overhead = if is_ipv6 { OVERHEAD_V6 } else { OVERHEAD_V4 };
     Some(evidence.uplink()?.link.mtu.saturating_sub(overhead))
 }
 

@@ -73,13 +73,17 @@ pub(super) fn vxlan_clash(evidence: &Evidence) -> Vec<Opinion> {
         Err(why) => return vec![Opinion::unseen("the devices", why)],
     };
     let Some(config) = evidence.config.valid() else { return Vec::new() };
+    let ours = [config.vxlan.device.clone(), config.vxlan.second_device()];
     let foreign = |link: &&Link| match link.kind {
         LinkKind::Vxlan(vxlan) => {
             let same = vxlan.vni == config.vxlan.vni && vxlan.port == config.vxlan.port;
-            same && !(link.name == config.vxlan.device && link.alias == ALIAS)
+            same && !(ours.contains(&link.name) && link.alias == ALIAS)
         }
         // Flannel's learns nothing too, but not all versions said so.
-        LinkKind::OtherVxlan => link.name == format!("flannel.{}", config.vxlan.vni.get()),
+        LinkKind::OtherVxlan => {
+            let vni = config.vxlan.vni.get();
+            [format!("flannel.{vni}"), format!("flannel-v6.{vni}")].contains(&link.name)
+        }
         _ => false,
     };
     let opinion = |link: &Link| {

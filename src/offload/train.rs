@@ -26,8 +26,8 @@ const UDP_LEN: usize = 8;
 #[derive(Debug)]
 pub struct Train {
     frames: Vec<Frame>,
-    /// Our VTEP address: the source of all that can join.
-    vtep: IpAddr,
+    /// Our VTEP addresses: the sources of what can join.
+    vteps: Vec<IpAddr>,
     /// Where the UDP header starts in each frame.
     l4: usize,
     /// Of the first frame, and of all but perhaps the last.
@@ -38,9 +38,9 @@ pub struct Train {
 }
 
 impl Train {
-    /// An empty one, of tunnel packets from `vtep`.
-    pub fn new(vtep: IpAddr) -> Self {
-        Self { frames: Vec::with_capacity(MAX_FRAMES), vtep, l4: 0, frame_len: 0, packet_len: 0, complete: false }
+    /// An empty one, of tunnel packets from one of `vteps`.
+    pub fn new(vteps: Vec<IpAddr>) -> Self {
+        Self { frames: Vec::with_capacity(MAX_FRAMES), vteps, l4: 0, frame_len: 0, packet_len: 0, complete: false }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -51,7 +51,7 @@ impl Train {
     #[inline]
     pub fn join(&mut self, mut frame: Frame) -> Result<(), Frame> {
         if self.is_empty() {
-            let l4 = l4_of(&frame, self.vtep);
+            let l4 = self.vteps.iter().find_map(|vtep| l4_of(&frame, *vtep));
             (self.l4, self.complete) = (l4.unwrap_or(0), l4.is_none());
             self.frame_len = frame.len();
             self.packet_len = frame.len().saturating_sub(Ethernet::LEN);
@@ -198,7 +198,7 @@ mod tests {
     /// The packets that a row of frames leaves as, each as the frames that it is cut into.
     fn trains(frames: &[Vec<u8>]) -> Vec<Vec<Vec<u8>>> {
         let (_region, mut pool) = Region::map(200).unwrap();
-        let (mut train, mut departed) = (Train::new(vtep_of(frames)), Vec::new());
+        let (mut train, mut departed) = (Train::new(vec![vtep_of(frames)]), Vec::new());
         let mut depart = |train: &mut Train, pool: &mut Pool| {
             let (virtio, frames) = train.finish();
             let packet: Vec<u8> = frames.iter().flat_map(|frame| frame.to_vec()).collect();
@@ -292,7 +292,7 @@ mod tests {
         for v6 in [false, true] {
             let same = frames(v6, false, &[50, 50]);
             let (_region, mut pool) = Region::map(4).unwrap();
-            let mut train = Train::new("192.0.2.1".parse().unwrap());
+            let mut train = Train::new(vec!["192.0.2.1".parse().unwrap()]);
             train.join(load(&same[0], &mut pool)).unwrap();
             let second = train.join(load(&same[1], &mut pool)).unwrap_err();
             pool.put(second);

@@ -11,7 +11,7 @@ use crate::frame::{Frame, Pool};
 use crate::offload::{Delivery, Segment};
 use crate::port::PodPort;
 use crate::trace::Trace;
-use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, OuterError};
+use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, Mac, OuterError};
 
 /// A frame from the wire that holds a whole packet for a pod.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +32,8 @@ impl Arrival {
     /// Reads and judges the headers as far as delivery needs.
     pub fn parse(frame: &[u8], node: &Node) -> Result<Self, DropReason> {
         let ethernet = Ethernet::parse(frame).ok_or(DropReason::WireTruncated)?;
-        if is_to(frame, ethernet.ethertype, node.vtep) {
-            Self::parse_tunnelled(frame, node)
+        if let Some(vtep_mac) = vtep_of(frame, ethernet.ethertype, node) {
+            Self::parse_tunnelled(frame, node, vtep_mac)
         } else if ethernet.dst == node.uplink_mac {
             Self::parse_bare(frame, ethernet.ethertype)
         } else {
@@ -41,8 +41,8 @@ impl Arrival {
         }
     }
 
-    /// A VXLAN packet to our VTEP.
-    fn parse_tunnelled(frame: &[u8], node: &Node) -> Result<Self, DropReason> {
+    /// A VXLAN packet to the VTEP of ours that has this MAC.
+    fn parse_tunnelled(frame: &[u8], node: &Node, vtep_mac: Mac) -> Result<Self, DropReason> {
         let outer = Encapsulated::parse(frame).map_err(|error| match error {
             OuterError::Truncated => DropReason::WireTruncated,
             OuterError::NotVxlan => DropReason::WireNotVxlan,
@@ -54,10 +54,10 @@ impl Arrival {
         if outer.vni != node.vni {
             return Err(DropReason::VxlanVni);
         }
-        if outer.inner_dst != node.vtep_mac {
+        if outer.inner_dst != vtep_mac {
             return Err(DropReason::InnerMac);
         }
-        if outer.inner_src == node.vtep_mac || !outer.inner_src.is_unicast() {
+        if outer.inner_src == vtep_mac || !outer.inner_src.is_unicast() {
             return Err(DropReason::InnerLoop);
         }
         let (inner, ecn) = Self::read(frame, outer.inner_l3_offset, outer.inner_end, outer.inner_ethertype)?;
@@ -149,6 +149,12 @@ impl<P: PodPort, T: Trace> Sink<'_, P, T> {
         self.tally.drop_all(reason, packet.frames.len());
         packet.frames.drain(..).for_each(|frame| self.pool.put(frame));
     }
+}
+
+/// The MAC of the VTEP of ours that an IP packet is addressed to, if it is.
+fn vtep_of(frame: &[u8], ethertype: EtherType, node: &Node) -> Option<Mac> {
+    let second = || node.second.filter(|end| is_to(frame, ethertype, end.underlay)).map(|end| end.mac);
+    if is_to(frame, ethertype, node.vtep) { Some(node.vtep_mac) } else { second() }
 }
 
 /// Whether an IP packet's destination is an address, without a look at anything else.

@@ -25,7 +25,7 @@ use crate::frame::{Frame, Pool};
 use crate::offload::{Gro, MAX_FRAMES};
 use crate::port::{PodPort, WirePort};
 use crate::trace::Trace;
-use crate::wire::{Mac, Vni};
+use crate::wire::{Mac, TunnelEnd, Vni};
 use decap::Arrival;
 use destinations::Destinations;
 
@@ -44,6 +44,8 @@ pub struct Node {
     pub vtep: IpAddr,
     /// Our VTEP's MAC: the destination of inner frames to us.
     pub vtep_mac: Mac,
+    /// The same of our second VTEP.
+    pub second: Option<TunnelEnd>,
     /// The uplink's MAC: the destination of frames to us that come without a tunnel.
     pub uplink_mac: Mac,
     /// The UDP port of VXLAN.

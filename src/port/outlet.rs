@@ -25,9 +25,9 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// One of `device`, for tunnel packets from `vtep` and others.
-    pub fn new(device: IfIndex, sender: Sender, vtep: IpAddr) -> Self {
-        Self { device, sender, train: Train::new(vtep), no_trains: false, dead: false }
+    /// One of `device`, for tunnel packets from `vteps` and others.
+    pub fn new(device: IfIndex, sender: Sender, vteps: Vec<IpAddr>) -> Self {
+        Self { device, sender, train: Train::new(vteps), no_trains: false, dead: false }
     }
 
     /// Whether the device went away or down.

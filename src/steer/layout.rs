@@ -1,20 +1,23 @@
 //! Keys and values of the maps as bytes, field by field as `bpf/maps.h` declares them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::{PodPath, SteerConfig};
 use crate::fib::LocalPod;
-
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+use crate::wire::TunnelEnd;
 
 /// `struct config`.
-pub(super) fn config(config: &SteerConfig) -> [u8; 88] {
-    let underlay = if config.vtep.is_ipv4() { ETH_P_IP } else { ETH_P_IPV6 };
+pub(super) fn config(config: &SteerConfig) -> [u8; 112] {
+    let first = TunnelEnd { underlay: config.vtep, mac: config.vtep_mac };
+    let of_family = |is_ipv6| {
+        let mut ends = std::iter::once(first).chain(config.second);
+        end(ends.find(|end| end.underlay.is_ipv6() == is_ipv6))
+    };
     concat(&[
-        &vtep(config.vtep),
+        &of_family(false),
+        &of_family(true),
         &config.stale_ns.to_ne_bytes(),
         &config.quota.to_ne_bytes(),
         &config.bulk_bytes.to_ne_bytes(),
@@ -25,16 +28,16 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 88] {
         &u32::from(config.rings).to_ne_bytes(),
         &config.hub.0.to_ne_bytes(),
         &(config.nat as u32).to_ne_bytes(),
-        &underlay.to_be_bytes(),
         &config.port.to_be_bytes(),
-        &config.vtep_mac.0,
         &config.uplink_mac.0,
         &[u8::from(config.known_vteps_only), u8::from(config.takes_bare), 0, 0],
     ])
 }
 
-fn widen(address: Ipv4Addr) -> [u8; 16] {
-    concat(&[&address.octets(), &[0; 12]])
+/// `struct vtep`.
+fn end(end: Option<TunnelEnd>) -> [u8; 24] {
+    let Some(TunnelEnd { underlay, mac }) = end else { return [0; 24] };
+    concat(&[&vtep(underlay), &mac.0, &[1, 0]])
 }
 
 /// `struct local_pod`.
@@ -52,7 +55,7 @@ pub(super) fn remote(mtu: u16) -> [u8; 4] {
 /// An address as a key of `vteps`.
 pub(super) fn vtep(address: IpAddr) -> [u8; 16] {
     match address {
-        IpAddr::V4(address) => widen(address),
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),
     }
 }
@@ -107,6 +110,7 @@ mod tests {
         let bytes = config(&SteerConfig {
             vtep: "192.168.1.2".parse().unwrap(),
             vtep_mac: Mac([2, 3, 4, 5, 6, 7]),
+            second: Some(TunnelEnd { underlay: "fd00::2".parse().unwrap(), mac: Mac([6; 6]) }),
             port: 8472,
             vni: Vni::new(0x0001_0203).unwrap(),
             max_frame: 2048,
@@ -123,7 +127,8 @@ mod tests {
             takes_bare: true,
         });
         let expected: &[(&str, &[u8])] = &[
-            ("vtep", &[192, 168, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ("vtep4", &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 2, 2, 3, 4, 5, 6, 7, 1]),
+            ("vtep6", &[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 6, 6, 6, 6, 6, 6, 1]),
             ("uplink_mac", &[8, 9, 10, 11, 12, 13]),
             ("known_vteps_only", &[1]),
             ("takes_bare", &[1]),
@@ -136,9 +141,7 @@ mod tests {
             ("workers", &3_u32.to_ne_bytes()),
             ("rings", &4_u32.to_ne_bytes()),
             ("hub", &9_u32.to_ne_bytes()),
-            ("underlay", &[0x08, 0x00]),
             ("port", &[0x21, 0x18]),
-            ("vtep_mac", &[2, 3, 4, 5, 6, 7]),
             ("nat", &2_u32.to_ne_bytes()),
         ];
         check("config", &bytes, expected);

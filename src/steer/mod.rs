@@ -55,7 +55,7 @@ pub use xdp::{XdpChoice, XdpMode};
 use crate::fib::LocalPod;
 use crate::ids::{IfIndex, QueueId, WorkerId};
 use crate::shared::{Credits, Heartbeat, Table, TraceOrder};
-use crate::wire::{Mac, Vni};
+use crate::wire::{Mac, TunnelEnd, Vni};
 use maps::{Map, os_error};
 use tc::Attachment;
 use xdp::Uplink;
@@ -73,6 +73,8 @@ pub struct SteerConfig {
     pub vtep: IpAddr,
     /// The inner destination MAC of frames for us.
     pub vtep_mac: Mac,
+    /// Both of our second VTEP, of the other family.
+    pub second: Option<TunnelEnd>,
     /// The destination MAC of frames for us that come without a tunnel.
     pub uplink_mac: Mac,
     /// The UDP port of VXLAN.

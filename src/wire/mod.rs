@@ -14,6 +14,7 @@ mod outer;
 mod protocol;
 #[cfg(test)]
 pub(crate) mod sample;
+mod tunnel_end;
 mod vxlan;
 
 pub use checksum::{Sum, copy_and_sum, inner_sum, known_inner_sum, pseudo_v4, pseudo_v6};
@@ -26,4 +27,5 @@ pub use ipv6::Ipv6;
 pub use mac::{Mac, ParseMacError};
 pub use outer::{Inner, OuterParams, OuterTemplate};
 pub use protocol::{IpError, Protocol};
+pub use tunnel_end::TunnelEnd;
 pub use vxlan::{BadFlags, Vni, VxlanHeader};

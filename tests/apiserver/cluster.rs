@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Pod, PodwireNode, Prefix, VXLAN_DEVICE, pings, wait_until};
-use crate::kubernetes::{ApiServer, FlannelCluster, flannel};
+use crate::harness::{Pod, PodwireNode, Prefix, SECOND_DEVICE, VXLAN_DEVICE, pings, wait_until};
+use crate::kubernetes::{ApiServer, FlannelCluster, flannel, flannel_v6};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -18,23 +18,24 @@ fn await_route(cluster: &FlannelCluster, what: &str, range: &str, wanted: bool) 
     println!("{what}: {:?}", begun.elapsed());
 }
 
-/// Each to each by IPv4, and by IPv6 where both nodes are podwire's: Flannel has a tunnel of its own for each family.
+/// Each to each, by both families.
 #[track_caller]
 fn assert_all_talk(pods: &[Pod; 3]) {
     for from in pods {
-        for to in pods.iter().filter(|to| to.name != from.name) {
-            assert!(pings(from, to.v4.into(), ""), "{} to {}", from.name, to.name);
+        for to in pods.iter().filter(|to| to.name != from.name).flat_map(Pod::addresses) {
+            assert!(pings(from, to, ""), "{} to {to}", from.name);
         }
     }
-    assert!(pings(&pods[0], pods[1].v6.into(), "") && pings(&pods[1], pods[0].v6.into(), ""));
 }
 
 /// That a podwire node has published what Flannel's nodes read, and that its network is there.
 fn assert_published(cluster: &FlannelCluster, node: &PodwireNode) {
     let published = cluster.server.node(&node.host.name());
     let annotations = published.metadata.annotations.clone().expect("annotations");
-    let wanted = flannel(&node.host.underlay.to_string(), &node.host.netns.mac(VXLAN_DEVICE));
-    for (key, value) in wanted.as_object().expect("annotations") {
+    let host = &node.host;
+    let first = flannel(&host.underlay.to_string(), &host.netns.mac(VXLAN_DEVICE));
+    let second = flannel_v6(&host.addresses()[1].to_string(), &host.netns.mac(SECOND_DEVICE));
+    for (key, value) in [first, second].iter().filter_map(|wanted| wanted.as_object()).flatten() {
         assert_eq!(annotations.get(key).map(String::as_str), value.as_str(), "{key}");
     }
     assert_eq!(annotations.get("podwire.io/version").map(String::as_str), Some(env!("CARGO_PKG_VERSION")));

@@ -1,12 +1,13 @@
 //! A node without podwire: plain kernel VXLAN, set up by `ip` and `bridge` in exactly Flannel's shape
 //! (flannel `pkg/backend/vxlan/vxlan_network.go`): a device without learning, and for each other node a neighbour, a
-//! forwarding entry and an onlink route; pods behind a bridge `cni0`. Or in Calico's: another VNI and port, and each pod
+//! forwarding entry and an onlink route; pods behind a bridge `cni0`; of a dual-stack node a second device with a MAC of
+//! its own for what is IPv6. Or in Calico's: another VNI and port, and each pod
 //! behind a route of its own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netns::{Netns, Prefix};
-use super::site::{Host, Peer, Pod};
+use super::site::{Host, Peer, Pod, Wire};
 
 /// The gateway of Calico's pods, which nobody has: the node answers for it (`proxy_arp`).
 const CALICO_GATEWAY: &str = "169.254.1.1";
@@ -27,6 +28,14 @@ impl Shape {
         match self {
             Self::Flannel => "flannel.1",
             Self::Calico => "vxlan.calico",
+        }
+    }
+
+    /// What carries IPv6 where the nodes have a VTEP of each family.
+    fn second_device(self) -> &'static str {
+        match self {
+            Self::Flannel => "flannel-v6.1",
+            Self::Calico => "vxlan-v6.calico",
         }
     }
 
@@ -59,17 +68,23 @@ impl KernelNode {
         netns.skip_dad();
         netns.sysctl("ipv4/ip_forward", "1");
         netns.sysctl("ipv6/conf/all/forwarding", "1");
-        let (device, (vni, port), mtu) = (shape.device(), shape.tunnel(), wire.overlay_mtu());
+        let (device, (vni, port), mtu) = (shape.device(), shape.tunnel(), node.mtu());
+        let mut ends = vec![(device, *underlay, node.vtep_mac())];
+        ends.extend(wire.dual.then(|| (shape.second_device(), node.host.addresses()[1], vtep_mac6(&node.host))));
+        for (device, local, mac) in &ends {
+            netns.run(&format!(
+                "ip link add {device} address {mac} mtu {mtu} \
+                 type vxlan id {vni} dev {uplink} local {local} dstport {port} nolearning",
+            ));
+        }
+        let [(first, ..), .., (last, ..)] = ends.as_slice() else { panic!("a device") };
         netns.run_all([
-            format!(
-                "ip link add {device} address {} mtu {mtu} \
-                 type vxlan id {vni} dev {uplink} local {underlay} dstport {port} nolearning",
-                node.vtep_mac()
-            ),
-            format!("ip address add {v4}/32 dev {device}"),
-            format!("ip address add {v6}/128 dev {device} nodad"),
-            format!("ip link set {device} up"),
+            format!("ip address add {v4}/32 dev {first}"),
+            format!("ip address add {v6}/128 dev {last} nodad"),
         ]);
+        for (device, ..) in &ends {
+            netns.run(&format!("ip link set {device} up"));
+        }
         match shape {
             Shape::Flannel => node.add_bridge(),
             // The kernel answers ARP for what it would send elsewhere.
@@ -81,11 +96,17 @@ impl KernelNode {
     fn add_bridge(&self) {
         let [v4, v6] = self.bridge_addresses();
         self.host.netns.run_all([
-            format!("ip link add cni0 mtu {} type bridge stp_state 0 mcast_snooping 0", self.host.wire.overlay_mtu()),
+            format!("ip link add cni0 mtu {} type bridge stp_state 0 mcast_snooping 0", self.mtu()),
             format!("ip address add {v4}/24 dev cni0"),
             format!("ip address add {v6}/64 dev cni0 nodad"),
             "ip link set cni0 up".to_owned(),
         ]);
+    }
+
+    /// What it has its devices and pods send at most. For dual-stack nodes too Flannel takes the overhead of IPv4 off, and
+    /// leaves it to the kernel to lower the MTU of the IPv6 device (`pkg/backend/vxlan/device.go`).
+    fn mtu(&self) -> u32 {
+        Wire { dual: false, ..self.host.wire }.overlay_mtu()
     }
 
     /// The name of its VXLAN device.
@@ -109,18 +130,19 @@ impl KernelNode {
 
     /// What the others must know of the node that this host is going to be.
     pub fn peer_at(host: &Host) -> Peer {
-        host.peer(Some(vtep_mac(host)))
+        Peer { vtep_mac6: host.wire.dual.then(|| vtep_mac6(host)), ..host.peer(Some(vtep_mac(host))) }
     }
 
     /// Makes a peer's pods reachable.
     pub fn connect(&self, peer: &Peer) {
-        let underlay = peer.underlay;
-        let vtep_mac = peer.vtep_mac.as_deref().expect("the kernel derives no MAC");
-        let (netns, device) = (&self.host.netns, self.shape.device());
-        netns.run(&format!("bridge fdb replace {vtep_mac} dev {device} self permanent dst {underlay}"));
-        for (gateway, cidr) in peer.gateways().into_iter().zip(peer.pod_cidrs()) {
-            netns.run_all([
-                format!("ip neigh replace {gateway} lladdr {vtep_mac} dev {device} nud permanent"),
+        let first = (self.shape.device(), peer.underlay, peer.vtep_mac.as_ref());
+        let second = peer.underlay6.map(|underlay| (self.shape.second_device(), underlay, peer.vtep_mac6.as_ref()));
+        let ends = [first, second.unwrap_or(first)];
+        for ((gateway, cidr), (device, underlay, mac)) in peer.gateways().into_iter().zip(peer.pod_cidrs()).zip(ends) {
+            let mac = mac.expect("the kernel derives no MAC");
+            self.host.netns.run_all([
+                format!("ip neigh replace {gateway} lladdr {mac} dev {device} nud permanent"),
+                format!("bridge fdb replace {mac} dev {device} self permanent dst {underlay}"),
                 format!("ip route replace {cidr} via {gateway} dev {device} onlink"),
             ]);
         }
@@ -138,7 +160,7 @@ impl KernelNode {
     pub fn add_pod(&mut self, prefix: &Prefix, name: &str) {
         let netns = prefix.netns(name);
         netns.skip_dad();
-        let (port, mtu) = (format!("veth-{name}"), self.host.wire.overlay_mtu());
+        let (port, mtu) = (format!("veth-{name}"), self.mtu());
         self.host
             .netns
             .run(&format!("ip link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", netns.name()));
@@ -188,6 +210,10 @@ impl KernelNode {
             format!("ip route add default via {CALICO_GATEWAY_V6} dev eth0"),
         ]);
     }
+}
+
+fn vtep_mac6(host: &Host) -> String {
+    format!("02:00:00:06:fe:{:02x}", host.index)
 }
 
 fn vtep_mac(host: &Host) -> String {

@@ -31,7 +31,7 @@ pub use kernel_node::{KernelNode, Shape};
 pub use netns::{Netns, Prefix, host};
 pub use ovs_node::OvsNode;
 pub use podman::{Podman, RUNTIME_REMAINS};
-pub use podwire_node::{Carried, Options, PodwireNode, VXLAN_DEVICE, binary};
+pub use podwire_node::{Carried, Options, PodwireNode, SECOND_DEVICE, VXLAN_DEVICE, binary};
 pub use screen::Screen;
 pub use site::{Host, Peer, Pod, Switch, Wire, cable};
 pub use stream::{Deliveries, Delivery, Flow, RATE, stream_at, stream_during};

@@ -27,6 +27,9 @@ const PER_PEER: Duration = Duration::from_millis(10);
 /// The name of the kernel's VXLAN device.
 pub const VXLAN_DEVICE: &str = "podwire.1";
 
+/// And of that of the second VTEP.
+pub const SECOND_DEVICE: &str = "podwire-v6.1";
+
 /// What the tests vary in a node's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -346,6 +349,8 @@ bulk = "{bulk}"
         let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, vxlan, metrics, sections } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let vtep_mac = self.vtep_mac.as_ref().map(|mac| format!("vtep_mac = \"{mac}\"")).unwrap_or_default();
+        let [_, v6] = self.host.addresses();
+        let underlay6 = if self.host.wire.dual { format!("underlay6 = \"{v6}\"") } else { String::new() };
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
         let mut text = format!(
             r#"[node]
@@ -354,6 +359,7 @@ uplink = "{uplink}"
 underlay = "{underlay}"
 pod_cidrs = {:?}
 {vtep_mac}
+{underlay6}
 
 [cluster]
 pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]
@@ -378,14 +384,16 @@ bulk = "{bulk}"
             pod_cidrs(*index),
         );
         text += &metrics_section(metrics);
-        for Peer { name, index, underlay, vtep_mac, addresses } in &self.peers {
+        for Peer { name, index, underlay, vtep_mac, underlay6, vtep_mac6, addresses } in &self.peers {
             let cidrs = pod_cidrs(*index);
             write!(text, "\n[[peers]]\nname = \"{name}\"\nunderlay = \"{underlay}\"\npod_cidrs = {cidrs:?}\n")
                 .expect("a string");
             let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             writeln!(text, "addresses = {addresses:?}").expect("a string");
-            if let Some(mac) = vtep_mac {
-                writeln!(text, "vtep_mac = \"{mac}\"").expect("a string");
+            let underlay6 = underlay6.as_ref().map(ToString::to_string);
+            let ends = [("vtep_mac", vtep_mac), ("underlay6", &underlay6), ("vtep_mac6", vtep_mac6)];
+            for (key, value) in ends.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
+                writeln!(text, "{key} = \"{value}\"").expect("a string");
             }
         }
         text
@@ -485,20 +493,28 @@ bulk = "{bulk}"
     }
 
     pub fn peer(&self) -> Peer {
-        self.host.peer(Some(self.vtep_mac()))
+        let vtep_mac6 = self.host.wire.dual.then(|| self.host.netns.mac(SECOND_DEVICE));
+        Peer { vtep_mac6, ..self.host.peer(Some(self.vtep_mac())) }
     }
 
     /// Packets between pods of this node and remote pods that each path has carried so far, both directions together.
     pub fn carried(&self) -> Carried {
-        let link = self.host.netns.run(&format!("ip -json -statistics link show dev {VXLAN_DEVICE}"));
-        let link: serde_json::Value = serde_json::from_str(&link).expect("ip prints JSON");
-        let packets = |way: &str| link[0]["stats64"][way]["packets"].as_u64().expect("a counter");
+        let second = self.host.wire.dual.then_some(SECOND_DEVICE);
+        let packets = |device: &str| {
+            let link = self.host.netns.run(&format!("ip -json -statistics link show dev {device}"));
+            let link: serde_json::Value = serde_json::from_str(&link).expect("ip prints JSON");
+            let of = |way: &str| link[0]["stats64"][way]["packets"].as_u64().expect("a counter");
+            of("rx") + of("tx")
+        };
         let stats = self.stats();
         let tallies = stats.workers.iter().map(|w| &w.tallies).chain([&stats.retired]);
         let counted = |label: &str| tallies.clone().filter_map(|t| t.counts.get(label)).sum::<u64>();
         // The kernel counts what it receives before it merges.
         let received = counted("pod_tx_packets") - counted("pod_tx_super") + counted("pod_tx_merged");
-        Carried { fast: counted("pod_rx_packets") + received, kernel: packets("rx") + packets("tx") }
+        Carried {
+            fast: counted("pod_rx_packets") + received,
+            kernel: [VXLAN_DEVICE].into_iter().chain(second).map(packets).sum(),
+        }
     }
 }
 

@@ -20,6 +20,8 @@ use super::netns::{Netns, Prefix};
 pub struct Wire {
     /// IPv6 instead of IPv4 between the nodes.
     pub ipv6: bool,
+    /// IPv6 beside IPv4: each node has a VTEP of each family.
+    pub dual: bool,
     pub mtu: u32,
     /// Receive and transmit queues of each uplink.
     pub queues: u32,
@@ -29,14 +31,14 @@ pub struct Wire {
 
 impl Default for Wire {
     fn default() -> Self {
-        Self { ipv6: false, mtu: 1500, queues: 1, vlan: None }
+        Self { ipv6: false, dual: false, mtu: 1500, queues: 1, vlan: None }
     }
 }
 
 impl Wire {
     /// What an inner packet has left of the MTU (RFC 7348 section 4.3).
     pub fn overlay_mtu(&self) -> u32 {
-        self.mtu - if self.ipv6 { 70 } else { 50 }
+        self.mtu - if self.ipv6 || self.dual { 70 } else { 50 }
     }
 }
 
@@ -146,8 +148,11 @@ impl Host {
 
     /// What the other nodes must know of this one.
     pub fn peer(&self, vtep_mac: Option<String>) -> Peer {
-        let addresses = self.addresses().into_iter().filter(|address| *address != self.underlay).collect();
-        Peer { name: self.name(), index: self.index, underlay: self.underlay, vtep_mac, addresses }
+        let underlay6 = self.wire.dual.then(|| self.addresses()[1]);
+        let is_vtep = |address: &IpAddr| *address == self.underlay || Some(*address) == underlay6;
+        let addresses = self.addresses().into_iter().filter(|address| !is_vtep(address)).collect();
+        let (name, vtep_mac6) = (self.name(), None);
+        Peer { name, index: self.index, underlay: self.underlay, vtep_mac, underlay6, vtep_mac6, addresses }
     }
 }
 
@@ -159,7 +164,10 @@ pub struct Peer {
     pub underlay: IpAddr,
     /// None where it follows from the underlay address, as between podwire nodes.
     pub vtep_mac: Option<String>,
-    /// Its addresses besides `underlay`.
+    /// Its IPv6 VTEP beside the IPv4 one.
+    pub underlay6: Option<IpAddr>,
+    pub vtep_mac6: Option<String>,
+    /// Its addresses besides those of its VTEPs.
     pub addresses: Vec<IpAddr>,
 }
 

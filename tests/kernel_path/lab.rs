@@ -151,5 +151,13 @@ pub fn config(host: &Host, peers: &[Peer]) -> String {
 /// Node number `index` as a peer of ours, which need not exist.
 pub fn peer(letter: char, index: u8) -> Peer {
     let underlay = Ipv4Addr::new(192, 168, 1, index + 1).into();
-    Peer { name: format!("node-{letter}"), index, underlay, vtep_mac: None, addresses: Vec::new() }
+    Peer {
+        name: format!("node-{letter}"),
+        index,
+        underlay,
+        vtep_mac: None,
+        underlay6: None,
+        vtep_mac6: None,
+        addresses: Vec::new(),
+    }
 }

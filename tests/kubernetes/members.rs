@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use crate::harness::wait_until;
+use crate::harness::{SECOND_DEVICE, VXLAN_DEVICE, wait_until};
 use crate::scene::{
-    NET_CONF, PATIENCE, Scene, annotation, flannel, is_published, network_unavailable, published_mac, register,
+    NET_CONF, PATIENCE, Scene, annotation, flannel, flannel_v6, is_published, network_unavailable, published_mac,
+    register,
 };
 
 #[test]
@@ -30,7 +31,7 @@ fn a_node_waits_for_its_object_and_its_ranges_and_says_so() {
     assert_eq!(annotation(&node, "public-ip"), "192.168.1.2");
     assert_eq!(annotation(&node, "backend-type"), "vxlan");
     assert_eq!(annotation(&node, "kube-subnet-manager"), "true");
-    assert_eq!(published_mac(&node), scene.node.vtep_mac());
+    assert_eq!(published_mac(&node, "backend-data"), scene.node.vtep_mac());
     assert!(node["metadata"]["annotations"]["podwire.io/version"].is_string());
     assert_eq!(node["metadata"]["annotations"]["podwire.io/mode"], "kernel");
     assert_eq!(node["metadata"]["annotations"]["node.alpha.kubernetes.io/ttl"], "0", "others' annotations stay");
@@ -144,7 +145,7 @@ fn overwritten_annotations_are_put_back_and_a_fight_costs_little() {
 fn the_vtep_mac_outlives_the_daemon_and_a_collision_moves_it() {
     let Some(mut scene) = Scene::start() else { return };
     let node = scene.expect_node("published", is_published);
-    let mac = published_mac(&node);
+    let mac = published_mac(&node, "backend-data");
     let patches = scene.api.store().asked.patches;
     scene.node.stop();
     scene.node.spawn();
@@ -155,10 +156,52 @@ fn the_vtep_mac_outlives_the_daemon_and_a_collision_moves_it() {
         store.create("twin", 1, &["10.244.7.0/24".to_owned()]);
         store.annotate("twin", &flannel("192.168.1.7", &mac));
     });
-    let node = scene.expect_node("another MAC", |node| published_mac(node) != mac);
+    let node = scene.expect_node("another MAC", |node| published_mac(node, "backend-data") != mac);
     scene.expect_peers(&["twin"]);
-    assert_eq!(scene.node.vtep_mac(), published_mac(&node));
+    assert_eq!(scene.node.vtep_mac(), published_mac(&node, "backend-data"));
     assert!(scene.node.log_text().contains(&format!("the VTEP MAC {mac} of this node is that of node twin too")));
+}
+
+#[test]
+fn a_second_vtep_comes_and_goes_with_the_uplinks_ipv6_address() {
+    let Some(scene) = Scene::start() else { return };
+    let netns = &scene.node.host.netns;
+    let own = scene.node.host.addresses()[1];
+    let says = |node: &serde_json::Value| annotation(node, "public-ipv6") == &own.to_string();
+    let node = scene.expect_node("published", says);
+    assert_eq!(node["metadata"]["annotations"]["podwire.io/ipv6-vtep"], "true");
+    assert_eq!(published_mac(&node, "backend-v6-data"), netns.mac(SECOND_DEVICE));
+    scene.api.change(|store| {
+        store.create("node-c", 3, &["10.244.3.0/24".to_owned(), "fd00:244:3::/64".to_owned()]);
+        store.annotate("node-c", &flannel("192.168.1.4", "02:00:00:00:fe:04"));
+        store.annotate("node-c", &flannel_v6("fd00:192:168:1::4", "02:00:00:06:fe:04"));
+        // An earlier podwire publishes what it does not hear.
+        store.create("node-d", 4, &["10.244.4.0/24".to_owned(), "fd00:244:4::/64".to_owned()]);
+        store.annotate("node-d", &flannel("192.168.1.5", "02:00:00:00:fe:05"));
+        store.annotate("node-d", &flannel_v6("fd00:192:168:1::5", "02:00:00:00:fe:05"));
+        store.annotate("node-d", &json!({ "podwire.io/version": "0.1.0" }));
+    });
+    let device_of = |range: &str| netns.run(&format!("ip -6 route show {range}"));
+    let leads =
+        |range: &str, device: &str| wait_until(PATIENCE, || device_of(range).contains(&format!("dev {device}")));
+    assert!(leads("fd00:244:3::/64", SECOND_DEVICE), "{}", device_of("fd00:244:3::/64"));
+    let entries = netns.run(&format!("bridge fdb show dev {SECOND_DEVICE}"));
+    assert!(entries.contains("02:00:00:06:fe:04 dst fd00:192:168:1::4"), "{entries}");
+    assert!(leads("fd00:244:4::/64", VXLAN_DEVICE), "{}", device_of("fd00:244:4::/64"));
+    let status = scene.expect("no problem", |status| status.problems.is_empty());
+    assert_eq!(status.vxlan.second.map(|second| second.underlay), Some(own));
+
+    netns.run(&format!("ip address del {own}/64 dev eth0"));
+    scene.expect_node("taken back", |node| {
+        let is_gone = |key| annotation(node, key).is_null();
+        is_gone("public-ipv6") && is_gone("backend-v6-data") && annotation(node, "public-ip") == "192.168.1.2"
+    });
+    scene.expect_problem("IPv6 pods of 1 Flannel node(s) (node-c, …) are not reached: this node has no IPv6 VTEP");
+    assert!(leads("fd00:244:3::/64", VXLAN_DEVICE), "{}", device_of("fd00:244:3::/64"));
+    assert!(!netns.run("ip -brief link").contains(SECOND_DEVICE));
+    netns.run(&format!("ip address add {own}/64 dev eth0 nodad"));
+    scene.expect_node("published again", says);
+    assert!(leads("fd00:244:3::/64", SECOND_DEVICE), "{}", device_of("fd00:244:3::/64"));
 }
 
 #[test]

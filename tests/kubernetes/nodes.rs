@@ -3,8 +3,10 @@
 use podwire::control::api::Way;
 
 use crate::api::Api;
-use crate::harness::{KernelNode, Options, Peer, PodwireNode, Prefix, Switch, Wire, is_root, pings, wait_until};
-use crate::scene::{NET_CONF, PATIENCE, annotation, flannel, is_published, published_mac, register};
+use crate::harness::{
+    KernelNode, Options, Peer, PodwireNode, Prefix, SECOND_DEVICE, Switch, Wire, is_root, pings, wait_until,
+};
+use crate::scene::{NET_CONF, PATIENCE, annotation, flannel, flannel_v6, is_published, published_mac, register};
 
 #[track_caller]
 fn await_published(api: &Api, nodes: &[&PodwireNode]) {
@@ -20,12 +22,18 @@ fn packets_pass_between_nodes_that_know_each_other_by_the_api() {
         return;
     }
     let prefix = Prefix::fresh();
-    let switch = Switch::new(&prefix, Wire::default());
+    let switch = Switch::new(&prefix, Wire { dual: true, ..Wire::default() });
     let api = Api::start(NET_CONF);
     let [a, b, c] = [('a', 1), ('b', 2), ('c', 3)].map(|(letter, index)| switch.host(&prefix, letter, index));
     let mut c = KernelNode::start(c);
     register(&api, &c.host, 3);
-    api.change(|store| store.annotate("node-c", &flannel(&c.host.underlay.to_string(), &c.vtep_mac())));
+    let published = c.peer();
+    let [underlay6, mac6] = [published.underlay6.map(|underlay| underlay.to_string()), published.vtep_mac6]
+        .map(|part| part.expect("a second VTEP"));
+    api.change(|store| {
+        store.annotate("node-c", &flannel(&c.host.underlay.to_string(), &c.vtep_mac()));
+        store.annotate("node-c", &flannel_v6(&underlay6, &mac6));
+    });
     let [mut a, mut b] = [a, b].map(|host| {
         register(&api, &host, host.index);
         api.listen_in(&host.netns);
@@ -36,10 +44,13 @@ fn packets_pass_between_nodes_that_know_each_other_by_the_api() {
     for node in [&a, &b] {
         let object = api.node(&node.host.name());
         assert_eq!(annotation(&object, "public-ip"), &node.host.underlay.to_string());
-        let data = format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.vtep_mac());
-        assert_eq!(annotation(&object, "backend-data"), &data);
+        assert_eq!(annotation(&object, "public-ipv6"), &node.host.addresses()[1].to_string());
+        let data = |mac: &str| format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+        assert_eq!(annotation(&object, "backend-data"), &data(&node.vtep_mac()));
+        assert_eq!(annotation(&object, "backend-v6-data"), &data(&node.host.netns.mac(SECOND_DEVICE)));
         // What flanneld does for each node that it hears of.
-        c.connect(&Peer { vtep_mac: Some(published_mac(&object)), ..node.peer() });
+        let [vtep_mac, vtep_mac6] = ["backend-data", "backend-v6-data"].map(|key| Some(published_mac(&object, key)));
+        c.connect(&Peer { vtep_mac, vtep_mac6, ..node.peer() });
     }
     let [peer_a, peer_b] = [a.peer(), b.peer()];
     a.await_peers(vec![peer_b, c.peer()]);
@@ -50,22 +61,17 @@ fn packets_pass_between_nodes_that_know_each_other_by_the_api() {
     c.add_pod(&prefix, "c1");
     let before = a.carried();
     let [a1, b1, c1] = [&a.pods[0], &b.pods[0], &c.pods[0]];
-    let pairs = [
-        (a1, b1.v4.into()),
-        (a1, b1.v6.into()),
-        (b1, a1.v6.into()),
-        (a1, c1.v4.into()),
-        (c1, a1.v4.into()),
-        (c1, b1.v4.into()),
-    ];
-    for (from, to) in pairs {
-        assert!(pings(from, to, ""), "{} does not reach {to}", from.name);
+    for (from, to) in [(a1, b1), (b1, a1), (a1, c1), (c1, a1), (c1, b1)] {
+        for to in to.addresses() {
+            assert!(pings(from, to, ""), "{} does not reach {to}", from.name);
+        }
     }
-    assert!(a.carried().since(before).fast >= 6, "{:?}", a.carried().since(before));
+    assert!(a.carried().since(before).fast >= 8, "{:?}", a.carried().since(before));
+    assert!(a.status().problems.is_empty(), "{:?}", a.status().problems);
 
     let env = std::fs::read_to_string(a.subnet_env()).expect("subnet.env");
     for line in
-        ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.1.1/24", "FLANNEL_MTU=1450", "FLANNEL_IPMASQ=false"]
+        ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.1.1/24", "FLANNEL_MTU=1430", "FLANNEL_IPMASQ=false"]
     {
         assert!(env.lines().any(|found| found == line), "{line}: {env}");
     }

@@ -28,7 +28,7 @@ fn the_own_object_goes_and_comes_back_and_pods_notice_nothing() {
 
     register(&scene.api, &scene.node.host, 9);
     let node = scene.expect_node("published anew", is_published);
-    assert_eq!(crate::scene::published_mac(&node), mac);
+    assert_eq!(crate::scene::published_mac(&node, "backend-data"), mac);
     scene.expect("no problem", is_well);
     assert_eq!(scene.api.store().asked.patches, patches + 1);
 }

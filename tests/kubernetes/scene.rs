@@ -114,6 +114,14 @@ pub fn flannel(public_ip: &str, vtep_mac: &str) -> Value {
     })
 }
 
+/// What a dual-stack Flannel node publishes besides.
+pub fn flannel_v6(public_ipv6: &str, vtep_mac: &str) -> Value {
+    json!({
+        (format!("{FLANNEL}/backend-v6-data")): format!("{{\"VNI\":1,\"VtepMAC\":\"{vtep_mac}\"}}"),
+        (format!("{FLANNEL}/public-ipv6")): public_ipv6,
+    })
+}
+
 /// Whether a node of the server has published itself.
 pub fn is_published(node: &Value) -> bool {
     annotation(node, "backend-data").is_string() && network_unavailable(node) == "False"
@@ -129,9 +137,9 @@ pub fn network_unavailable(node: &Value) -> &Value {
     conditions.into_iter().find(|c| c["type"] == "NetworkUnavailable").map_or(&Value::Null, |c| &c["status"])
 }
 
-/// The VTEP MAC that a node of the server has published.
-pub fn published_mac(node: &Value) -> String {
-    let data = annotation(node, "backend-data").as_str().expect("a published node");
+/// The MAC of the VTEP that a node of the server has published under `key`.
+pub fn published_mac(node: &Value, key: &str) -> String {
+    let data = annotation(node, key).as_str().expect("a published node");
     let data: Value = serde_json::from_str(data).expect("JSON");
     data["VtepMAC"].as_str().expect("a MAC").to_owned()
 }

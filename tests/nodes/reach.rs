@@ -53,6 +53,16 @@ fn all_talk(wire: Wire, options: Options) {
 }
 
 #[test]
+fn all_pods_talk_where_each_node_has_a_vtep_of_each_family() {
+    all_talk(Wire { dual: true, ..Wire::default() }, Options::ADAPTIVE);
+}
+
+#[test]
+fn all_pods_talk_where_each_node_has_a_vtep_of_each_family_by_the_kernel_path() {
+    all_talk(Wire { dual: true, ..Wire::default() }, Options::KERNEL);
+}
+
+#[test]
 fn all_pods_talk_through_the_data_plane() {
     all_talk(Wire::default(), Options::ADAPTIVE);
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::cluster;
-use super::harness::{Capture, Cluster, Options, Pod, Vxlan, Wire, pings, tcp_transfer, udp_echo};
+use super::harness::{Capture, Cluster, Options, Peer, Pod, Vxlan, Wire, pings, tcp_transfer, udp_echo};
 
 const UDP: u8 = 17;
 
@@ -44,8 +44,8 @@ fn frames_are_exact(wire: Wire) {
     let Some(cluster) = cluster(wire, UNPROBED) else { return };
     let (from, b, c) = (&cluster.a.pods[0], &cluster.b.pods[0], &cluster.c.pods[0]);
     let sent = sent_during(&cluster, || [b, c].into_iter().for_each(|to| mixture(from, to)));
-    let vteps = [cluster.b.vtep_mac(), cluster.c.vtep_mac()].map(|text| mac(&text));
-    let own = mac(&cluster.a.vtep_mac());
+    let macs = |peer: Peer| [peer.vtep_mac, peer.vtep_mac6].map(|text| text.map(|text| mac(&text)));
+    let [own, peers @ ..] = [cluster.a.peer(), cluster.b.peer(), cluster.c.peer()].map(macs);
     let mut ports = BTreeMap::<_, BTreeSet<u16>>::new();
     for frame in &sent {
         assert_eq!((frame.flags, frame.reserved_is_zero, frame.vni), (0x08, true, 1), "{frame:?}");
@@ -53,9 +53,12 @@ fn frames_are_exact(wire: Wire) {
         assert!(frame.outer.source.1 >= 49152, "{frame:?}");
         assert_eq!((frame.outer_ttl, frame.inner_ttl), (64, 63), "{frame:?}");
         assert_eq!(frame.outer_tos, frame.inner_tos & 3, "{frame:?}");
-        assert_eq!(frame.inner_source_mac, own, "{frame:?}");
-        assert!(vteps.contains(&frame.inner_destination_mac), "{frame:?}");
-        assert!(wire.ipv6 || !frame.outer_dont_fragment, "{frame:?}");
+        let [inner, outer] = [&frame.inner, &frame.outer].map(|flow| flow.destination.0.is_ipv6());
+        let is_second = usize::from(wire.dual && inner);
+        assert_eq!(Some(frame.inner_source_mac), own[is_second], "{frame:?}");
+        assert!(peers.iter().any(|peer| peer[is_second] == Some(frame.inner_destination_mac)), "{frame:?}");
+        assert_eq!(outer, wire.ipv6 || is_second == 1, "{frame:?}");
+        assert!(outer || !frame.outer_dont_fragment, "{frame:?}");
         ports.entry(&frame.inner).or_default().insert(frame.outer.source.1);
     }
     assert!(ports.values().all(|used| used.len() == 1), "a flow changes its outer source port: {ports:?}");
@@ -73,6 +76,11 @@ fn outer_frames_are_exactly_those_of_a_flannel_node() {
 #[test]
 fn outer_frames_over_ipv6_carry_a_checksum_and_the_same_vxlan() {
     frames_are_exact(Wire { ipv6: true, ..Wire::default() });
+}
+
+#[test]
+fn what_is_ipv6_goes_by_the_ipv6_vteps_of_nodes_that_have_both() {
+    frames_are_exact(Wire { dual: true, ..Wire::default() });
 }
 
 #[test]

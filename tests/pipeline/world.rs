@@ -124,6 +124,7 @@ pub fn this(node: u8, underlay: Underlay) -> Node {
     Node {
         vtep: underlay.vtep(node),
         vtep_mac: vtep_mac(node),
+        second: None,
         uplink_mac: uplink_mac(node),
         port: PORT,
         vni: Vni::new(1).unwrap(),

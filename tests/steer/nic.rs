@@ -1,10 +1,12 @@
 //! What `nic_steer` decides.
 
+use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
 use podwire::ids::{IfIndex, QueueId, WorkerId};
 use podwire::steer::{PodPath, SteerConfig, SteerError, Verdict};
+use podwire::wire::{Mac, TunnelEnd};
 
 use crate::packets::*;
 use crate::rig::{MTU, Rig, STALE_NS, config, is_root, now_ns, pod};
@@ -156,6 +158,37 @@ fn drops_tunnel_packets_of_unknown_vteps_in_every_dress_and_nothing_else_of_them
         };
         assert_eq!(rig.nic(&later), Verdict::OuterFragment, "nothing without the first one");
     }
+}
+
+#[test]
+fn claims_for_a_vtep_of_each_family_what_bears_its_own_mac() {
+    if !is_root() {
+        return;
+    }
+    let second_mac = Mac([0x06, 0, 0, 0, 0, 0x66]);
+    let second = Some(TunnelEnd { underlay: VTEP[V6], mac: second_mac });
+    let rig = Rig::new(V4);
+    rig.steer.set_config(&SteerConfig { second, known_vteps_only: true, ..config(V4) }).unwrap();
+    for peer in PEER {
+        rig.steer.add_vtep(peer).unwrap();
+    }
+    for family in FAMILIES {
+        let to_first = inner(family, 64);
+        let to_second = patched(to_first.clone(), 0, &second_mac.0);
+        let by = |underlay: usize, frame: &[u8]| rig.nic(&encapsulate(underlay, frame));
+        assert_eq!([by(V4, &to_first), by(V6, &to_second)], [Verdict::Claimed; 2], "inner {family}");
+        assert_eq!([by(V6, &to_first), by(V4, &to_second)], [Verdict::InnerMac; 2], "inner {family}");
+        assert_eq!(by(V6, &patched(to_second, 6, &second_mac.0)), Verdict::InnerMac, "inner {family}");
+    }
+    // An IPv6 address that begins as a peer's IPv4 one is another.
+    let frame = encapsulate(V6, &patched(inner(V4, 64), 0, &second_mac.0));
+    let IpAddr::V4(peer) = PEER[V4] else { panic!("an IPv4 peer") };
+    let alike = [&peer.octets()[..], &[0; 12]].concat();
+    assert_eq!(rig.nic(&patched(frame.clone(), ETHERNET + 8, &alike)), Verdict::UnknownVtep);
+    // Without a second VTEP nothing is to it, nor to no address.
+    rig.steer.set_config(&config(V4)).unwrap();
+    assert_eq!(rig.nic(&frame), Verdict::NotVxlan);
+    assert_eq!(rig.nic(&patched(patched(frame, ETHERNET + 24, &[0; 16]), 0, &NIC_MAC.0)), Verdict::NotVxlan);
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub fn config(family: usize) -> SteerConfig {
     SteerConfig {
         vtep: VTEP[family],
         vtep_mac: VTEP_MAC,
+        second: None,
         port: 8472,
         vni: Vni::new(1).unwrap(),
         max_frame: 2048,

@@ -5,6 +5,7 @@ use super::DataplaneError;
 use super::memory::{fill_target, ring_size};
 use super::seat::Common;
 use crate::config::ZeroCopy;
+use crate::control::view::Settings;
 use crate::counters::Traffic;
 use crate::frame::{Pool, Region};
 use crate::ids::{PodId, QueueId, WorkerId};
@@ -87,7 +88,9 @@ fn open_outlet(common: Common<'_>, sockets: &[(QueueId, Socket)]) -> Result<Opti
     if sockets.iter().all(|(_, socket)| socket.zero_copy()) {
         return Ok(None);
     }
-    Ok(Some(Outlet::new(common.settings.uplink, Sender::open()?, common.settings.vtep)))
+    let Settings { uplink, vtep, second, .. } = common.settings;
+    let vteps = std::iter::once(*vtep).chain(second.map(|end| end.underlay));
+    Ok(Some(Outlet::new(*uplink, Sender::open()?, vteps.collect())))
 }
 
 /// Opens the sockets of the queues that are dealt to a worker: every `workers`th, beginning with one that can send.

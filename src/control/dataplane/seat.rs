@@ -104,8 +104,8 @@ impl Seat {
             board: Arc::default(),
         };
         let board = Arc::clone(&around.board);
-        let &Settings { vtep, vtep_mac, uplink_mac, port, vni, .. } = settings;
-        let node = Node { vtep, vtep_mac, uplink_mac, port, vni };
+        let &Settings { vtep, vtep_mac, second, uplink_mac, port, vni, .. } = settings;
+        let node = Node { vtep, vtep_mac, second, uplink_mac, port, vni };
         let running = Worker::new(uplink, hub, std::mem::take(pool), Pipeline::new(node), fib);
         let thread = thread::Builder::new()
             .name(format!("podwire-w{}", worker.0))

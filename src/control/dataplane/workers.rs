@@ -14,7 +14,7 @@ use crate::fib::{Fib, NextHop, Publisher, Remote};
 use crate::ids::{PodId, WorkerId};
 use crate::steer::{Steer, XdpMode};
 use crate::trace::{Feed, Tap};
-use crate::wire::{OuterParams, OuterTemplate};
+use crate::wire::{OuterParams, OuterTemplate, TunnelEnd};
 use crate::worker::Fault;
 
 /// The outer time to live, as the kernel's VXLAN device sends it.
@@ -146,20 +146,23 @@ fn table(settings: &Settings, view: &View) -> Fib {
 
 fn next_hop(settings: &Settings, remote: &RemoteView) -> NextHop {
     let (src_mac, dst_mac) = (settings.uplink_mac, remote.dst_mac);
-    let Some(vtep_mac) = remote.vtep_mac else {
+    let Some(inner_dst) = remote.vtep_mac else {
         let outer = OuterTemplate::direct(src_mac, dst_mac, remote.underlay);
         return NextHop::Remote(Remote { outer, mtu: remote.mtu });
     };
+    let first = TunnelEnd { underlay: settings.vtep, mac: settings.vtep_mac };
+    let second = settings.second.filter(|end| end.underlay.is_ipv6() == remote.underlay.is_ipv6());
+    let own = second.unwrap_or(first);
     let outer = OuterTemplate::new(&OuterParams {
         src_mac,
         dst_mac,
-        local: settings.vtep,
+        local: own.underlay,
         remote: remote.underlay,
         port: settings.port,
         vni: settings.vni,
         ttl: OUTER_TTL,
-        inner_src: settings.vtep_mac,
-        inner_dst: vtep_mac,
+        inner_src: own.mac,
+        inner_dst,
         udp_checksum: settings.udp_checksum,
     });
     // The configuration refuses peers of another family than ours.

@@ -10,7 +10,7 @@ use super::go_json::field;
 use super::net_conf::NetConf;
 use super::object::Object;
 use crate::config::Peer;
-use crate::wire::{Mac, Vni};
+use crate::wire::{Mac, TunnelEnd, Vni};
 
 /// Before the keys of Flannel's annotations.
 pub const PREFIX: &str = "flannel.alpha.coreos.com/";
@@ -33,6 +33,9 @@ pub const NODE_PUBLIC_IP: &str = "flannel.alpha.coreos.com/node-public-ip";
 pub const NODE_PUBLIC_IPV6: &str = "flannel.alpha.coreos.com/node-public-ipv6";
 /// Which podwire runs the node.
 pub const VERSION: &str = "podwire.io/version";
+/// `"true"` on podwire nodes that take IPv6 at the VTEP of [`BACKEND_V6_DATA`]: earlier ones published one that they did
+/// not have.
+pub const IPV6_VTEP: &str = "podwire.io/ipv6-vtep";
 /// How its workers poll.
 pub const MODE: &str = "podwire.io/mode";
 
@@ -93,6 +96,29 @@ pub fn pod_cidrs(node: &Object, net_conf: &NetConf) -> Result<Vec<IpNet>, String
     Ok(ranges)
 }
 
+/// The keys of the second tunnel where there are two: Flannel has one of each family, and the first is IPv4's.
+pub fn second_keys(net_conf: &NetConf) -> Option<Keys> {
+    net_conf.v4.and(net_conf.v6).map(|_| V6)
+}
+
+/// The end of a tunnel that a node has published.
+fn end(node: &Object, keys: Keys) -> Result<TunnelEnd, String> {
+    let missing = |key: &str, value: Option<&str>| match value {
+        Some(value) => format!("its annotation {key} is {value:?}, which cannot be understood"),
+        None => format!("it has no annotation {key}"),
+    };
+    let mac = vtep_mac(node, keys).ok_or_else(|| missing(keys.data, node.annotation(keys.data)))?;
+    let address = node.annotation(keys.address);
+    let underlay = address.and_then(|text| text.parse().ok()).ok_or_else(|| missing(keys.address, address))?;
+    Ok(TunnelEnd { underlay, mac })
+}
+
+/// The second VTEP that another node has; `None` when it says nothing that can be understood.
+fn second(node: &Object, net_conf: &NetConf) -> Option<TunnelEnd> {
+    let is_there = !is_podwire(node) || node.annotation(IPV6_VTEP) == Some("true");
+    second_keys(net_conf).filter(|_| is_there).and_then(|keys| end(node, keys).ok())
+}
+
 /// Another node as a peer; `None` while it does not take part.
 pub fn peer(node: &Object, net_conf: &NetConf) -> Result<Option<Peer>, String> {
     if node.annotation(MANAGED) != Some("true") {
@@ -102,21 +128,15 @@ pub fn peer(node: &Object, net_conf: &NetConf) -> Result<Option<Peer>, String> {
         Some(VXLAN) => {}
         other => return Err(format!("its backend is {:?}; podwire speaks vxlan only", other.unwrap_or_default())),
     }
-    let keys = keys(net_conf);
-    let missing = |key: &str, value: Option<&str>| match value {
-        Some(value) => format!("its annotation {key} is {value:?}, which cannot be understood"),
-        None => format!("it has no annotation {key}"),
-    };
-    let vtep_mac = vtep_mac(node, keys).ok_or_else(|| missing(keys.data, node.annotation(keys.data)))?;
-    let address = node.annotation(keys.address);
-    let underlay =
-        address.and_then(|text| text.parse::<IpAddr>().ok()).ok_or_else(|| missing(keys.address, address))?;
+    let TunnelEnd { underlay, mac } = end(node, keys(net_conf))?;
+    let second = second(node, net_conf);
     let mut ranges = pod_cidrs(node, net_conf)?;
-    if !is_podwire(node) {
+    if !is_podwire(node) && second.is_none() {
         // Flannel has a tunnel of its own for each family.
         ranges.retain(|range| range.addr().is_ipv6() == net_conf.underlay_is_ipv6());
     }
-    Ok(Some(Peer { name: node.name.clone(), underlay, vtep_mac, pod_cidrs: ranges, addresses: Vec::new() }))
+    let name = node.name.clone();
+    Ok(Some(Peer { name, underlay, vtep_mac: mac, second, pod_cidrs: ranges, addresses: Vec::new() }))
 }
 
 /// What an operator says by annotation that this node's VTEP address is.
@@ -170,6 +190,24 @@ mod tests {
         assert_eq!(peer_of(&node(&GOOD), &dual).pod_cidrs.len(), 1);
         let podwire = [&GOOD[..], &[(VERSION, "1")]].concat();
         assert_eq!(peer_of(&node(&podwire), &dual).pod_cidrs.len(), 2);
+    }
+
+    #[test]
+    fn a_second_vtep_is_one_of_flannels_or_of_a_podwire_that_says_so() {
+        let (single, dual) = (NetConf::parse(NET_CONF).unwrap(), NetConf::parse(DUAL).unwrap());
+        let second = |annotations: &[(&str, &str)], conf| {
+            let found = peer(&node(&[&GOOD[..], annotations].concat()), conf).unwrap().unwrap();
+            (found.second.map(|end| (end.underlay.to_string(), end.mac.to_string())), found.pod_cidrs.len())
+        };
+        let v6 = [(BACKEND_V6_DATA, r#"{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e4"}"#), (PUBLIC_IPV6, "fd00::3")];
+        let there = Some(("fd00::3".to_owned(), "12:c6:65:89:b4:e4".to_owned()));
+        assert_eq!(second(&v6, &dual), (there.clone(), 2));
+        assert_eq!(second(&v6, &single), (None, 1));
+        assert_eq!(second(&v6[..1], &dual), (None, 1));
+        assert_eq!(second(&[v6[0], (PUBLIC_IPV6, "host")], &dual), (None, 1));
+        let old = [&v6[..], &[(VERSION, "1")]].concat();
+        assert_eq!(second(&old, &dual), (None, 2), "it hears no IPv6 tunnel, whatever it has published");
+        assert_eq!(second(&[&old[..], &[(IPV6_VTEP, "true")]].concat(), &dual), (there, 2));
     }
 
     #[test]

@@ -297,8 +297,7 @@ impl Follower {
         let begin = Instant::now();
         let arrived = self.arrived.take();
         let Some(roster) = &self.roster else { return };
-        let announced = self.announced.borrow().map(|announcement| announcement.vtep_mac);
-        let mut cluster = roster.cluster(announced);
+        let mut cluster = roster.cluster(self.announced.borrow().as_ref());
         cluster.problems.extend(self.publisher.problem());
         cluster.problems.extend(self.as_of.as_ref().map(|as_of| {
             format!(

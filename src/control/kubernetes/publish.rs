@@ -68,7 +68,7 @@ impl Publisher {
         let error = patched.as_ref().err().map(ToString::to_string);
         match &error {
             Some(text) if self.error.as_ref() != Some(text) => tracing::error!("Kubernetes: {text}"),
-            None => tracing::info!(node = self.own_name, vtep_mac = %announcement.vtep_mac, "published this node"),
+            None => tracing::info!(node = self.own_name, ?announcement, "published this node"),
             _ => {}
         }
         self.error = error;

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::flannel;
+use super::announce::Announcement;
+use super::flannel::{self, Keys};
 use super::net_conf::NetConf;
 use super::object::Object;
 use crate::config::{Members, OwnNode, Peer, hashed_mac};
@@ -65,9 +66,9 @@ impl Roster {
         self.nodes.get(&self.own_name).map(|entry| &entry.node)
     }
 
-    /// What it comes to, for a node that has announced the VTEP MAC `announced`, if any. Takes time in proportion to the
+    /// What it comes to, for a node that has announced `announced`, if anything. Takes time in proportion to the
     /// nodes.
-    pub fn cluster(&self, announced: Option<Mac>) -> Cluster {
+    pub fn cluster(&self, announced: Option<&Announcement>) -> Cluster {
         let (mut problems, mut peers) = (Vec::new(), Vec::new());
         for (name, entry) in &self.nodes {
             match &entry.peer {
@@ -95,7 +96,7 @@ impl Roster {
     /// What is known of this node, or why it cannot be one yet.
     fn own_node(
         &self,
-        announced: Option<Mac>,
+        announced: Option<&Announcement>,
         peers: &[(&Object, &Peer)],
         problems: &mut Vec<String>,
     ) -> Result<OwnNode, String> {
@@ -118,47 +119,71 @@ impl Roster {
                  (--allocate-node-cidrs, --cluster-cidr {cluster})"
             ));
         }
-        let underlay = flannel::wanted_underlay(own, flannel::keys(&self.net_conf)).unwrap_or_else(|problem| {
-            problems.push(problem);
-            None
-        });
-        Ok(OwnNode { pod_cidrs, underlay, vtep_mac: self.own_mac(own, announced, peers, problems) })
+        let mut wanted = |keys| {
+            flannel::wanted_underlay(own, keys).unwrap_or_else(|problem| {
+                problems.push(problem);
+                None
+            })
+        };
+        let underlay = wanted(flannel::keys(&self.net_conf));
+        let underlay6 = flannel::second_keys(&self.net_conf).and_then(wanted);
+        let (vtep_mac, vtep_mac6) = self.own_macs(own, announced, peers, problems);
+        Ok(OwnNode { pod_cidrs, underlay, vtep_mac, underlay6, vtep_mac6 })
     }
 
-    /// The MAC that this daemon has announced, or an earlier one has, so that it stays; else one that follows from the
-    /// node's name. Another one if a node that goes before has it.
-    fn own_mac(
+    /// The MACs of the first VTEP and of the second, if there are to be two: what this daemon has announced, or an earlier
+    /// one has, so that they stay; else one that follows from the node's name, for both. Another one if a node that goes
+    /// before has it. If the first changes the second does: of a change of one family alone Flannel's nodes take no notice
+    /// (`handleUpdateLeaseEvent` in `pkg/subnet/kube/kube.go`).
+    fn own_macs(
         &self,
         own: &Object,
-        announced: Option<Mac>,
+        announced: Option<&Announcement>,
         peers: &[(&Object, &Peer)],
         problems: &mut Vec<String>,
-    ) -> Mac {
+    ) -> (Mac, Option<Mac>) {
+        let of_name = || (0_u32..).map(|nth| hashed_mac(format!("{}/{nth}", self.own_name).as_bytes()));
+        let present = |keys: Keys| {
+            let announced = announced.and_then(|announcement| announcement.end(keys)).map(|end| end.mac);
+            announced.or_else(|| flannel::vtep_mac(own, keys).filter(|mac| mac.is_unicast()))
+        };
+        let mut choose = |taken: HashMap<Mac, &str>, present: Option<Mac>, first: Option<Mac>| {
+            if let Some((mac, other)) = present.and_then(|mac| Some((mac, taken.get(&mac)?))) {
+                problems.push(format!(
+                    "the VTEP MAC {mac} of this node is that of node {other} too; this node takes another one"
+                ));
+            }
+            let mut candidates = present.into_iter().chain(first).chain(of_name());
+            candidates.find(|mac| !taken.contains_key(mac)).unwrap_or_default()
+        };
         let goes_before = |node: &Object| !flannel::is_podwire(node) || rank(node) < rank(own);
-        let others = peers.iter().filter(|(node, _)| goes_before(node));
-        let taken: HashMap<Mac, &str> = others.map(|(node, peer)| (peer.vtep_mac, node.name.as_str())).collect();
-        let published = || flannel::vtep_mac(own, flannel::keys(&self.net_conf)).filter(|mac| mac.is_unicast());
-        let present = announced.or_else(published);
-        if let Some((mac, other)) = present.and_then(|mac| Some((mac, taken.get(&mac)?))) {
-            problems.push(format!(
-                "the VTEP MAC {mac} of this node is that of node {other} too; this node takes another one"
-            ));
-        }
-        let of_name = (0_u32..).map(|nth| hashed_mac(format!("{}/{nth}", self.own_name).as_bytes()));
-        let mut candidates = present.into_iter().chain(of_name);
-        candidates.find(|mac| !taken.contains_key(mac)).unwrap_or_default()
+        let others = || peers.iter().filter(|(node, _)| goes_before(node));
+        let was = present(flannel::keys(&self.net_conf));
+        let taken = others().map(|(node, peer)| (peer.vtep_mac, node.name.as_str())).collect();
+        let first = choose(taken, was, None);
+        let second = flannel::second_keys(&self.net_conf).map(|keys| {
+            let stays = was.is_none_or(|was| was == first);
+            let taken = others().filter_map(|(node, peer)| Some((peer.second?.mac, node.name.as_str()))).collect();
+            choose(taken, present(keys).filter(|_| stays), Some(first))
+        });
+        (first, second)
     }
 
-    /// What pods of other nodes cannot be reached although their nodes take part.
+    /// What pods of other nodes cannot be reached although their nodes take part: IPv6 to Flannel's nodes takes a second
+    /// VTEP at both ends.
     fn unreached(&self, peers: &[(&Object, &Peer)]) -> Option<String> {
-        self.net_conf.v4.and(self.net_conf.v6)?;
-        let nodes: Vec<_> =
-            peers.iter().filter(|(node, _)| !flannel::is_podwire(node)).map(|(node, _)| node.name.as_str()).collect();
-        let (first, count) = (nodes.first()?, nodes.len());
-        Some(format!(
-            "IPv6 pods of {count} Flannel node(s) ({first}, …) are not reached: Flannel has a tunnel of its own for IPv6, \
-             which podwire does not speak beside IPv4"
-        ))
+        let keys = flannel::second_keys(&self.net_conf)?;
+        let says = |key| self.own().is_some_and(|own| own.annotation(key).is_some());
+        let is_without = says(flannel::V4.data) && !says(keys.data);
+        let flannels = peers.iter().filter(|(node, _)| !flannel::is_podwire(node));
+        let nodes: Vec<_> = flannels.filter(|(_, peer)| is_without || peer.second.is_none()).collect();
+        let ((first, _), count) = (nodes.first()?, nodes.len());
+        let why = if is_without {
+            "this node has no IPv6 VTEP, to which they would answer: give its uplink an IPv6 address, or set node.underlay6"
+        } else {
+            "they have published no IPv6 VTEP that can be understood (annotations backend-v6-data, public-ipv6)"
+        };
+        Some(format!("IPv6 pods of {count} Flannel node(s) ({}, …) are not reached: {why}", first.name))
     }
 }
 
@@ -169,8 +194,13 @@ fn rank(node: &Object) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::flannel::{BACKEND_DATA, BACKEND_TYPE, MANAGED, NODE_PUBLIC_IP, PUBLIC_IP, VERSION};
+    use super::super::flannel::{
+        BACKEND_DATA, BACKEND_TYPE, BACKEND_V6_DATA, IPV6_VTEP, MANAGED, NODE_PUBLIC_IP, PUBLIC_IP, PUBLIC_IPV6,
+        VERSION,
+    };
     use super::*;
+    use crate::config::Mode;
+    use crate::wire::TunnelEnd;
 
     const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 
@@ -199,6 +229,12 @@ mod tests {
             roster.apply(node);
         }
         roster
+    }
+
+    fn announced(mac: Mac) -> Announcement {
+        let end = TunnelEnd { underlay: "192.168.1.2".parse().unwrap(), mac };
+        let vni = NetConf::parse(NET_CONF).unwrap().vni;
+        Announcement { vni, v4: Some(end), v6: None, mode: Mode::Adaptive }
     }
 
     #[test]
@@ -243,7 +279,8 @@ mod tests {
         let broken = published(own.clone(), "192.168.1.2", "01:00:00:00:00:aa", false);
         assert_eq!(mac(&roster([broken])), fresh);
         let overwritten = published(own, "192.168.1.2", "02:00:00:00:00:bb", false);
-        assert_eq!(roster([overwritten]).cluster(Some(fresh)).own.unwrap().vtep_mac, fresh);
+        let announced = announced(fresh);
+        assert_eq!(roster([overwritten]).cluster(Some(&announced)).own.unwrap().vtep_mac, fresh);
     }
 
     #[test]
@@ -259,6 +296,65 @@ mod tests {
             let moved = cluster.own.unwrap().vtep_mac.to_string() != "02:00:00:00:00:aa";
             assert_eq!((moved, cluster.problems.len()), (moves, usize::from(moves)), "{created} {is_podwire}");
         }
+    }
+
+    const DUAL: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/32",
+        "Backend": {"Type": "vxlan"}}"#;
+
+    /// A dual-stack node that has published both VTEPs, with these MACs.
+    fn dual(name: &str, created: u8, macs: [&str; 2], is_podwire: bool) -> Object {
+        let mut node = published(node(name, created, "10.244.1.0/24"), "192.168.1.2", macs[0], is_podwire);
+        node.pod_cidrs.push("fd00:244:1::/64".to_owned());
+        node.annotations.insert(BACKEND_V6_DATA.to_owned(), format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, macs[1]));
+        node.annotations.insert(PUBLIC_IPV6.to_owned(), "fd00::2".to_owned());
+        node.annotations.insert(IPV6_VTEP.to_owned(), "true".to_owned());
+        node
+    }
+
+    fn dual_roster(nodes: impl IntoIterator<Item = Object>) -> Roster {
+        let mut roster = Roster::new("a", NetConf::parse(DUAL).unwrap());
+        for node in nodes {
+            roster.apply(node);
+        }
+        roster
+    }
+
+    #[test]
+    fn a_second_vtep_has_a_mac_that_stays_and_both_change_together() {
+        let macs = |roster: &Roster| {
+            let own = roster.cluster(None).own.unwrap();
+            (own.vtep_mac.to_string(), own.vtep_mac6.unwrap().to_string())
+        };
+        let [one, two, three] = ["02:00:00:00:00:aa", "02:00:00:00:00:bb", "02:00:00:00:00:cc"];
+        let kept = (one.to_owned(), two.to_owned());
+        assert_eq!(macs(&dual_roster([dual("a", 5, [one, two], false)])), kept);
+        let fresh = Object { annotations: BTreeMap::new(), ..dual("a", 5, [one, two], false) };
+        let (first, second) = macs(&dual_roster([fresh]));
+        assert_eq!(first, second);
+        // MACs of different tunnels do not clash.
+        assert_eq!(macs(&dual_roster([dual("a", 5, [one, two], true), dual("b", 1, [two, one], true)])), kept);
+        let (first, second) = macs(&dual_roster([dual("a", 5, [one, two], true), dual("b", 1, [one, three], true)]));
+        assert!(first != one && second == first, "{first} {second}");
+        let moved = macs(&dual_roster([dual("a", 5, [one, two], true), dual("b", 1, [three, two], true)]));
+        assert_eq!(moved, (one.to_owned(), one.to_owned()));
+        assert_eq!(roster([node("a", 1, "10.244.1.0/24")]).cluster(None).own.unwrap().vtep_mac6, None);
+    }
+
+    #[test]
+    fn what_flannel_nodes_are_not_reached_by_ipv6_is_told() {
+        let own = dual("a", 1, ["02:00:00:00:00:01"; 2], true);
+        let flannel = dual("c", 2, ["02:00:00:00:00:02", "02:00:00:00:00:03"], false);
+        let problems = |nodes: [&Object; 2]| dual_roster(nodes.map(Clone::clone)).cluster(None).problems;
+        assert_eq!(problems([&own, &flannel]), [""; 0]);
+        let mut silent = flannel.clone();
+        silent.annotations.remove(PUBLIC_IPV6);
+        let [told] = &problems([&own, &silent])[..] else { panic!("one problem") };
+        assert!(told.contains("1 Flannel node(s) (c, …)") && told.contains("published no IPv6 VTEP"), "{told}");
+        let mut lone = own.clone();
+        lone.annotations.remove(BACKEND_V6_DATA);
+        let [told] = &problems([&lone, &flannel])[..] else { panic!("one problem") };
+        assert!(told.contains("this node has no IPv6 VTEP"), "{told}");
+        assert_eq!(problems([&lone, &dual("b", 2, ["02:00:00:00:00:02"; 2], true)]), [""; 0]);
     }
 
     #[test]

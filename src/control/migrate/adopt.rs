@@ -17,6 +17,7 @@ use super::seen::Seen;
 use super::steps::{MoveError, Steps, rename_device};
 use super::tunnel::{self, Mark};
 use super::{Locks, MigrateError, Migration, PROTOCOL_BOOT, PROTOCOL_KERNEL, Task, check_root, inside};
+use crate::config::second_device;
 use crate::control::boottime;
 use crate::control::kernel::{Kernel, apply, delete_link};
 use crate::control::netlink::{Link, LinkSettings, MAIN_TABLE, Route, RouteKind, unless_missing};
@@ -71,7 +72,7 @@ impl Adoption<'_> {
         self.pin_bridge();
         self.hold(&candidates);
         let moved = self.move_pods(&candidates)?;
-        self.take_tunnel()?;
+        self.take_tunnels()?;
         self.leave_bridge(&candidates, &moved);
         self.say_next();
         Ok(self.steps.finish())
@@ -116,10 +117,12 @@ impl Adoption<'_> {
 
     /// Moves those that can be; returns the devices that have left the bridge.
     fn move_pods(&mut self, candidates: &[Candidate]) -> Result<BTreeSet<IfIndex>, MigrateError> {
-        let flannels = self.seen.tunnel().map(|(link, _)| link.index);
-        let tunnel = flannels.or_else(|| self.seen.own_tunnel().map(|(link, _)| link.index));
-        let own = tunnel.map(|tunnel| self.kernel.netlink.addresses(Some(tunnel))).transpose()?.unwrap_or_default();
-        let sources: Vec<IpAddr> = own.into_iter().map(|own| own.address.addr()).collect();
+        let flannels = self.seen.tunnels().map(|(link, _)| link.index);
+        let tunnels = flannels.chain(self.seen.own_tunnels().map(|(link, _)| link.index));
+        let mut sources: Vec<IpAddr> = Vec::new();
+        for tunnel in tunnels {
+            sources.extend(self.kernel.netlink.addresses(Some(tunnel))?.into_iter().map(|own| own.address.addr()));
+        }
         let movable = candidates.iter().filter_map(|candidate| Some((candidate, candidate.pod.as_ref()?)));
         let (done, mut open): (Vec<_>, Vec<_>) = movable.partition(|(_, pod)| self.is_moved(pod));
         let mut moved: BTreeSet<IfIndex> = done.into_iter().map(|(_, pod)| pod.host_ifindex).collect();
@@ -145,13 +148,17 @@ impl Adoption<'_> {
         end.is_some_and(|link| link.name == pod.host_ifname && link.master.is_none())
     }
 
-    /// The VXLAN device becomes podwire's as it is.
-    fn take_tunnel(&mut self) -> Result<(), MigrateError> {
-        let Some((link, Some(vxlan))) = self.seen.tunnel() else { return Ok(()) };
-        let name = self.task.config.device_of(vxlan.vni);
+    /// The VXLAN devices become podwire's as they are.
+    fn take_tunnels(&mut self) -> Result<(), MigrateError> {
         let from = Mark { alias: "", protocol: PROTOCOL_BOOT };
         let to = Mark { alias: ALIAS, protocol: PROTOCOL };
-        tunnel::hand_over(&mut self.kernel.netlink, &mut self.steps, link, &name, from, to)
+        for (link, vxlan) in self.seen.tunnels() {
+            let Some(vxlan) = vxlan else { continue };
+            let first = self.task.config.device_of(vxlan.vni);
+            let name = if self.seen.is_second(&vxlan) { second_device(&first, vxlan.vni) } else { first };
+            tunnel::hand_over(&mut self.kernel.netlink, &mut self.steps, link, &name, from, to)?;
+        }
+        Ok(())
     }
 
     /// Removes the bridge, or gives it what it still needs to serve the pods that stay.
@@ -178,7 +185,7 @@ impl Adoption<'_> {
     }
 
     fn say_next(&mut self) {
-        if self.seen.bridge.is_none() && self.seen.tunnel().is_none() {
+        if self.seen.bridge.is_none() && self.seen.tunnels().next().is_none() {
             return;
         }
         let network = &self.seen.network.name;

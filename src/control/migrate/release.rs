@@ -48,7 +48,7 @@ pub fn to_flannel(task: &Task<'_>) -> Result<Migration, MigrateError> {
     if !has_podwire(task, &seen, &store) {
         return Ok(Migration { done: task.acts, ..Migration::default() });
     }
-    let tunnel = seen.own_tunnel().map(|(link, _)| link).or_else(|| seen.tunnel().map(|(link, _)| link));
+    let tunnel = seen.own_tunnels().map(|(link, _)| link).chain(seen.tunnels().map(|(link, _)| link)).next();
     let (subnet, subnet_env) = Subnet::of(task, tunnel.map_or(0, |link| link.mtu))?;
     let obstacles = obstacles(&store, &subnet);
     if task.acts && !obstacles.is_empty() {
@@ -69,7 +69,7 @@ pub fn to_flannel(task: &Task<'_>) -> Result<Migration, MigrateError> {
 
 /// Whether anything of the node is podwire's.
 fn has_podwire(task: &Task<'_>, seen: &Seen, store: &Store) -> bool {
-    seen.own_tunnel().is_some()
+    seen.own_tunnels().next().is_some()
         || !store.pods().is_empty()
         || matches!(seen.network.file, File::Aside(_))
         || !callers(&task.conf_dir, PLUGIN).is_empty()
@@ -110,7 +110,7 @@ impl Release<'_> {
         if let Some(bridge) = self.make_bridge() {
             self.move_pods(bridge);
         }
-        self.give_tunnel()?;
+        self.give_tunnels()?;
         self.remove_routes()?;
         self.restore_conflist();
         self.say_next();
@@ -208,12 +208,14 @@ impl Release<'_> {
         }
     }
 
-    fn give_tunnel(&mut self) -> Result<(), MigrateError> {
-        let Some((link, vxlan)) = self.seen.own_tunnel() else { return Ok(()) };
+    fn give_tunnels(&mut self) -> Result<(), MigrateError> {
         let from = Mark { alias: ALIAS, protocol: PROTOCOL };
         let to = Mark { alias: "", protocol: PROTOCOL_BOOT };
-        let name = flannel_device(&vxlan);
-        tunnel::hand_over(&mut self.kernel.netlink, &mut self.steps, link, &name, from, to)
+        for (link, vxlan) in self.seen.own_tunnels() {
+            let name = flannel_device(&vxlan);
+            tunnel::hand_over(&mut self.kernel.netlink, &mut self.steps, link, &name, from, to)?;
+        }
+        Ok(())
     }
 
     /// What Flannel has not: the ways to the other nodes' own addresses by the tunnel.

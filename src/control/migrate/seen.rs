@@ -42,21 +42,28 @@ impl Seen {
         Ok(Self { network, links, bridge, gateways, given })
     }
 
-    /// Flannel's VXLAN device.
-    pub fn tunnel(&self) -> Option<(&Link, Option<Vxlan>)> {
-        self.links.iter().find_map(|link| match &link.kind {
+    /// Flannel's VXLAN devices: one of each family.
+    pub fn tunnels(&self) -> impl Iterator<Item = (&Link, Option<Vxlan>)> {
+        self.links.iter().filter_map(|link| match &link.kind {
             LinkKind::Vxlan(vxlan) if link.name == flannel_device(vxlan) => Some((link, Some(*vxlan))),
-            LinkKind::OtherVxlan if link.name.starts_with("flannel.") => Some((link, None)),
+            LinkKind::OtherVxlan if ["flannel.", "flannel-v6."].iter().any(|name| link.name.starts_with(name)) => {
+                Some((link, None))
+            }
             _ => None,
         })
     }
 
-    /// podwire's VXLAN device.
-    pub fn own_tunnel(&self) -> Option<(&Link, Vxlan)> {
-        self.links.iter().find_map(|link| match link.kind {
+    /// podwire's VXLAN devices.
+    pub fn own_tunnels(&self) -> impl Iterator<Item = (&Link, Vxlan)> {
+        self.links.iter().filter_map(|link| match link.kind {
             LinkKind::Vxlan(vxlan) if link.alias == ALIAS => Some((link, vxlan)),
             _ => None,
         })
+    }
+
+    /// Whether this is one of two tunnels of Flannel's, and the IPv6 one.
+    pub fn is_second(&self, vxlan: &Vxlan) -> bool {
+        vxlan.local.is_ipv6() && self.tunnels().any(|(_, other)| other.is_some_and(|other| other.local.is_ipv4()))
     }
 
     /// The ports of the bridge.
@@ -77,34 +84,40 @@ impl Seen {
     /// What keeps the node from being taken over.
     pub fn obstacles(&self, task: &Task<'_>) -> Vec<String> {
         let mut obstacles: Vec<String> = flanneld_obstacle().into_iter().collect();
-        match self.tunnel() {
-            Some((link, Some(vxlan))) => obstacles.extend(self.differences(task, link, &vxlan)),
-            Some((link, None)) => obstacles.push(format!(
-                "{} learns, has a group policy or a default destination, which podwire's VXLAN device has not: change \
-                 Backend in net-conf.json on all nodes",
-                link.name
-            )),
-            None if self.bridge.is_some() && self.own_tunnel().is_none() => obstacles.push(
+        for (link, vxlan) in self.tunnels() {
+            match vxlan {
+                Some(vxlan) => obstacles.extend(self.differences(task, link, &vxlan)),
+                None => obstacles.push(format!(
+                    "{} learns, has a group policy or a default destination, which podwire's VXLAN device has not: change \
+                     Backend in net-conf.json on all nodes",
+                    link.name
+                )),
+            }
+        }
+        if self.bridge.is_some() && self.tunnels().next().is_none() && self.own_tunnels().next().is_none() {
+            obstacles.push(
                 "there is no VXLAN device flannel.VNI: Flannel's backend here is another one, and podwire speaks vxlan only"
                     .to_owned(),
-            ),
-            None => {}
+            );
         }
         obstacles
     }
 
-    /// How Flannel's tunnel differs from what the configuration asks for, which the other nodes would notice.
+    /// How a tunnel of Flannel's differs from what the configuration asks for, which the other nodes would notice.
     fn differences(&self, task: &Task<'_>, link: &Link, vxlan: &Vxlan) -> Vec<String> {
         let (config, name) = (task.config, &link.name);
         let mut found = Vec::new();
         let mut differ = |is_same: bool, text: String| found.extend((!is_same).then_some(text));
         let uplink = name_of(&self.links, vxlan.uplink);
         differ(uplink == config.node.uplink, format!("{name} uses {uplink}: set node.uplink = \"{uplink}\""));
-        let underlay = config.node.underlay;
-        let local = vxlan.local;
+        let (node, local, is_second) = (&config.node, vxlan.local, self.is_second(vxlan));
+        let (underlay, vtep_mac, digit) =
+            if is_second { (node.underlay6, node.vtep_mac6, "6") } else { (node.underlay, node.vtep_mac, "") };
+        // A file that does not ask for a second tunnel gets none.
+        let is_left_open = underlay.is_none() && (!is_second || config.kubernetes.is_some());
         differ(
-            underlay.is_none_or(|own| own == local),
-            format!("{name} has the address {local}: set node.underlay = \"{local}\""),
+            is_left_open || underlay == Some(local),
+            format!("{name} has the address {local}: set node.underlay{digit} = \"{local}\""),
         );
         // With the API as the source, it says the rest.
         if config.kubernetes.is_some() {
@@ -114,8 +127,12 @@ impl Seen {
         differ(config.vxlan.vni == vni, format!("{name} has VNI {}: set vxlan.vni to it", vni.get()));
         differ(config.vxlan.port == port, format!("{name} uses UDP port {port}: set vxlan.port to it"));
         if let Some(mac) = link.mac {
-            let text = format!("the other nodes know this one by the MAC of {name}: set node.vtep_mac = \"{mac}\"");
-            differ(config.node.vtep_mac == Some(mac), text);
+            let text =
+                format!("the other nodes know this one by the MAC of {name}: set node.vtep_mac{digit} = \"{mac}\"");
+            differ(vtep_mac == Some(mac), text);
+        }
+        if is_second {
+            return found;
         }
         for gateway in &self.gateways {
             let range = gateway.trunc();
@@ -130,5 +147,6 @@ impl Seen {
 
 /// What Flannel calls a VXLAN device.
 pub fn flannel_device(vxlan: &Vxlan) -> String {
-    format!("flannel.{}", vxlan.vni.get())
+    let family = if vxlan.local.is_ipv6() { "-v6" } else { "" };
+    format!("flannel{family}.{}", vxlan.vni.get())
 }

@@ -7,6 +7,8 @@ use crate::ids::PodId;
 
 const DEVICE: IfIndex = IfIndex(7);
 
+const TUNNELS: Tunnels = Tunnels { first: DEVICE, second: None };
+
 const CONFIG: &str = r#"
 [node]
 name = "a"
@@ -41,6 +43,8 @@ fn vtep() -> Vtep {
         uplink,
         underlay: "192.168.1.2".parse().unwrap(),
         mac: Mac([2; 6]),
+        second: None,
+        no_second: None,
         mtu: 1450,
         addresses,
         direct: BTreeSet::new(),
@@ -65,7 +69,7 @@ fn pod() -> Pod {
 }
 
 fn desired(config: &str) -> Vec<Object> {
-    super::desired(&Config::parse(config).unwrap(), &vtep(), DEVICE, &[pod()])
+    super::desired(&Config::parse(config).unwrap(), &vtep(), TUNNELS, &[pod()])
 }
 
 fn plan(desired: Vec<Object>, observed: Vec<Object>) -> Vec<String> {
@@ -180,8 +184,8 @@ fn a_route_that_leads_elsewhere_is_replaced_and_a_stale_one_deleted() {
 fn a_peer_on_the_link_is_a_gateway_for_the_family_of_the_underlay_alone() {
     let config = Config::parse(&CONFIG.replace("[dataplane]", "[vxlan]\ndirect_routing = true\n[dataplane]")).unwrap();
     let direct = ["192.168.1.3", "192.168.1.4"].map(|peer| peer.parse().unwrap());
-    let objects = super::desired(&config, &Vtep { direct: direct.into(), ..vtep() }, DEVICE, &[]);
-    let changes = plan(objects, super::desired(&config, &vtep(), DEVICE, &[]));
+    let objects = super::desired(&config, &Vtep { direct: direct.into(), ..vtep() }, TUNNELS, &[]);
+    let changes = plan(objects, super::desired(&config, &vtep(), TUNNELS, &[]));
     assert_eq!(
         changes,
         [
@@ -194,6 +198,53 @@ fn a_peer_on_the_link_is_a_gateway_for_the_family_of_the_underlay_alone() {
             "delete neighbour 10.244.2.0 lladdr 02:70:c0:a8:01:03 dev if7",
         ]
     );
+}
+
+#[test]
+fn what_is_ipv6_goes_by_the_second_tunnel_to_peers_that_have_one_too() {
+    let both = CONFIG.replacen("[\"10.244.3.0/24\"]", "[\"10.244.3.0/24\", \"fd00:244:3::/64\"]", 1).replacen(
+        "underlay = \"192.168.1.3\"",
+        "underlay = \"192.168.1.3\"\nunderlay6 = \"fd00:1::3\"\nvtep_mac6 = \"02:00:00:00:00:63\"",
+        1,
+    );
+    let config = Config::parse(&both).unwrap();
+    let tunnels = Tunnels { second: Some(IfIndex(8)), ..TUNNELS };
+    let end = TunnelEnd { underlay: "fd00:1::2".parse().unwrap(), mac: Mac([4; 6]) };
+    let vtep = Vtep { second: Some(end), ..vtep() };
+    assert_eq!(
+        plan(super::desired(&config, &vtep, tunnels, &[]), Vec::new()),
+        [
+            "add address 10.244.1.0/32 dev if7",
+            "add address fd00:244:1::/128 dev if8",
+            "add neighbour 10.244.2.0 lladdr 02:70:c0:a8:01:03 dev if7",
+            "add neighbour 10.244.3.0 lladdr 02:70:c0:a8:01:04 dev if7",
+            "add neighbour fd00:244:3:: lladdr 02:70:c0:a8:01:04 dev if7",
+            "add neighbour fd00:244:2:: lladdr 02:00:00:00:00:63 dev if8",
+            "add fdb 02:70:c0:a8:01:03 dst 192.168.1.3 dev if7",
+            "add fdb 02:70:c0:a8:01:04 dst 192.168.1.4 dev if7",
+            "add fdb 02:00:00:00:00:63 dst fd00:1::3 dev if8",
+            "add route 192.168.1.3/32 via 10.244.2.0 table 240 dev if7",
+            "add route 192.168.1.4/32 via 10.244.3.0 table 240 dev if7",
+            "add route fd00:1::3/128 via fd00:244:2:: table 240 dev if8",
+            "add route unreachable 10.244.1.0/24",
+            "add route 10.244.2.0/24 via 10.244.2.0 dev if7",
+            "add route 10.244.3.0/24 via 10.244.3.0 dev if7",
+            "add route unreachable fd00:244:1::/64",
+            "add route fd00:244:2::/64 via fd00:244:2:: dev if8",
+            "add route fd00:244:3::/64 via fd00:244:3:: dev if7",
+            "add rule from 10.244.1.0/24 lookup 240",
+            "add rule from fd00:244:1::/64 lookup 240",
+        ]
+    );
+    // Without a second end here all goes by the first.
+    let lone = plan(super::desired(&config, &self::vtep(), TUNNELS, &[]), Vec::new());
+    assert!(lone.contains(&"add route fd00:244:2::/64 via fd00:244:2:: dev if7".to_owned()), "{lone:#?}");
+    assert!(lone.contains(&"add neighbour fd00:244:2:: lladdr 02:70:c0:a8:01:03 dev if7".to_owned()), "{lone:#?}");
+    // Without tunnels the peer's address of the family is the gateway.
+    let direct = ["192.168.1.3", "fd00:1::3"].map(|end| end.parse().unwrap()).into();
+    let direct = plan(super::desired(&config, &Vtep { direct, ..vtep }, tunnels, &[]), Vec::new());
+    assert!(direct.contains(&"add route fd00:244:2::/64 via fd00:1::3 dev if2".to_owned()), "{direct:#?}");
+    assert!(!direct.iter().any(|change| change.contains("fdb 02:00:00:00:00:63")), "{direct:#?}");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub enum ProbeError {
     Witness(#[from] packet::Error),
 }
 
-/// What is probed from where.
+/// What is probed from where: by the first tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Ground {
     own: Own,
@@ -347,7 +347,7 @@ fn ground(config: &Config, vtep: &Vtep, index: IfIndex) -> Ground {
             port: config.vxlan.port,
             vni: config.vxlan.vni.get(),
             mac: vtep.mac,
-            addresses: vtep.addresses.clone(),
+            addresses: vtep.addresses_on(false).collect(),
         },
         uplink: vtep.uplink.name.clone(),
         device: config.vxlan.device.clone(),

@@ -95,12 +95,13 @@ impl Node {
         });
         let addresses =
             known.iter().enumerate().flat_map(|(at, pod)| pod.addresses.iter().map(move |address| (*address, at)));
+        let peers = self.config.peers.iter();
         NameTable {
             uplink: self.config.node.uplink.clone(),
             hub: super::super::hub::NEAR,
             pods: named.collect(),
             by_address: addresses.collect(),
-            peers: self.config.peers.iter().map(|peer| (peer.underlay, peer.name.clone())).collect(),
+            peers: peers.flat_map(|peer| peer.ends().map(|end| (end.underlay, peer.name.clone()))).collect(),
         }
     }
 }

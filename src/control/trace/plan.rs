@@ -65,7 +65,7 @@ fn parties(ask: &Ask, config: &Config, pods: &[Pod]) -> Result<Vec<Party>, Refus
 
 /// All that packets from or to a peer may bear.
 fn nets(peer: &Peer) -> Vec<IpNet> {
-    peer.prefixes().chain([IpNet::from(peer.underlay)]).collect()
+    peer.prefixes().chain(peer.ends().map(|end| IpNet::from(end.underlay))).collect()
 }
 
 fn missing(kind: &str, name: &str, verb: &str) -> Refusal {

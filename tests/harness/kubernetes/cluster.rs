@@ -1,5 +1,7 @@
 //! Two podwire nodes and one of Flannel's in a cluster whose state is the API server's.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
@@ -29,7 +31,7 @@ pub struct FlannelCluster {
 impl FlannelCluster {
     /// Starts all, and waits until the podwire nodes carry packets for their peers.
     pub fn start(prefix: Prefix) -> Self {
-        let switch = Switch::new(&prefix, Wire::default());
+        let switch = Switch::new(&prefix, Wire { dual: true, ..Wire::default() });
         let server = ApiServer::start(&prefix, &switch);
         let map = json!({
             "apiVersion": "v1",
@@ -50,10 +52,12 @@ impl FlannelCluster {
         let [a, b, c] = hosts;
         let [a, b] = [a, b].map(|host| PodwireNode::begin(&prefix, host, Options::ADAPTIVE, &kubeconfig));
         let mut cluster = Self { a, b, c: KernelNode::start(c), server, switch, prefix, kubeconfig };
-        cluster
-            .server
-            .annotate(&cluster.c.host.name(), &flannel(&cluster.c.host.underlay.to_string(), &cluster.c.vtep_mac()));
         let [a, b, c] = [cluster.a.host.peer(None), cluster.b.host.peer(None), cluster.c.peer()];
+        let end = |underlay: &IpAddr, mac: &Option<String>| (underlay.to_string(), mac.clone().expect("a MAC"));
+        let (underlay, mac) = end(&c.underlay, &c.vtep_mac);
+        cluster.server.annotate(&c.name, &flannel(&underlay, &mac));
+        let (underlay6, mac6) = end(&c.underlay6.expect("a second VTEP"), &c.vtep_mac6);
+        cluster.server.annotate(&c.name, &flannel_v6(&underlay6, &mac6));
         cluster.a.await_peers(vec![b, c.clone()]);
         cluster.b.await_peers(vec![a, c]);
         cluster
@@ -80,16 +84,21 @@ impl FlannelCluster {
             if annotation(node, "kube-subnet-manager") != Some("true") {
                 continue;
             }
-            let data: Value = serde_json::from_str(annotation(node, "backend-data").expect("data")).expect("JSON");
-            let (mac, to) =
-                (data["VtepMAC"].as_str().expect("a MAC"), annotation(node, "public-ip").expect("an address"));
-            let range = &node.spec.as_ref().and_then(|spec| spec.pod_cidrs.as_ref()).expect("pod ranges")[0];
-            let gateway = range.split('/').next().expect("an address");
-            self.c.host.netns.run_all([
-                format!("ip neigh replace {gateway} lladdr {mac} dev flannel.1 nud permanent"),
-                format!("bridge fdb replace {mac} dev flannel.1 self permanent dst {to}"),
-                format!("ip route replace {range} via {gateway} dev flannel.1 onlink"),
-            ]);
+            let ranges = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.as_ref()).expect("pod ranges");
+            let families =
+                [("flannel.1", "backend-data", "public-ip"), ("flannel-v6.1", "backend-v6-data", "public-ipv6")];
+            for (range, (device, data, to)) in ranges.iter().zip(families) {
+                let Some(data) = annotation(node, data) else { continue };
+                let data: Value = serde_json::from_str(data).expect("JSON");
+                let mac = data["VtepMAC"].as_str().expect("a MAC");
+                let to = annotation(node, to).expect("an address");
+                let gateway = range.split('/').next().expect("an address");
+                self.c.host.netns.run_all([
+                    format!("ip neigh replace {gateway} lladdr {mac} dev {device} nud permanent"),
+                    format!("bridge fdb replace {mac} dev {device} self permanent dst {to}"),
+                    format!("ip route replace {range} via {gateway} dev {device} onlink"),
+                ]);
+            }
         }
     }
 
@@ -109,6 +118,14 @@ pub fn flannel(public_ip: &str, vtep_mac: &str) -> Value {
         (format!("{FLANNEL}/backend-type")): "vxlan",
         (format!("{FLANNEL}/backend-data")): format!(r#"{{"VNI":1,"VtepMAC":"{vtep_mac}"}}"#),
         (format!("{FLANNEL}/public-ip")): public_ip,
+    })
+}
+
+/// What Flannel publishes of a dual-stack node besides.
+pub fn flannel_v6(public_ipv6: &str, vtep_mac: &str) -> Value {
+    json!({
+        (format!("{FLANNEL}/backend-v6-data")): format!(r#"{{"VNI":1,"VtepMAC":"{vtep_mac}"}}"#),
+        (format!("{FLANNEL}/public-ipv6")): public_ipv6,
     })
 }
 

@@ -7,5 +7,5 @@ mod manifests;
 mod pki;
 
 pub use api_server::{ApiServer, api_of};
-pub use cluster::{FlannelCluster, annotation, flannel};
+pub use cluster::{FlannelCluster, annotation, flannel, flannel_v6};
 pub use manifests::{account, deploy, flannel_role, object, objects};
