@@ -3,10 +3,10 @@
 use ipnet::IpNet;
 
 use super::dataplane::largest_inner;
-use super::kernel::{Uplink, Vtep};
 use super::lifecycle::Wanted;
 use super::node::Node;
 use super::view::{PodView, RemoteView, Settings, View};
+use super::vtep::{Uplink, Vtep};
 use super::wiring::Pod;
 use crate::config::{Config, Mode, Peer};
 use crate::fib::LocalPod;

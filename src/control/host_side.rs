@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::inside::check_link;
-use super::kernel::{Kernel, Vtep};
+use super::kernel::Kernel;
 use super::netlink::{Link, MAIN_TABLE, NetlinkError};
 use super::plan::{self, Object, PROTOCOL};
+use super::vtep::Vtep;
 use super::wiring::{Pod, WiringError, has_host_sysctls, host_end_id, is_of_stranger};
 use crate::ids::PodId;
 

@@ -1,10 +1,11 @@
 //! The hub: a veth pair of our own through which the steering programs hand pods' frames to the
 //! workers' packet rings. It carries nothing else, and the kernel sends nothing on it.
 
-use super::kernel::{ETH_MAX_MTU, Kernel, KernelError, delete_link, request};
+use super::kernel::{Kernel, KernelError, delete_link, request};
 use super::netlink::{Link, LinkKind, LinkSettings, Veth, VethEnd};
 use super::plan::{ALIAS, Change};
 use super::sysctl;
+use super::vtep::ETH_MAX_MTU;
 use crate::ids::IfIndex;
 
 /// Its ends: frames from pods arrive at the near one.

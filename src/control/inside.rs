@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::kernel::{Vtep, apply};
+use super::kernel::apply;
 use super::netlink::{Address, Link, LinkSettings, MAIN_TABLE, Neighbour, Netlink, Route, RouteKind, Rule};
 use super::netns::{self, Netns};
 use super::plan::{self, Action, Change, Object, ObjectChange, PROTOCOL};
 use super::sysctl;
+use super::vtep::Vtep;
 use super::wiring::{GATEWAY_V4, GATEWAY_V6, Pod, WiringError, enterable};
 use crate::ids::IfIndex;
 use crate::wire::Mac;

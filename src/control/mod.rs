@@ -63,4 +63,5 @@ pub mod plan;
 pub mod sysctl;
 pub mod trace;
 pub mod underlay;
+pub mod vtep;
 pub mod wiring;

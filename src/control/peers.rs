@@ -5,11 +5,12 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::kernel::{Done, Kernel, KernelError, Vtep, request};
+use super::kernel::{Done, Kernel, KernelError, request};
 use super::netlink::Echo;
 use super::node::Node;
 use super::plan::{self, Action, Change, Object, ObjectChange, Tunnels};
 use super::underlay;
+use super::vtep::Vtep;
 use crate::config::{Config, Peer};
 
 /// The peers in which two configurations differ; those that have changed are in both lists.

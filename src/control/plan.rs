@@ -10,11 +10,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::kernel::Vtep;
 use super::netlink::{
     Address, FdbEntry, Link, LinkKind, LinkSettings, MAIN_TABLE, Neighbour, Route, RouteKind, Rule, Vxlan,
 };
 use super::sysctl;
+use super::vtep::Vtep;
 use super::wiring::Pod;
 use crate::config::{Config, Peer};
 use crate::ids::IfIndex;

@@ -11,9 +11,9 @@ use super::api::{
     Stats, Status, Tallies, Uplink, Vxlan, Way, WorkerStats,
 };
 use super::devices;
-use super::kernel;
 use super::node::Node;
 use super::view::View;
+use super::vtep;
 use super::wiring;
 use crate::config::{self, Config};
 use crate::steer::{self, PodPath};
@@ -222,7 +222,7 @@ impl Node {
     }
 }
 
-fn uplink(uplink: &kernel::Uplink) -> Uplink {
+fn uplink(uplink: &vtep::Uplink) -> Uplink {
     Uplink {
         name: uplink.name.clone(),
         ifindex: uplink.index.0,

@@ -1,9 +1,10 @@
 //! The VXLAN devices of the kernel path.
 
-use super::kernel::{Done, Kernel, KernelError, Vtep, request};
+use super::kernel::{Done, Kernel, KernelError, request};
 use super::netlink::{Link, LinkKind, LinkSettings, Vxlan};
 use super::plan::{self, ALIAS, Change, DevicePlan, Tunnels, VxlanDevice};
 use super::sysctl;
+use super::vtep::Vtep;
 use super::wiring::host_sysctls;
 use crate::config::Config;
 use crate::ids::IfIndex;

@@ -9,9 +9,9 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::kernel::Uplink;
 use super::netlink::{KnownNeighbour, Lookup, Netlink, NetlinkError, unless_missing};
 use super::plan::PROTOCOL;
+use super::vtep::Uplink;
 use crate::ids::IfIndex;
 use crate::wire::Mac;
 

@@ -21,11 +21,12 @@ use serde::{Deserialize, Serialize};
 
 use super::api::Owner;
 use super::boottime;
-use super::kernel::{Kernel, Vtep, apply, delete_link};
+use super::kernel::{Kernel, apply, delete_link};
 use super::netlink::{Link, LinkConf, LinkKind, LinkSettings, NetlinkError, Veth, VethEnd};
 use super::netns::{self, Netns};
 use super::plan::{self, Action};
 use super::sysctl::{self, SysctlError};
+use super::vtep::Vtep;
 use crate::config::derive_vtep_mac;
 use crate::ids::{IfIndex, PodId};
 use crate::wire::Mac;

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::evidence::Evidence;
 use super::finding::Opinion;
-use crate::control::kernel::{OVERHEAD_V4, OVERHEAD_V6};
+use crate::control::vtep::{OVERHEAD_V4, OVERHEAD_V6};
 
 /// What Ethernet carries everywhere: what peers send unless their uplinks carry less.
 const ETHERNET: u32 = 1500;

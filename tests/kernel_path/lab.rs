@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use podwire::config::Config;
-use podwire::control::kernel::{Kernel, Reconciled, Vtep};
+use podwire::control::kernel::{Kernel, Reconciled};
+use podwire::control::vtep::Vtep;
 use podwire::control::wiring::{Attach, Pod};
 use podwire::ids::PodId;
 

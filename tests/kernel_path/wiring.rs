@@ -1,6 +1,6 @@
 //! Pods' wiring: all or nothing, taken away without a trace.
 
-use podwire::control::kernel::Vtep;
+use podwire::control::vtep::Vtep;
 use podwire::control::wiring::WiringError;
 
 use crate::lab::{Lab, config};

@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::control::kernel::Uplink;
 use crate::control::netlink::LinkConf;
+use crate::control::vtep::Uplink;
 use crate::ids::PodId;
 
 const DEVICE: IfIndex = IfIndex(7);

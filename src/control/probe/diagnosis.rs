@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::record::{Record, SILENCE};
 use super::witness::Own;
 use crate::control::api::{Cause, Diagnosis, ProbeState};
-use crate::control::kernel::{OVERHEAD_V4, OVERHEAD_V6};
+use crate::control::vtep::{OVERHEAD_V4, OVERHEAD_V6};
 use crate::wire::Mac;
 
 /// What is known besides the peer's record.

@@ -27,7 +27,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::api;
-use super::kernel::Vtep;
+use super::vtep::Vtep;
 use crate::config::{self, Config};
 use crate::ids::IfIndex;
 use crate::packet;
