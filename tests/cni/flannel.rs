@@ -47,7 +47,7 @@ impl Lab {
             return None;
         }
         let prefix = Prefix::fresh();
-        let switch = Switch::new(&prefix, Wire::default());
+        let switch = Switch::new(&prefix, Wire { dual: true, ..Wire::default() });
         let [a, b, c] = [('a', 1), ('b', 2), ('c', 3)].map(|(letter, index)| switch.host(&prefix, letter, index));
         let (a, mut c) = (KernelNode::start(a), KernelNode::start(c));
         let [peer_a, peer_c] = [a.peer(), c.peer()];
@@ -58,8 +58,8 @@ impl Lab {
         }
         b.add_pod(&prefix, "b1");
         c.add_pod(&prefix, "c1");
-        let vtep_mac = a.vtep_mac();
-        let a = PodwireNode::prepare(&prefix, a.host, options, vec![peer_b, peer_c], Some(vtep_mac));
+        let vtep_macs = [peer_a.vtep_mac, peer_a.vtep_mac6];
+        let a = PodwireNode::prepare(&prefix, a.host, options, vec![peer_b, peer_c], vtep_macs);
         let dir = prefix.dir().join("a-cni");
         let lab = Self { a, b, c, pods: Vec::new(), dir, _switch: switch, prefix };
         lab.write_files();

@@ -7,7 +7,7 @@ use std::{fs, thread};
 use serde_json::Value;
 
 use crate::flannel::{BRIDGE, Lab};
-use crate::harness::{Connections, Flow, Options, assert_all_pairs_talk, pings, wait_until};
+use crate::harness::{Connections, Flow, Options, SECOND_DEVICE, assert_all_pairs_talk, pings, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -53,7 +53,10 @@ fn a_node_goes_from_flannel_to_podwire_and_back_and_no_connection_breaks() {
 
     let done = lab.migrated("from-flannel", "--yes");
     assert_eq!(lines(&done, "changes"), lines(&planned, "changes"), "what was planned was done");
-    assert!(!has_device(&lab, BRIDGE) && has_device(&lab, "podwire.1") && !has_device(&lab, "flannel.1"));
+    let tunnels =
+        |lab: &Lab| ["podwire.1", SECOND_DEVICE, "flannel.1", "flannel-v6.1"].map(|name| has_device(lab, name));
+    assert!(!has_device(&lab, BRIDGE));
+    assert_eq!(tunnels(&lab), [true, true, false, false]);
     assert_all_pairs_talk(&lab.all_pods());
     lab.a.launch();
     assert_all_pairs_talk(&lab.all_pods());
@@ -72,7 +75,8 @@ fn a_node_goes_from_flannel_to_podwire_and_back_and_no_connection_breaks() {
     assert_eq!(lab.picture(), before, "a plan changes nothing");
     let done = lab.migrated("to-flannel", "--yes");
     assert_eq!(lines(&done, "changes"), lines(&planned, "changes"), "what was planned was done");
-    assert!(has_device(&lab, BRIDGE) && has_device(&lab, "flannel.1") && !has_device(&lab, "podwire.1"));
+    assert!(has_device(&lab, BRIDGE));
+    assert_eq!(tunnels(&lab), [false, false, true, true]);
     assert_all_pairs_talk(&lab.all_pods());
     let fared = connections.close();
     assert_eq!((fared.lost, &fared.errors[..]), (0, &[][..]), "{fared:?}");
@@ -214,8 +218,11 @@ fn what_the_other_nodes_would_notice_is_refused_by_name() {
 
     node.run_all(["ip link set flannel.1 address 02:00:00:00:00:77"]);
     refused("set node.vtep_mac = \"02:00:00:00:00:77\"");
+    node.run_all(["ip link set flannel-v6.1 address 02:00:00:00:06:77"]);
+    refused("the MAC of flannel-v6.1: set node.vtep_mac6 = \"02:00:00:00:06:77\"");
     node.run_all([
         "ip link del flannel.1",
+        "ip link del flannel-v6.1",
         "ip link add flannel.7 type vxlan id 7 dev eth0 local 192.168.1.2 dstport 8473 nolearning",
     ]);
     refused("flannel.7 has VNI 7: set vxlan.vni");

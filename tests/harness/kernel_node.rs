@@ -77,10 +77,10 @@ impl KernelNode {
                  type vxlan id {vni} dev {uplink} local {local} dstport {port} nolearning",
             ));
         }
-        let [(first, ..), .., (last, ..)] = ends.as_slice() else { panic!("a device") };
+        let of_v6 = if wire.dual { shape.second_device() } else { device };
         netns.run_all([
-            format!("ip address add {v4}/32 dev {first}"),
-            format!("ip address add {v6}/128 dev {last} nodad"),
+            format!("ip address add {v4}/32 dev {device}"),
+            format!("ip address add {v6}/128 dev {of_v6} nodad"),
         ]);
         for (device, ..) in &ends {
             netns.run(&format!("ip link set {device} up"));

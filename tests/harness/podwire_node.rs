@@ -79,8 +79,8 @@ pub struct PodwireNode {
     pub pods: Vec<Pod>,
     options: Options,
     peers: Vec<Peer>,
-    /// The MAC of its VTEP; one that follows from the underlay address when `None`.
-    vtep_mac: Option<String>,
+    /// The MACs of its VTEPs; one that follows from the underlay address when `None`.
+    vtep_macs: [Option<String>; 2],
     /// Whether ranges and peers come from the Kubernetes API, by [`PodwireNode::kubeconfig`], instead of the file.
     asks_api: bool,
     dir: PathBuf,
@@ -94,17 +94,23 @@ impl PodwireNode {
 
     /// Starts the daemon and waits until it carries packets for all `peers` as its mode says.
     pub fn start(prefix: &Prefix, host: Host, options: Options, peers: Vec<Peer>) -> Self {
-        let mut node = Self::prepare(prefix, host, options, peers, None);
+        let mut node = Self::prepare(prefix, host, options, peers, [None, None]);
         node.launch();
         node
     }
 
     /// Writes the configuration of a node, which is yet to be launched.
-    pub fn prepare(prefix: &Prefix, host: Host, options: Options, peers: Vec<Peer>, vtep_mac: Option<String>) -> Self {
+    pub fn prepare(
+        prefix: &Prefix,
+        host: Host,
+        options: Options,
+        peers: Vec<Peer>,
+        vtep_macs: [Option<String>; 2],
+    ) -> Self {
         let dir = prefix.dir().join(host.name());
         fs::create_dir_all(&dir).expect("a directory for the node");
         let (pods, asks_api) = (Vec::new(), false);
-        let node = Self { host, pods, options, peers, vtep_mac, asks_api, dir, daemon: None, lasting: false };
+        let node = Self { host, pods, options, peers, vtep_macs, asks_api, dir, daemon: None, lasting: false };
         node.write_config();
         node
     }
@@ -114,8 +120,9 @@ impl PodwireNode {
         let dir = prefix.dir().join(host.name());
         fs::create_dir_all(&dir).expect("a directory for the node");
         let (pods, peers) = (Vec::new(), Vec::new());
-        let vtep_mac = None;
-        let mut node = Self { host, pods, options, peers, vtep_mac, asks_api: true, dir, daemon: None, lasting: false };
+        let vtep_macs = [None, None];
+        let mut node =
+            Self { host, pods, options, peers, vtep_macs, asks_api: true, dir, daemon: None, lasting: false };
         fs::write(node.kubeconfig(), kubeconfig).expect("write the kubeconfig");
         node.write_config();
         node.spawn();
@@ -348,9 +355,13 @@ bulk = "{bulk}"
         let Host { index, uplink, underlay, .. } = &self.host;
         let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, vxlan, metrics, sections } = self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
-        let vtep_mac = self.vtep_mac.as_ref().map(|mac| format!("vtep_mac = \"{mac}\"")).unwrap_or_default();
         let [_, v6] = self.host.addresses();
-        let underlay6 = if self.host.wire.dual { format!("underlay6 = \"{v6}\"") } else { String::new() };
+        let [vtep_mac, vtep_mac6] = self.vtep_macs.clone();
+        let underlay6 = self.host.wire.dual.then(|| v6.to_string());
+        let ends = [("vtep_mac", vtep_mac), ("underlay6", underlay6), ("vtep_mac6", vtep_mac6)];
+        let ends: Vec<_> =
+            ends.into_iter().filter_map(|(key, value)| Some(format!("{key} = \"{}\"", value?))).collect();
+        let ends = ends.join("\n");
         let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
         let mut text = format!(
             r#"[node]
@@ -358,8 +369,7 @@ name = "{}"
 uplink = "{uplink}"
 underlay = "{underlay}"
 pod_cidrs = {:?}
-{vtep_mac}
-{underlay6}
+{ends}
 
 [cluster]
 pod_cidrs = ["10.244.0.0/16", "fd00:244::/32"]
