@@ -260,6 +260,11 @@ impl Config {
         self.cluster.underlay_is_ipv6.or(underlay.map(|address| address.is_ipv6()))
     }
 
+    /// The kernel's VXLAN devices: of the first tunnel, and of the second if there is to be one.
+    pub fn tunnel_devices(&self) -> impl Iterator<Item = String> {
+        std::iter::once(self.vxlan.device.clone()).chain(self.wants_second().then(|| self.vxlan.second_device()))
+    }
+
     /// Whether the node is to have an IPv6 VTEP beside its IPv4 one.
     pub fn wants_second(&self) -> bool {
         let Node { underlay6, vtep_mac6, .. } = &self.node;
@@ -298,9 +303,14 @@ pub fn second_device(first: &str, vni: Vni) -> String {
 }
 
 impl Peer {
+    /// The end of its first tunnel.
+    pub fn first(&self) -> TunnelEnd {
+        TunnelEnd { underlay: self.underlay, mac: self.vtep_mac }
+    }
+
     /// The ends of its tunnels, the first one first.
     pub fn ends(&self) -> impl Iterator<Item = TunnelEnd> {
-        std::iter::once(TunnelEnd { underlay: self.underlay, mac: self.vtep_mac }).chain(self.second)
+        std::iter::once(self.first()).chain(self.second)
     }
 
     /// The addresses of the node itself: `underlay` first.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::nft::{self, matches};
 use super::wiring::HOST_END;
-use crate::config::Config;
+use crate::config::{Config, Peer};
 
 const CHAIN: &str = "guard";
 
@@ -26,7 +26,7 @@ const FAMILIES: [(&str, bool, &str); 2] = [("ip", false, "vteps4"), ("ip6", true
 
 /// The chain for `config`, with its sets and rules, in the words of a listing.
 pub fn objects(config: &Config) -> Vec<Value> {
-    let vteps: Vec<IpNet> = config.peers.iter().map(|peer| peer.underlay.into()).collect();
+    let vteps: Vec<IpNet> = config.peers.iter().flat_map(Peer::ends).map(|end| end.underlay.into()).collect();
     let sets = FAMILIES.map(|(_, is_ipv6, name)| nft::set(name, is_ipv6, &vteps));
     let chain = json!({ "name": CHAIN, "type": "filter", "hook": "prerouting", "prio": PRIORITY, "policy": "accept" });
     // Neighbour discovery needs them, and no router forwards them (RFC 4291, section 2.5).
@@ -45,9 +45,9 @@ pub fn objects(config: &Config) -> Vec<Value> {
 fn of_tunnels(config: &Config) -> Vec<Vec<Value>> {
     let tunnel = matches("==", &payload("udp", "dport"), &config.vxlan.port.into());
     let to_node = matches("==", &json!({ "fib": { "result": "type", "flags": ["daddr"] } }), &"local".into());
-    let from_tunnel = matches("==", &interface(), &config.vxlan.device.as_str().into());
-    let mut refused: Vec<_> =
-        [from_pod("=="), from_tunnel].map(|from| vec![tunnel.clone(), from, to_node.clone()]).into();
+    let from_tunnel = config.tunnel_devices().map(|device| matches("==", &interface(), &device.into()));
+    let from = std::iter::once(from_pod("==")).chain(from_tunnel);
+    let mut refused: Vec<_> = from.map(|from| vec![tunnel.clone(), from, to_node.clone()]).collect();
     // The kernel path is not to be cut off by a daemon that has yet to learn of its peers.
     if config.peers.is_empty() {
         return refused;

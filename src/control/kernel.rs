@@ -11,8 +11,10 @@
 //! address, a permanent neighbour for that address with the peer's VTEP MAC, and one forwarding
 //! entry from that MAC to the peer's VTEP; or, to a peer on the uplink's link if the tunnel is not wanted there, a route
 //! by its underlay address. A dual-stack node of Flannel's has two VTEPs, an IPv4 one and an IPv6 one, with a device each:
-//! what is IPv6 goes by the second tunnel to peers that have one too. [`Kernel::reconcile`] lists, compares and changes only
-//! what differs; it can be called at any time and as often as one likes.
+//! what is IPv6 goes by the second tunnel to peers that have one too.
+//!
+//! [`Kernel::reconcile`] lists, compares and changes only what differs; it can be called at any time and as often as one
+//! likes.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -79,10 +81,8 @@ pub enum KernelError {
     NoAddress(String),
     #[error("{0} has no usable IPv6 address for a second VTEP, which peers have; give it one or set node.underlay6")]
     NoSecondAddress(String),
-    #[error(
-        "the underlay {0} is not an address of this node; give it to a device or set another one (node.underlay, node.underlay6)"
-    )]
-    ForeignUnderlay(IpAddr),
+    #[error("{key} {underlay} is not an address of this node; give it to a device or set another one")]
+    ForeignUnderlay { key: &'static str, underlay: IpAddr },
     #[error(
         "our own address {underlay} lies inside the pod range {range}; tunnels cannot end there: set node.underlay or node.underlay6, or other pod ranges"
     )]

@@ -38,9 +38,7 @@ pub fn objects(config: &Config) -> Vec<Value> {
     let sets = sets.map(|(name, is_ipv6, ranges)| nft::set(name, is_ipv6, ranges));
     let chain = json!({ "name": CHAIN, "type": "nat", "hook": CHAIN, "prio": PRIORITY, "policy": "accept" });
     let marked = json!({ "&": [{ "meta": { "key": "mark" } }, KUBE_PROXY_MARK] });
-    let second = config.wants_second().then(|| config.vxlan.second_device());
-    let tunnels = std::iter::once(config.vxlan.device.clone()).chain(second);
-    let tunnelled = tunnels.map(
+    let tunnelled = config.tunnel_devices().map(
         |device| json!([matches("==", &json!({ "meta": { "key": "oifname" } }), &device.into()), { "return": null }]),
     );
     let rules = [json!([matches("==", &marked, &KUBE_PROXY_MARK.into()), { "return": null }])].into_iter();

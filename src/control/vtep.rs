@@ -70,9 +70,8 @@ impl Vtep {
     /// The peer's end of the tunnel by which packets for its `prefix` go: the second one takes what is IPv6 if both nodes
     /// have one, the first one all else.
     pub fn end_for(&self, peer: &Peer, prefix: &IpNet) -> TunnelEnd {
-        let first = TunnelEnd { underlay: peer.underlay, mac: peer.vtep_mac };
         let second = self.second.and(peer.second).filter(|_| prefix.addr().is_ipv6());
-        second.unwrap_or(first)
+        second.unwrap_or(peer.first())
     }
 
     /// The underlay addresses of the peers' ends of tunnels that we have an end of too.
@@ -102,10 +101,9 @@ impl Kernel {
         let wanted = |address: &&IpAddr| config.underlay_is_ipv6().is_none_or(|ipv6| address.is_ipv6() == ipv6);
         let underlay = config.node.underlay.or_else(|| uplink.addresses.iter().find(wanted).copied());
         let underlay = underlay.ok_or_else(|| KernelError::NoAddress(uplink.name.clone()))?;
-        self.check_underlay(config, underlay)?;
+        self.check_underlay(config, "node.underlay", underlay)?;
         let mac = config.node.vtep_mac.unwrap_or_else(|| derive_vtep_mac(underlay));
-        let peers = config.peers.iter().map(|peer| (peer, TunnelEnd { underlay: peer.underlay, mac: peer.vtep_mac }));
-        check_peers(TunnelEnd { underlay, mac }, peers)?;
+        check_peers(TunnelEnd { underlay, mac }, config.peers.iter().map(|peer| (peer, peer.first())))?;
         let (second, no_second) = match self.second(config, &uplink) {
             Ok(second) => (second, None),
             Err(error) => (None, Some(error.to_string())),
@@ -130,7 +128,7 @@ impl Kernel {
             let missing = || KernelError::NoSecondAddress(uplink.name.clone());
             return if config.kubernetes.is_some() { Ok(None) } else { Err(missing()) };
         };
-        self.check_underlay(config, underlay)?;
+        self.check_underlay(config, "node.underlay6", underlay)?;
         let mac = config.node.vtep_mac6.unwrap_or_else(|| derive_vtep_mac(underlay));
         let end = TunnelEnd { underlay, mac };
         check_peers(end, config.peers.iter().filter_map(|peer| Some((peer, peer.second?))))?;
@@ -145,10 +143,10 @@ impl Kernel {
     }
 
     /// What the file alone does not show of the outer source address.
-    fn check_underlay(&mut self, config: &Config, underlay: IpAddr) -> Result<(), KernelError> {
+    fn check_underlay(&mut self, config: &Config, key: &'static str, underlay: IpAddr) -> Result<(), KernelError> {
         let addresses = self.netlink.addresses(None).map_err(request("list addresses"))?;
         if !addresses.iter().any(|local| local.address.addr() == underlay) {
-            return Err(KernelError::ForeignUnderlay(underlay));
+            return Err(KernelError::ForeignUnderlay { key, underlay });
         }
         match config.pod_ranges().find(|range| range.contains(&underlay)) {
             Some(range) => Err(KernelError::UnderlayOfPods { underlay, range }),

@@ -43,19 +43,20 @@ fn tunnelled(
     payload: &[u8],
     ecn: etherparse::IpEcn,
 ) -> Vec<u8> {
-    let mac = |text: String| -> [u8; 6] {
-        let bytes: Vec<u8> = text.split(':').map(|b| u8::from_str_radix(b, 16).expect("hex")).collect();
-        bytes.try_into().expect("6 bytes")
-    };
     let mut ip = etherparse::Ipv4Header::new(0, 63, etherparse::IpNumber::UDP, source.octets(), to.v4.octets())
         .expect("a short payload");
     ip.ecn = ecn;
-    let builder = PacketBuilder::ethernet2(mac(cluster.c.vtep_mac()), mac(node.vtep_mac()))
+    let builder = PacketBuilder::ethernet2(mac(&cluster.c.vtep_mac()), mac(&node.vtep_mac()))
         .ip(etherparse::IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default()))
         .udp(4000, 4001);
     let mut bytes = VXLAN.to_vec();
     builder.write(&mut bytes, payload).expect("writes to a vector");
     bytes
+}
+
+fn mac(text: &str) -> [u8; 6] {
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect();
+    bytes.try_into().expect("6 bytes")
 }
 
 /// A socket of a pod that gets what is sent by [`tunnelled`].
@@ -130,6 +131,29 @@ fn a_node_survives_malformed_vxlan_and_still_carries_its_pods() {
     assert_all_pairs_talk(&cluster.pods());
     assert!(logged() - before < 20, "who can send fills no log\n{}", cluster.a.log_text());
     assert_ledgers_balance(&cluster);
+}
+
+fn an_ipv6_vtep_beside_an_ipv4_one_hears_peers_alone(options: Options) {
+    let Some(cluster) = cluster(Wire { dual: true, ..Wire::default() }, options) else { return };
+    let (machine, pod) = (&cluster.c.host.netns, &cluster.a.pods[0]);
+    let receiver = victim(pod);
+    receiver.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+    machine.run("ip address add fd00:192:168:1::66/64 dev eth0 nodad");
+    let [own, peer] = [cluster.a.peer(), cluster.c.peer()].map(|node| {
+        let address = node.underlay6.expect("an IPv6 VTEP");
+        (address, mac(&node.vtep_mac6.expect("its MAC")))
+    });
+    let mut bytes = datagram(&cluster, pod, b"by ipv6");
+    bytes[8..14].copy_from_slice(&own.1);
+    bytes[14..20].copy_from_slice(&peer.1);
+    let send = |from: IpAddr| {
+        let socket = machine.within(|| UdpSocket::bind((from, 0)).expect("an address of the machine"));
+        socket.send_to(&bytes, (own.0, 8472)).expect("sends");
+    };
+    send("fd00:192:168:1::66".parse().expect("an address"));
+    assert!(receiver.recv(&mut [0; 16]).is_err(), "a stranger's tunnel is heard");
+    send(peer.0);
+    assert_eq!(next(&receiver), 7);
 }
 
 /// Echo requests, for tcpdump.
@@ -235,6 +259,7 @@ fn what_is_no_peer_injects_nothing_whole_or_in_fragments_unless_all_are_let_in()
 in_both_modes!(
     a_tunnel_brings_nothing_from_a_pod_of_this_node,
     a_stranger_gets_in_by_no_device,
+    an_ipv6_vtep_beside_an_ipv4_one_hears_peers_alone,
     a_pod_gets_nothing_into_the_overlay_by_a_tunnel_of_its_own,
 );
 

@@ -12,6 +12,7 @@ use super::announce::Announcement;
 use super::connect::request;
 use super::error::{SourceError, chain};
 use super::object::Object;
+use crate::wire::TunnelEnd;
 
 /// Whose changes these are, for people (`metadata.managedFields`).
 const MANAGER: &str = "podwire";
@@ -68,7 +69,9 @@ impl Publisher {
         let error = patched.as_ref().err().map(ToString::to_string);
         match &error {
             Some(text) if self.error.as_ref() != Some(text) => tracing::error!("Kubernetes: {text}"),
-            None => tracing::info!(node = self.own_name, ?announcement, "published this node"),
+            None => {
+                tracing::info!(node = self.own_name, v4 = %of(announcement.v4), v6 = %of(announcement.v6), "published this node")
+            }
             _ => {}
         }
         self.error = error;
@@ -100,6 +103,11 @@ impl Publisher {
         let rest = last.map_or(FIRST_REST, |said| (said.rest * 2).min(LONGEST_REST));
         self.last = Some(Said { announcement: *announcement, at: Instant::now(), rest, is_repeated });
     }
+}
+
+/// The end of a tunnel, for people.
+fn of(end: Option<TunnelEnd>) -> String {
+    end.map_or_else(|| "none".to_owned(), |TunnelEnd { underlay, mac }| format!("{underlay} {mac}"))
 }
 
 /// The time as `metav1.Time` has it: RFC 3339 to the second.
