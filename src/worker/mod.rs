@@ -227,7 +227,7 @@ impl Worker<Uplink, Hub> {
             .probation()
             .map_or(Duration::MAX, |it| Duration::from_nanos(it.until_ns.saturating_sub(pace.now_ns)));
         // A frame that came before the programs knew of the sleep does not wake anyone.
-        let must_wait = !self.has_work() && around.inbox.is_empty();
+        let must_wait = !self.has_work() && around.inbox.is_quiet();
         let woken = !must_wait || around.sleep.until_woken(limit);
         *pace = Pace { housekeeping_due_ns: pace.housekeeping_due_ns, ..Pace::new(now_ns()) };
         self.times.end_sleep(pace.now_ns);

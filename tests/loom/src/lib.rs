@@ -1,16 +1,31 @@
-//! Publication under every interleaving and every reordering that the memory model allows:
+//! Publication, and a worker's inbox, under every interleaving and every reordering that the memory model allows:
 //!
 //! `cargo test --release --manifest-path tests/loom/Cargo.toml --target-dir target/loom`
 
 #[path = "../../../src/fib/publish.rs"]
 pub mod publish;
 
+#[path = "../../../src/worker/inbox.rs"]
+pub mod inbox;
+pub mod stand_ins;
+
+/// What the inbox knows of the worker and the crate.
+#[derive(Debug)]
+pub struct Fault;
+
+pub mod trace {
+    #[derive(Debug)]
+    pub struct Tap;
+}
+
 #[cfg(test)]
 mod tests {
     use loom::cell::UnsafeCell;
     use loom::model::Builder;
+    use loom::sync::Arc;
     use loom::thread;
 
+    use crate::inbox::{Inbox, Message};
     use crate::publish::{Publisher, Reader};
 
     /// A value whose reads and whose end loom watches: a read that is not ordered before the
@@ -130,6 +145,32 @@ mod tests {
             let thread = thread::spawn(move || assert_eq!(reader.get().read(), 2));
             publisher.reclaim();
             thread.join().unwrap();
+        });
+    }
+
+    /// A worker that never hears of a message is a deadlock, one that cannot sleep never ends: loom reports both.
+    #[test]
+    fn a_worker_that_sleeps_when_its_inbox_is_quiet_hears_of_every_message() {
+        model(|| {
+            let inbox = Arc::new(Inbox::new().unwrap());
+            let control = {
+                let inbox = Arc::clone(&inbox);
+                thread::spawn(move || {
+                    inbox.put(Message::Trace(None)).unwrap();
+                    inbox.put(Message::Stop).unwrap();
+                })
+            };
+            let mut traced = 0;
+            loop {
+                match inbox.take() {
+                    Some(Message::Stop) => break,
+                    Some(_) => traced += 1,
+                    None if inbox.is_quiet() => inbox.listen(),
+                    None => {}
+                }
+            }
+            control.join().unwrap();
+            assert_eq!(traced, 1);
         });
     }
 }
