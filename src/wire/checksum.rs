@@ -197,7 +197,7 @@ pub fn inner_sum(packet: &[u8]) -> Sum {
 /// The sum over a whole IP packet, from its headers alone: a valid checksum makes what it covers
 /// add up to zero, so an IPv4 header and an ICMP message weigh nothing and a TCP, UDP or ICMPv6
 /// segment weighs the negative of its pseudo header. `None` for a UDP datagram without checksum
-/// and for other protocols.
+/// or with bytes behind it, and for other protocols.
 ///
 /// `packet` ends where its IP header says. A packet whose checksum is wrong yields a wrong sum: an outer checksum
 /// made from it condemns the packet at the receiver, which would refuse it anyway.
@@ -218,7 +218,7 @@ fn known_sum_v4(packet: &[u8]) -> Option<Sum> {
     let protocol = Protocol(protocol);
     match protocol {
         Protocol::ICMP => return Some(Sum::ZERO),
-        Protocol::UDP if !has_udp_checksum(l4) => return None,
+        Protocol::UDP if !is_summed_whole(l4) => return None,
         Protocol::TCP | Protocol::UDP => {}
         _ => return None,
     }
@@ -233,7 +233,7 @@ fn known_sum_v6(packet: &[u8]) -> Option<Sum> {
     let [.., next, _] = *fixed;
     let protocol = Protocol(next);
     match protocol {
-        Protocol::UDP if !has_udp_checksum(l4) => return None,
+        Protocol::UDP if !is_summed_whole(l4) => return None,
         Protocol::TCP | Protocol::UDP | Protocol::ICMPV6 => {}
         _ => return None,
     }
@@ -242,9 +242,12 @@ fn known_sum_v6(packet: &[u8]) -> Option<Sum> {
     Some(Sum::of_array(fixed) + -pseudo)
 }
 
+/// Whether all that follows the IP header is a UDP datagram with a checksum: it may end before its packet does, which
+/// the checksum does not cover then (RFC 9868 section 6).
 #[inline]
-fn has_udp_checksum(datagram: &[u8]) -> bool {
-    matches!(datagram, [_, _, _, _, _, _, c0, c1, ..] if [*c0, *c1] != [0, 0])
+fn is_summed_whole(l4: &[u8]) -> bool {
+    let &[_, _, _, _, l0, l1, c0, c1, ..] = l4 else { return false };
+    [c0, c1] != [0, 0] && usize::from(u16::from_be_bytes([l0, l1])) == l4.len()
 }
 
 #[cfg(test)]
@@ -253,6 +256,7 @@ mod tests {
 
     use super::*;
     use crate::wire::sample::{self, L4, Sample};
+    use crate::wire::{Ipv4, Ipv6};
 
     /// 0 and 0xffff are the same number to one's complement.
     fn same(sum: Sum, reference: u16) -> bool {
@@ -336,6 +340,19 @@ mod tests {
             let udp = if sample.v6 { 40 } else { 20 };
             packet[udp + 6..udp + 8].fill(0);
             prop_assert!(known_inner_sum(&packet).is_none());
+            prop_assert!(same(inner_sum(&packet), sample::reference_sum(&packet)));
+        }
+
+        #[test]
+        fn bytes_behind_a_udp_datagram_are_summed(
+            sample in Sample::carrying(Just(L4::Udp), 200),
+            surplus in prop::collection::vec(any::<u8>(), 1..60),
+        ) {
+            let mut packet = sample.build();
+            packet.extend(surplus);
+            let len = packet.len();
+            let set = if sample.v6 { Ipv6::set_total_len(&mut packet, len) } else { Ipv4::set_total_len(&mut packet, len) };
+            prop_assert!(set.is_some());
             prop_assert!(same(inner_sum(&packet), sample::reference_sum(&packet)));
         }
 

@@ -20,3 +20,4 @@ mod rig;
 mod shaping;
 mod takeover;
 mod trace;
+mod vxlan;
