@@ -59,7 +59,7 @@ impl Network {
         let delegate = plugins.iter().find(|plugin| plugin["type"] == FLANNEL).map(|plugin| plugin["delegate"].clone());
         let delegate = delegate.filter(Value::is_object).unwrap_or_else(own_delegate);
         let word = |value: &Value, default: &str| {
-            let text = value.as_str().filter(|text| !text.is_empty() && !text.contains('/'));
+            let text = value.as_str().filter(|text| !["", ".", ".."].contains(text) && !text.contains('/'));
             text.unwrap_or(default).to_owned()
         };
         Self { name: word(&list["name"], NAME), bridge: word(&delegate["bridge"], BRIDGE), delegate, file }
@@ -134,5 +134,14 @@ mod tests {
         fs::rename(&path, &aside).unwrap();
         assert_eq!(file(), File::Aside(aside.clone()));
         assert_eq!(File::in_place(&aside), path);
+    }
+
+    #[test]
+    fn names_that_lead_out_of_a_directory_are_not_taken() {
+        for name in ["", ".", "..", "a/b", "/a"] {
+            let list = json!({ "name": name, "type": FLANNEL, "delegate": { "bridge": name } });
+            let Network { name, bridge, .. } = Network::parse(File::Missing, &list.to_string());
+            assert_eq!((name.as_str(), bridge.as_str()), (NAME, BRIDGE));
+        }
     }
 }
