@@ -78,9 +78,11 @@ impl Region {
         self.huge
     }
 
-    /// Gives up a frame, so that the kernel may have its chunk. Returns the chunk's number.
+    /// Gives up a frame of this region, so that the kernel may have its chunk. Returns the chunk's number.
     #[expect(clippy::needless_pass_by_value, reason = "lending takes the frame away from its holder")]
-    pub fn lend(frame: Frame) -> u32 {
+    pub fn lend(&self, frame: Frame) -> u32 {
+        // Another region's would come back as a second frame of this one's chunk (invariant 2).
+        debug_assert!(self.owns(&frame));
         frame.chunk
     }
 

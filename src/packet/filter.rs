@@ -45,10 +45,11 @@ impl Filter {
     /// Has the kernel throw away what the filter does not accept; the socket must not be receiving yet, or have been
     /// emptied after. Packets are cut to `snap` bytes.
     pub fn attach(&self, socket: BorrowedFd<'_>, snap: u32) -> io::Result<()> {
-        let mut program = self.assemble(snap);
-        let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
-        sys::set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+        let mut steps = self.assemble(snap);
+        let len = u16::try_from(steps.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
+        // SAFETY: it refers to the steps, which outlive the call (invariant 4).
+        unsafe { sys::set_referring_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program) }
     }
 
     /// The steps, then the two ends.

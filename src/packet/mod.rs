@@ -7,7 +7,8 @@
 //! 2. A slot whose status has `TP_STATUS_USER` is ours until [`Ring::release`] clears it; the kernel does not
 //!    write it meanwhile. Slots become ours in order.
 //! 3. Offsets and lengths in a slot's header are checked against the slot before they are used.
-//! 4. The kernel reads the message arrays of a [`Sender`] only during `sendmmsg`.
+//! 4. The kernel reads the message arrays of a [`Sender`] only during `sendmmsg`, and the steps of a [`Filter`] only
+//!    during `setsockopt`.
 //!
 //! Source: the kernel's Documentation/networking/packet_mmap.rst and net/packet/af_packet.c.
 #![allow(unsafe_code, reason = "a ring shared with the kernel, and scatter-gather system calls")]

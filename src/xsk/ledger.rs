@@ -92,7 +92,7 @@ impl Ledger {
     }
 
     fn place(&mut self, frame: Frame, place: Place) {
-        if let Some(entry) = self.places.get_mut(Region::lend(frame) as usize) {
+        if let Some(entry) = self.places.get_mut(self.region.lend(frame) as usize) {
             debug_assert_eq!(*entry, Place::Elsewhere);
             *entry = place;
         }

@@ -366,5 +366,7 @@ fn register(fd: BorrowedFd<'_>, region: &Region) -> io::Result<()> {
         flags: 0,
         tx_metadata_len: 0,
     };
-    sys::set_option(fd, SOL_XDP, XDP_UMEM_REG, &registration)
+    // SAFETY: it refers to packet memory, which stays mapped while a chunk is lent (invariant 1 of `frame`). The kernel
+    // touches no chunk but those that it is lent, which have no frame (invariant 4).
+    unsafe { sys::set_referring_option(fd, SOL_XDP, XDP_UMEM_REG, &registration) }
 }

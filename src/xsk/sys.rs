@@ -21,9 +21,25 @@ pub fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> 
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets an option whose value is plain data.
+/// Sets an option whose value is plain data and refers to no memory.
 pub fn set_option<T: Copy>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the pointer and the length describe `value`, which outlives the call.
+    // SAFETY: the value refers to no memory.
+    unsafe { set_referring_option(fd, level, name, value) }
+}
+
+/// Sets an option whose value refers to memory.
+///
+/// # Safety
+///
+/// The kernel may use that memory as the option has it do, for as long as it does.
+pub unsafe fn set_referring_option<T: Copy>(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `value`, which outlives the call; what it refers to is the kernel's to
+    // use by the caller's promise.
     let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, ptr::from_ref(value).cast(), length::<T>()) };
     check(result)
 }
