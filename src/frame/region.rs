@@ -116,20 +116,23 @@ impl Region {
 }
 
 fn map_anonymous(bytes: usize, flags: libc::c_int) -> io::Result<NonNull<u8>> {
-    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | if cfg!(miri) { 0 } else { flags };
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of ours.
     let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping just made. Advice that is not taken changes nothing.
-    unsafe { libc::madvise(base, bytes, libc::MADV_HUGEPAGE) };
-    // SAFETY: the mapping just made, which nobody uses yet.
-    if unsafe { libc::madvise(base, bytes, libc::MADV_POPULATE_WRITE) } != 0 {
-        let error = io::Error::last_os_error();
-        // SAFETY: as above.
-        unsafe { libc::munmap(base, bytes) };
-        return Err(error);
+    // Miri knows neither hugepages nor advice.
+    if !cfg!(miri) {
+        // SAFETY: the mapping just made. Advice that is not taken changes nothing.
+        unsafe { libc::madvise(base, bytes, libc::MADV_HUGEPAGE) };
+        // SAFETY: the mapping just made, which nobody uses yet.
+        if unsafe { libc::madvise(base, bytes, libc::MADV_POPULATE_WRITE) } != 0 {
+            let error = io::Error::last_os_error();
+            // SAFETY: as above.
+            unsafe { libc::munmap(base, bytes) };
+            return Err(error);
+        }
     }
     NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
 }

@@ -58,8 +58,12 @@ impl Table {
     /// Maps the `len` entries of a BPF array made with `BPF_F_MMAPABLE`.
     pub fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         let mapping = Mapping::new(fd, len * size_of::<Entry>(), 0)?;
-        let entries = mapping.at(0, len).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { entries, len, _mapping: mapping })
+        Self::over(mapping, len).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    /// The `len` entries at the head of a mapping, if there are so many.
+    fn over(mapping: Mapping, len: usize) -> Option<Self> {
+        Some(Self { entries: mapping.at(0, len)?, len, _mapping: mapping })
     }
 
     fn get(&self, index: usize) -> Option<&Entry> {
@@ -246,20 +250,11 @@ impl TraceOrder {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-
     use super::*;
 
     /// A table over anonymous shared memory.
     fn table(len: usize) -> Arc<Table> {
-        // SAFETY: the name is a C string; the call makes a new descriptor.
-        let fd = unsafe { libc::memfd_create(c"table".as_ptr(), 0) };
-        assert!(fd >= 0);
-        // SAFETY: nobody else owns the descriptor just made.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: plain system call on a live descriptor.
-        assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), i64::try_from(len * 64).unwrap()) }, 0);
-        Arc::new(Table::map(fd.as_fd(), len).unwrap())
+        Arc::new(Table::over(Mapping::anonymous(len * size_of::<Entry>()).unwrap(), len).unwrap())
     }
 
     fn pod(id: u16) -> PodId {

@@ -1,5 +1,5 @@
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::{self, NonNull};
 
 /// A shared mapping of a file descriptor, unmapped when dropped.
@@ -17,10 +17,20 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `bytes` bytes of `fd` from `offset`, readable and writable.
     pub fn new(fd: BorrowedFd<'_>, bytes: usize, offset: i64) -> io::Result<Self> {
-        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        Self::map(bytes, libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), offset)
+    }
+
+    /// Memory of a test's own in the place of the kernel's. Miri has none that is shared.
+    #[cfg(test)]
+    pub fn anonymous(bytes: usize) -> io::Result<Self> {
+        let sharing = if cfg!(miri) { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
+        Self::map(bytes, sharing | libc::MAP_ANONYMOUS, -1, 0)
+    }
+
+    fn map(bytes: usize, flags: libc::c_int, fd: RawFd, offset: i64) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, flags, fd.as_raw_fd(), offset) };
+        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, flags, fd, offset) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

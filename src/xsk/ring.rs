@@ -175,7 +175,6 @@ impl<T: Copy> Consumer<T> {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
     use proptest::prelude::*;
 
@@ -185,15 +184,7 @@ mod tests {
 
     /// Both ends of a ring over a shared mapping: the kernel's end is the same code seen from the other side.
     fn ring(size: u32, start: u32) -> (Mapping, Producer<u64>, Consumer<u64>) {
-        let bytes = 192 + size as usize * 8;
-        // SAFETY: the name is a C string; the call makes a new descriptor.
-        let fd = unsafe { libc::memfd_create(c"ring".as_ptr(), 0) };
-        assert!(fd >= 0);
-        // SAFETY: nobody else owns the descriptor just made.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: plain system call on a live descriptor.
-        assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), i64::try_from(bytes).unwrap()) }, 0);
-        let mapping = Mapping::new(fd.as_fd(), bytes, 0).unwrap();
+        let mapping = Mapping::anonymous(192 + size as usize * 8).unwrap();
         for offset in [LAYOUT.producer, LAYOUT.consumer] {
             let cursor: NonNull<AtomicU32> = mapping.at(offset, 1).unwrap();
             // SAFETY: inside the mapping, which is alive.
