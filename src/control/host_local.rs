@@ -64,8 +64,12 @@ pub fn read(dir: &Path) -> io::Result<HostLocal> {
 }
 
 fn entry(name: &str, path: &Path) -> Result<Entry, String> {
-    let address: IpAddr = name.parse().map_err(|_| "its name is not an address".to_owned())?;
+    let address = name.parse().map_err(|_| "its name is not an address".to_owned())?;
     let text = foreign_file::read(path, MOST_BYTES).map_err(|error| error.to_string())?;
+    understand(address, &text)
+}
+
+fn understand(address: IpAddr, text: &str) -> Result<Entry, String> {
     let mut lines = text.trim().lines();
     let word = |line: &str| {
         let is_word = !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_graphic());
@@ -76,6 +80,16 @@ fn entry(name: &str, path: &Path) -> Result<Entry, String> {
     match lines.next() {
         Some(_) => Err("it has more than two lines".to_owned()),
         None => Ok(Entry { address, container, ifname }),
+    }
+}
+
+/// What holds of any file: it says nothing, or what it says is what host-local would write for it.
+#[cfg(fuzzing)]
+pub fn fuzz(text: &str) {
+    let address = IpAddr::from([10, 0, 0, 1]);
+    if let Ok(entry) = understand(address, text) {
+        let ifname = entry.ifname.as_ref().map_or_else(String::new, |ifname| format!("\r\n{ifname}"));
+        assert_eq!(understand(address, &format!("{}{ifname}", entry.container)), Ok(entry));
     }
 }
 

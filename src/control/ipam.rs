@@ -162,6 +162,37 @@ fn overlap(cidr: &IpNet, range: &AddressRange) -> u128 {
     if from <= to { to - from + 1 } else { 0 }
 }
 
+/// What holds of any valid configuration: pods get addresses one by one, each once and inside its range, as many as
+/// [`Pool::usage`] promises.
+#[cfg(fuzzing)]
+pub fn fuzz(config: &crate::config::Config) {
+    const PODS: u64 = 64;
+    let cidrs = &config.node.pod_cidrs[..];
+    let mut last = Vec::new();
+    let mut taken = BTreeSet::new();
+    for count in 0..PODS {
+        let pool = Pool {
+            cidrs,
+            exclude: &config.ipam.exclude,
+            taken: taken.clone(),
+            quarantine: BTreeMap::new(),
+            last: &last,
+        };
+        let usage: Vec<Range> = cidrs.iter().map(|cidr| pool.usage(cidr)).collect();
+        assert!(usage.iter().all(|range| range.used == count && range.free <= range.capacity), "{usage:?}");
+        let Ok(chosen) = pool.choose(&[]) else {
+            assert!(usage.iter().any(|range| range.free == 0), "{usage:?}");
+            return;
+        };
+        assert!(usage.iter().all(|range| range.free > 0) && chosen.len() == cidrs.len(), "{usage:?}");
+        for (address, cidr) in chosen.iter().zip(cidrs) {
+            assert!(cidr.contains(address) && pool.check(*address).is_ok(), "{address} of {cidr}");
+        }
+        taken.extend(&chosen);
+        last = chosen;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

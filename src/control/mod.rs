@@ -6,6 +6,8 @@ pub mod conflist;
 pub mod daemon;
 pub mod dataplane;
 pub mod explain;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod host_local;
 pub mod lifecycle;
 pub mod migrate;

@@ -146,6 +146,18 @@ fn parse(line: &[u8]) -> Result<Request, String> {
     Ok(line.request)
 }
 
+/// What holds of any line: it is refused with a reason, or reads back as what was understood of it.
+#[cfg(fuzzing)]
+pub fn fuzz(line: &[u8]) {
+    match parse(line) {
+        Ok(request) => {
+            let again = RequestLine { version: api::VERSION, request: request.clone() };
+            assert_eq!(parse(&serde_json::to_vec(&again).expect("JSON")), Ok(request));
+        }
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
 async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Answer {
     let (tell, told) = oneshot::channel();
     let gone = || Answer::Reply(Reply::Error(Refusal::new(RefusalKind::NotReady, "the daemon is stopping")));

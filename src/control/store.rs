@@ -271,6 +271,15 @@ fn understand(text: &str) -> Result<Contents, String> {
     Ok(Contents { version: VERSION, ..contents })
 }
 
+/// What holds of any file: it is refused with a reason, or reads back as what was understood of it.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    match understand(&String::from_utf8_lossy(bytes)) {
+        Ok(contents) => assert_eq!(understand(&serde_json::to_string(&contents).expect("JSON")), Ok(contents)),
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

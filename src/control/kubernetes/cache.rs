@@ -93,17 +93,7 @@ impl Cache {
 
     /// What the file says of the cluster of `server`; `None` where there is none.
     pub fn recall(&self, server: &str) -> Result<Option<Recalled>, CacheError> {
-        let Some(contents) = read(&self.path)? else { return Ok(None) };
-        if contents.node != self.own_name || contents.server != server {
-            return Err(CacheError::Foreign { node: contents.node, server: contents.server });
-        }
-        let net_conf = NetConf::parse(&contents.net_conf)
-            .map_err(|error| CacheError::Malformed(format!("net-conf.json: {error}")))?;
-        let mut roster = Roster::new(&self.own_name, net_conf);
-        for node in contents.nodes {
-            roster.apply(node);
-        }
-        Ok(Some(Recalled { roster, net_conf: contents.net_conf, saved_at: contents.saved_at }))
+        read(&self.path)?.map(|contents| contents.recall(&self.own_name, server)).transpose()
     }
 
     /// Notes that the cluster has changed.
@@ -138,6 +128,27 @@ impl Cache {
     }
 }
 
+impl Contents {
+    fn recall(self, own_name: &str, server: &str) -> Result<Recalled, CacheError> {
+        if self.node != own_name || self.server != server {
+            return Err(CacheError::Foreign { node: self.node, server: self.server });
+        }
+        let net_conf =
+            NetConf::parse(&self.net_conf).map_err(|error| CacheError::Malformed(format!("net-conf.json: {error}")))?;
+        let mut roster = Roster::new(own_name, net_conf);
+        for node in self.nodes {
+            roster.apply(node);
+        }
+        Ok(Recalled { roster, net_conf: self.net_conf, saved_at: self.saved_at })
+    }
+}
+
+/// What a file says to a node and of a server; fails as [`Cache::recall`] does.
+#[cfg(fuzzing)]
+pub fn fuzz(text: &[u8], own_name: &str, server: &str) -> Option<Roster> {
+    understand(text).and_then(|contents| contents.recall(own_name, server)).ok().map(|recalled| recalled.roster)
+}
+
 fn read(path: &Path) -> Result<Option<Contents>, CacheError> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -152,12 +163,16 @@ fn read(path: &Path) -> Result<Option<Contents>, CacheError> {
     }
     let mut text = Vec::new();
     file.take(LARGEST_BYTES).read_to_end(&mut text)?;
+    understand(&text).map(Some)
+}
+
+fn understand(text: &[u8]) -> Result<Contents, CacheError> {
     let malformed = |error: serde_json::Error| CacheError::Malformed(error.to_string());
-    let Head { format } = serde_json::from_slice(&text).map_err(malformed)?;
+    let Head { format } = serde_json::from_slice(text).map_err(malformed)?;
     if format != FORMAT {
         return Err(CacheError::Format(format));
     }
-    serde_json::from_slice(&text).map(Some).map_err(malformed)
+    serde_json::from_slice(text).map_err(malformed)
 }
 
 fn write(path: &Path, contents: &Contents) -> io::Result<()> {

@@ -15,6 +15,8 @@ mod connect;
 mod error;
 mod flannel;
 mod follow;
+#[cfg(fuzzing)]
+mod fuzz;
 mod go_json;
 mod net_conf;
 mod object;
@@ -31,6 +33,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use announce::Announcement;
+#[cfg(fuzzing)]
+pub use fuzz::fuzz;
 pub use roster::Cluster;
 
 use self::follow::Follower;

@@ -65,6 +65,15 @@ fn understand(text: &str, ifname: &str) -> Result<Cached, String> {
     Ok(Cached { netns: netns.ok_or("it names none")?, workload })
 }
 
+/// What holds of any file: it is refused with a reason, or names a network namespace.
+#[cfg(fuzzing)]
+pub fn fuzz(text: &str) {
+    match understand(text, "eth0") {
+        Ok(Cached { netns, .. }) => assert!(!netns.as_os_str().is_empty()),
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

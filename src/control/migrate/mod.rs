@@ -40,6 +40,14 @@ use super::store::StoreError;
 use super::uninstall::{self, PATIENCE, UninstallError};
 use crate::config::Config;
 
+/// What holds of the files that others write: `subnet.env`, what libcni remembers, a network configuration.
+#[cfg(fuzzing)]
+pub fn fuzz(text: &str) {
+    subnet::fuzz(text);
+    cache::fuzz(text);
+    network::fuzz(text);
+}
+
 pub use adopt::from_flannel;
 pub use release::to_flannel;
 

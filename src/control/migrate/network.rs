@@ -110,6 +110,14 @@ pub fn own_conflist(conf_dir: &Path) -> (PathBuf, String) {
     (conf_dir.join(FILE), format!("{list:#}\n"))
 }
 
+/// What holds of any file: the network that it names has names that can be those of a directory and a device.
+#[cfg(fuzzing)]
+pub fn fuzz(text: &str) {
+    let Network { name, bridge, delegate, .. } = Network::parse(File::Missing, text);
+    assert!([name, bridge].iter().all(|word| !word.contains('/') && !["", ".", ".."].contains(&word.as_str())));
+    assert!(delegate.is_object());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -72,6 +72,18 @@ impl Subnet {
     }
 }
 
+/// What holds of any file: it is refused with a reason, or names ranges and a gateway.
+#[cfg(fuzzing)]
+pub fn fuzz(text: &str) {
+    match Subnet::parse(text) {
+        Ok(subnet) => {
+            assert!(!subnet.cluster.is_empty() && !subnet.gateways.is_empty());
+            assert!(subnet.cluster.iter().all(|range| range.addr() == range.network()), "{subnet:?}");
+        }
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,6 +24,13 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use channel::Channel;
 
+/// What holds of any message of netfilter, and any datagram of its notifications.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    netfilter::fuzz(bytes);
+    ruleset::fuzz(bytes);
+}
+
 pub use address::Address;
 pub use channel::NetlinkError;
 pub use link::{Link, LinkConf, LinkKind, LinkSettings, Veth, VethEnd, Vxlan, name_of};

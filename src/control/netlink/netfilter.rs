@@ -104,6 +104,17 @@ fn message(subsystem: u16, kind: u16) -> Message {
     Message::new(subsystem << 8 | kind, [0; HEADER])
 }
 
+/// What holds of any message: its parts are looked at, however it is torn.
+#[cfg(fuzzing)]
+pub fn fuzz(body: &[u8]) {
+    let message = Message { kind: 0, body: body.to_vec() };
+    if let Some(chain) = base_chain(&message) {
+        let words = [chain.table, chain.name, chain.kind];
+        assert!(words.iter().all(|word| !word.ends_with('\0')), "{words:?}");
+    }
+    let _of_a_flow = is_translated(&message);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

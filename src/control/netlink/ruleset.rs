@@ -112,6 +112,16 @@ impl AsRawFd for RulesetMonitor {
     }
 }
 
+/// What holds of any datagram: reading it ends, and what it tells is no less when more follows.
+#[cfg(fuzzing)]
+pub fn fuzz(datagram: &[u8]) {
+    let (mut first, mut all) = (RulesetNews::default(), RulesetNews::default());
+    let length = datagram.first_chunk().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
+    read(datagram.get(..length).unwrap_or(datagram), "podwire", &mut first);
+    read(datagram, "podwire", &mut all);
+    assert!(all.chains >= first.chains && all.table >= first.table, "{first:?} and then {all:?}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,6 +37,9 @@ use record::{Kind, Record};
 use socket::EchoSocket;
 use witness::{Own, Witness};
 
+#[cfg(fuzzing)]
+pub use witness::fuzz;
+
 /// Bytes of a small request, its IP header included: that of `ping`.
 const SMALL: usize = 84;
 

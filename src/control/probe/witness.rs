@@ -186,6 +186,23 @@ fn behind(steps: usize) -> Then {
     Then::Skip(u8::try_from(steps).unwrap_or(u8::MAX))
 }
 
+/// What holds of any packet: one that tells something is a VXLAN packet of a peer, and tells what it bears.
+#[cfg(fuzzing)]
+pub fn fuzz(packet: &[u8]) {
+    let (underlay, mac) = (Ipv4Addr::new(192, 168, 1, 2).into(), Mac([2, 0, 0, 0, 0, 2]));
+    let own = Own { uplink: IfIndex(1), underlay, port: 8472, vni: 1, mac, addresses: Vec::new() };
+    let holds = |bytes: &[u8]| packet.windows(bytes.len()).any(|window| window == bytes);
+    match own.read(packet).map(|sighting| sighting.what) {
+        Some(What::Vni(vni)) => assert!(vni != 1 && holds(&vni.to_be_bytes()[1..])),
+        Some(What::ToMac(to)) => assert!(to != mac && to.is_unicast() && holds(&to.0)),
+        Some(What::FromNode { mac: from, reply, .. }) => {
+            assert!(holds(&mac.0) && holds(&from.0));
+            assert!(reply.is_none_or(|echo| holds(&echo.token.to_be_bytes())));
+        }
+        None => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

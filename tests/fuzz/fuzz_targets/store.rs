@@ -1,0 +1,7 @@
+//! The file of the pods.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use podwire::control::fuzz;
+
+fuzz_target!(|input: &[u8]| fuzz::store(input));
