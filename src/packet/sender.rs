@@ -17,8 +17,10 @@ const BATCH: usize = u64::BITS as usize;
 /// Frames of all messages of a batch.
 const FRAMES: usize = 4 * MAX_FRAMES;
 
-/// Bytes of socket buffer that frames on their way to pods may occupy.
-const SEND_BUFFER: libc::c_int = 64 << 20;
+/// Bytes of socket buffer, of which the kernel makes twice as many, that frames may occupy until their receiver takes them.
+/// A pod whose queueing discipline is slow keeps them for as long (veth leaves them to their socket), and when all are
+/// used up no other pod gets any: so much that a pod has to hoard as much of the kernel's memory first.
+const SEND_BUFFER: libc::c_int = 512 << 20;
 
 #[expect(clippy::cast_possible_truncation, reason = "20")]
 const ADDRESS_BYTES: u32 = mem::size_of::<libc::sockaddr_ll>() as u32;
