@@ -91,8 +91,8 @@ fn measure(criterion: &mut Criterion, family: usize, name: &str) {
         let protocol = if is_tcp { "TCP" } else { "UDP" };
         for (program, label) in [(Program::Nic, "nic_steer"), (Program::Pod, "pod_steer")] {
             let mut group = criterion.benchmark_group(format!("{label} {name} {protocol}"));
-            let (claim, quota, translated) = match program {
-                Program::Nic => (Verdict::Claimed, rig::QUOTA, ASKED),
+            let (claim, slots, translated) = match program {
+                Program::Nic => (Verdict::Claimed, rig::SLOTS, ASKED),
                 Program::Pod => (Verdict::Quota, 0, ASKS),
             };
             let rows = [
@@ -102,13 +102,13 @@ fn measure(criterion: &mut Criterion, family: usize, name: &str) {
                 ("found, translated", NatCheck::Lookup, translated + FLOWS / 4, Verdict::Nated),
             ];
             for (row, nat, port, expected) in rows {
-                rig.steer.set_config(&SteerConfig { nat, quota, ..config(V4) }).expect("the map can be written");
+                rig.steer.set_config(&SteerConfig { nat, slots, ..config(V4) }).expect("the map can be written");
                 let frame = frame(program, family, is_tcp, port);
                 let (verdict, _) = rig.judge(program, &frame, 0);
                 assert_eq!(verdict, expected, "{label} {name} {protocol}: {row}");
                 run(&mut group, &rig, program, row, &frame, None);
             }
-            rig.steer.set_config(&SteerConfig { quota, ..config(V4) }).expect("the map can be written");
+            rig.steer.set_config(&SteerConfig { slots, ..config(V4) }).expect("the map can be written");
             let tap = rig.steer.tap(Verdicts::such_as(|_, _| true)).expect("the ring can be read");
             run(&mut group, &rig, program, "no look-up, traced", &frame(program, family, is_tcp, UNKNOWN), Some(&tap));
         }

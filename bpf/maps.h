@@ -39,7 +39,7 @@ struct vtep {
 struct config {
 	struct vtep vtep4, vtep6;	/* one at least */
 	__u64 stale_ns;
-	__u64 quota;
+	__u64 slots;		/* of a worker's ring on the hub */
 	__u64 bulk_bytes;	/* above: the kernel path; 0: never */
 	__u32 vni;
 	__u32 max_frame;
@@ -163,16 +163,20 @@ struct {
 	__type(value, struct heartbeat);
 } heartbeats SEC(".maps");
 
-/* A pod's frames on their way to its worker, one cache line each. */
+/* Frames on their way to a worker, one cache line each: those of a pod, by its
+ * id, and after the pods those of all pods of a worker, by its number.
+ */
 struct credit {
 	__u64 produced;		/* by pod_steer */
 	__u64 consumed;		/* by the worker */
-	__u64 pad[6];
+	__u64 refused;		/* by pod_steer: a pod's, without credit */
+	__u64 quota;		/* by the worker, for each pod; 0: none */
+	__u64 pad[4];
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_POD_IDS);
+	__uint(max_entries, MAX_POD_IDS + MAX_WORKERS);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct credit);

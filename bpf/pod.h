@@ -117,12 +117,14 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct heartbeat *beat;
 	enum verdict verdict;
+	__u32 worker;
 
 	if (!cfg->workers)
 		return VERDICT_STALE;
+	worker = pod % cfg->workers;
 	if (!has_socket(pod, cfg))
 		return VERDICT_NO_SOCKET;
-	beat = fresh_worker(pod % cfg->workers, cfg, now_ns);
+	beat = fresh_worker(worker, cfg, now_ns);
 	if (!beat)
 		return VERDICT_STALE;
 	verdict = untranslated(in, packet, end, cfg->nat);
@@ -130,11 +132,11 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 		verdict = not_bulk(packet, end, cfg, now_ns);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	/* A pod that sends more than its worker can take loses the rest: the
-	 * kernel path would reorder the flow. But if the worker takes nothing
-	 * at the moment, that is not the pod's fault.
+	/* A pod that sends more than its share of what its worker can take
+	 * loses the rest: the kernel path would reorder the flow. But if the
+	 * worker takes nothing at the moment, that is not the pod's fault.
 	 */
-	if (!take_credit(pod, cfg->quota))
+	if (!take_credit(pod, worker, cfg->slots))
 		return is_at_work(beat, now_ns, cfg->stale_ns) ? VERDICT_QUOTA :
 								 VERDICT_LATE;
 	call_worker(beat, now_ns);

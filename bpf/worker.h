@@ -77,21 +77,45 @@ static __always_inline void call_worker(struct heartbeat *beat, __u64 now_ns)
 		WRITE_ONCE(beat->called_ns, now_ns);
 }
 
-/* Takes one credit of the pod. CPUs that race may exceed the quota by one
- * frame each: it bounds the share of a ring, it is not an account. Signed: a
- * frame that comes after it was given up for lost is consumed twice.
- */
-static __always_inline bool take_credit(__u32 pod, __u64 quota)
+/* Signed: a frame that comes after it was given up for lost is consumed twice. */
+static __always_inline __s64 in_flight(const struct credit *credit)
 {
-	struct credit *credit = bpf_map_lookup_elem(&credits, &pod);
-	__s64 in_flight;
+	return READ_ONCE(credit->produced) - READ_ONCE(credit->consumed);
+}
 
-	if (!credit)
+/* Whether a pod may have one more frame on its way. The ring must have more
+ * slots left than the pod has frames in it: whoever has none finds one (Choudhury
+ * and Hahne, "Dynamic queue length thresholds for shared-memory packet switches",
+ * 1998). And the quota keeps pods that send more than the worker can take to equal
+ * shares, also while a burst has just been taken and many slots are left.
+ */
+static __always_inline bool has_room(const struct credit *own,
+				     const struct credit *ring, __u64 slots)
+{
+	__s64 left = (__s64)slots - in_flight(ring);
+	__s64 quota = READ_ONCE(ring->quota);
+	__s64 mine = in_flight(own);
+
+	return left > 0 && mine < left && (!quota || mine < quota);
+}
+
+/* Takes one credit of the pod. CPUs that race may exceed what there is by one
+ * frame each: it bounds the share of a ring, it is not an account.
+ */
+static __always_inline bool take_credit(__u32 pod, __u32 worker, __u64 slots)
+{
+	__u32 after_pods = MAX_POD_IDS + worker;
+	struct credit *own = bpf_map_lookup_elem(&credits, &pod);
+	struct credit *ring = bpf_map_lookup_elem(&credits, &after_pods);
+
+	if (!own || !ring)
 		return false;
-	in_flight = READ_ONCE(credit->produced) - READ_ONCE(credit->consumed);
-	if (in_flight >= (__s64)quota)
+	if (!has_room(own, ring, slots)) {
+		__sync_fetch_and_add(&own->refused, 1);
 		return false;
-	__sync_fetch_and_add(&credit->produced, 1);
+	}
+	__sync_fetch_and_add(&own->produced, 1);
+	__sync_fetch_and_add(&ring->produced, 1);
 	return true;
 }
 

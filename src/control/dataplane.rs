@@ -46,9 +46,6 @@ use steered::Steered;
 use traced::Traced;
 use workers::Workers;
 
-/// The fewest frames that a pod may have on their way to its worker.
-const LEAST_QUOTA: u64 = 32;
-
 /// What a TCP connection moves before it counts as bulk: more than the answers to most requests, and little of what a
 /// transfer that matters moves.
 const BULK_BYTES: u64 = 128 << 10;
@@ -257,8 +254,6 @@ fn worker_count(settings: &Settings) -> u16 {
 }
 
 fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, view: &View) -> SteerConfig {
-    let sharers = view.pods.len().div_ceil(usize::from(workers.max(1))) as u64 + 1;
-    let slots = u64::from(settings.hub_slots);
     SteerConfig {
         vtep: settings.vtep,
         vtep_mac: settings.vtep_mac,
@@ -271,7 +266,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, 
         workers,
         rings,
         stale_ns: settings.stale_ms * 1_000_000,
-        quota: (slots / sharers).max(LEAST_QUOTA),
+        slots: settings.hub_slots.into(),
         bulk_bytes,
         hub: settings.hub,
         nat: view.nat,

@@ -1,3 +1,4 @@
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -5,7 +6,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use super::{PodPort, Slot, count_sent};
 use crate::counters::{Count, DropReason, Tally, Traffic};
 use crate::frame::Pool;
-use crate::ids::PodId;
+use crate::ids::{PodId, WorkerId};
 use crate::offload::Delivery;
 use crate::packet::{Ring, Sender};
 use crate::shared::{Account, Credits};
@@ -36,8 +37,9 @@ pub struct Hub {
     highest: Arc<AtomicU16>,
     /// By pod id, what it has carried.
     traffic: Arc<[Traffic]>,
-    /// By pod id, its account at the last [`Hub::settle`].
-    accounts: Vec<Account>,
+    /// By pod id, how many of its frames had been claimed and refused at the last [`Hub::settle`].
+    claimed: Vec<u64>,
+    refused: Vec<u64>,
     /// Slots released since then.
     released: u32,
 }
@@ -53,9 +55,13 @@ impl Hub {
         highest: Arc<AtomicU16>,
         traffic: Arc<[Traffic]>,
     ) -> Self {
-        let accounts = vec![Account::default(); usize::from(PodId::MAX) + 1];
         share.pods(PodId::MAX).for_each(|pod| credits.resync(pod));
-        Self { ring, sender, credits, share, highest, traffic, accounts, released: 0 }
+        credits.resync(WorkerId(share.worker));
+        credits.set_quota(WorkerId(share.worker), 0);
+        let ids = 0..=PodId::MAX;
+        let refused: Vec<_> = ids.map(|id| PodId::new(id).map_or(0, |pod| credits.refused(pod))).collect();
+        let claimed = vec![0; refused.len()];
+        Self { ring, sender, credits, share, highest, traffic, claimed, refused, released: 0 }
     }
 
     /// The ring's descriptor, for epoll.
@@ -73,23 +79,52 @@ impl Hub {
         tally.set(Count::HubLost, self.ring.lost());
     }
 
-    /// Gives the worker's own pods back the credit of frames that were lost between the steering program and the ring:
-    /// those of a pod whose account stands still, though the ring was empty or has gone round since the last look. Call
-    /// with milliseconds between the looks.
+    /// Keeps the accounts of the worker's own pods. Call with milliseconds between the looks, more than a frame needs to
+    /// get into the ring.
     pub fn settle(&mut self, tally: &mut Tally) {
-        if self.ring.ready(1) != 0 && self.released < self.ring.slots() {
-            return;
+        self.share_out();
+        if self.ring.ready(1) == 0 || self.released >= self.ring.slots() {
+            self.released = 0;
+            self.give_up_lost(tally);
         }
-        self.released = 0;
-        for pod in self.share.pods(self.highest.load(Ordering::Relaxed)) {
-            let Some(last) = self.accounts.get_mut(usize::from(pod.get())) else { continue };
+    }
+
+    /// Bounds each pod to an equal share of the ring if some were refused since the last look: they share it, with one share
+    /// for all others.
+    fn share_out(&mut self) {
+        let mut greedy = 0;
+        for pod in self.pods() {
+            let Some(last) = self.refused.get_mut(usize::from(pod.get())) else { continue };
+            let refused = self.credits.refused(pod);
+            greedy += u64::from(refused != mem::replace(last, refused));
+        }
+        let share = (u64::from(self.ring.slots()) / (greedy + 1)).max(1);
+        self.credits.set_quota(self.worker(), if greedy > 0 { share } else { 0 });
+    }
+
+    /// Gives the credit of frames back that were lost between the steering program and the ring: those that were claimed
+    /// before the last look, though the ring is empty or has gone round since.
+    fn give_up_lost(&mut self, tally: &mut Tally) {
+        for pod in self.pods() {
+            let Some(claimed) = self.claimed.get_mut(usize::from(pod.get())) else { continue };
             let account = self.credits.account(pod);
-            if account == *last && account.in_flight() != 0 {
-                tally.add(Count::ClaimsLost, u64::try_from(account.in_flight()).unwrap_or(0));
-                self.credits.resync(pod);
-            }
-            *last = account;
+            let overdue = Account { produced: *claimed, ..account }.in_flight();
+            *claimed = account.produced;
+            // Fewer than none on their way: some came that had been given up.
+            let lost = if overdue > 0 { overdue } else { account.in_flight().min(0) };
+            tally.add(Count::ClaimsLost, u64::try_from(lost).unwrap_or(0));
+            self.credits.consume(pod, lost);
+            self.credits.consume(self.worker(), lost);
         }
+    }
+
+    /// The worker's own pods.
+    fn pods(&self) -> impl Iterator<Item = PodId> + use<> {
+        self.share.pods(self.highest.load(Ordering::Relaxed))
+    }
+
+    fn worker(&self) -> WorkerId {
+        WorkerId(self.share.worker)
     }
 
     fn traffic(&self, pod: PodId) -> Option<&Traffic> {
@@ -107,15 +142,18 @@ impl PodPort for Hub {
     }
 
     fn release(&mut self, n: u32) {
+        let mut claimed = 0;
         for index in 0..n {
             let Some(slot) = self.ring.slot(index) else { continue };
             let Some(pod) = PodId::new(slot.vlan) else { continue };
             self.credits.consume(pod, 1);
+            claimed += 1;
             if let Some(traffic) = self.traffic(pod) {
                 traffic.count_rx(1, slot.frame.map_or(0, <[u8]>::len) as u64);
             }
         }
         self.ring.release(n);
+        self.credits.consume(self.worker(), claimed);
         self.released = self.released.saturating_add(n);
     }
 

@@ -2,8 +2,8 @@
 //! traced by control.
 //!
 //! A [`Heartbeat`] belongs to one worker; the programs write `called_ns` when they claim a frame for a sleeper
-//! (`bpf/worker.h`). [`Credits`] are shared by the workers: each writes `consumed` of the pods whose frames it
-//! takes, the programs write `produced`. Everything is an atomic on mapped memory: no system call, no lock.
+//! (`bpf/worker.h`). [`Credits`] are shared by the workers: each writes `consumed` of its ring and of the pods whose frames
+//! it takes, the programs write `produced`. Everything is an atomic on mapped memory: no system call, no lock.
 //!
 //! Invariants, cited by the SAFETY comments:
 //! 1. The pointer of a [`Table`] points at `len` entries inside the mapping that the table keeps alive.
@@ -33,6 +33,12 @@ const CALLED_NS: usize = 2;
 /// The words of a credit.
 const PRODUCED: usize = 0;
 const CONSUMED: usize = 1;
+const REFUSED: usize = 2;
+const QUOTA: usize = 3;
+
+/// Where the credits of rings begin, after those of pods, and how many there are (`MAX_POD_IDS` and `MAX_WORKERS`).
+const RINGS: usize = 4096;
+const MAX_RINGS: usize = 256;
 
 /// The entries of what is traced, and the words in them.
 const ORDER: usize = 0;
@@ -155,14 +161,44 @@ impl Heartbeat {
     }
 }
 
-/// The frames of each pod between the steering program and its worker. The program refuses a pod's frames at the
-/// quota, so that no pod fills a ring that others share.
+/// The frames between the steering program and the workers, of each pod and in each worker's ring. The program refuses a
+/// pod's frame when the pod has as many on their way as the ring has slots left, or as the ring's quota says, so that no
+/// pod fills a ring that others share.
 #[derive(Clone, Debug)]
 pub struct Credits {
     table: Arc<Table>,
 }
 
-/// A pod's frames, counted since the programs were loaded.
+/// Whose frames an account is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    Pod(PodId),
+    /// All that go by the ring of this worker.
+    Ring(WorkerId),
+}
+
+impl From<PodId> for Holder {
+    fn from(pod: PodId) -> Self {
+        Self::Pod(pod)
+    }
+}
+
+impl From<WorkerId> for Holder {
+    fn from(worker: WorkerId) -> Self {
+        Self::Ring(worker)
+    }
+}
+
+impl Holder {
+    fn index(self) -> usize {
+        match self {
+            Self::Pod(pod) => usize::from(pod.get()),
+            Self::Ring(worker) => RINGS + usize::from(worker.0),
+        }
+    }
+}
+
+/// The frames of a holder, counted since the programs were loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// Claimed by the steering program.
@@ -180,41 +216,53 @@ impl Account {
 }
 
 impl Credits {
-    /// `table` has an entry for every pod id, or there are no credits.
+    /// `table` has an entry for every pod id and every worker, or there are no credits.
     pub fn new(table: Arc<Table>) -> Option<Self> {
-        (table.len > usize::from(PodId::MAX)).then_some(Self { table })
+        (table.len >= RINGS + MAX_RINGS).then_some(Self { table })
     }
 
-    /// Gives back `n` credits of `pod`: that many of its frames have left the ring. Only the pod's worker calls
-    /// this, so it is a load and a store.
-    pub fn consume(&self, pod: PodId, n: u64) {
-        if let Some(consumed) = self.word(pod, CONSUMED) {
-            consumed.store(consumed.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    /// Gives back `n` credits of `holder`: that many of its frames have left the ring, or were lost. Negative where frames
+    /// come that were given up. Only the holder's worker calls this, so it is a load and a store.
+    pub fn consume(&self, holder: impl Into<Holder>, n: i64) {
+        if let Some(consumed) = self.word(holder.into(), CONSUMED) {
+            consumed.store(consumed.load(Ordering::Relaxed).wrapping_add_signed(n), Ordering::Relaxed);
         }
     }
 
-    /// What of `pod` was claimed and what was consumed.
-    pub fn account(&self, pod: PodId) -> Account {
-        let load = |word| self.word(pod, word).map_or(0, |word| word.load(Ordering::Relaxed));
+    /// What of `holder` was claimed and what was consumed.
+    pub fn account(&self, holder: impl Into<Holder>) -> Account {
+        let holder = holder.into();
+        let load = |word| self.word(holder, word).map_or(0, |word| word.load(Ordering::Relaxed));
         let consumed = load(CONSUMED);
         Account { produced: load(PRODUCED), consumed }
     }
 
-    /// [`Account::in_flight`] of `pod` now.
-    pub fn in_flight(&self, pod: PodId) -> i64 {
-        self.account(pod).in_flight()
+    /// How many frames of `pod` were refused, since the programs were loaded.
+    pub fn refused(&self, pod: PodId) -> u64 {
+        self.word(pod.into(), REFUSED).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
-    /// Forgets the frames in flight: they were lost. Only the pod's worker calls this, and only when the account has
-    /// stood still for longer than a frame needs to get through the ring.
-    pub fn resync(&self, pod: PodId) {
-        if let (Some(produced), Some(consumed)) = (self.word(pod, PRODUCED), self.word(pod, CONSUMED)) {
-            consumed.store(produced.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// Has no pod have more than `quota` frames in the ring of `worker`; 0 sets no bound. Only that worker calls this.
+    pub fn set_quota(&self, worker: WorkerId, quota: u64) {
+        if let Some(word) = self.word(worker.into(), QUOTA) {
+            word.store(quota, Ordering::Relaxed);
         }
     }
 
-    fn word(&self, pod: PodId, word: usize) -> Option<&AtomicU64> {
-        self.table.get(usize::from(pod.get()))?.get(word)
+    /// [`Account::in_flight`] of `holder` now.
+    pub fn in_flight(&self, holder: impl Into<Holder>) -> i64 {
+        self.account(holder).in_flight()
+    }
+
+    /// Forgets the frames in flight: they were lost. Only the holder's worker calls this, and only while nothing is
+    /// claimed for it.
+    pub fn resync(&self, holder: impl Into<Holder>) {
+        let holder = holder.into();
+        self.consume(holder, self.in_flight(holder));
+    }
+
+    fn word(&self, holder: Holder, word: usize) -> Option<&AtomicU64> {
+        self.table.get(holder.index())?.get(word)
     }
 }
 
@@ -293,8 +341,8 @@ mod tests {
 
     #[test]
     fn credits_count_what_is_in_flight_and_forget_what_was_lost() {
-        let credits = Credits::new(table(4096)).unwrap();
-        let produce = |n| credits.word(pod(7), PRODUCED).unwrap().fetch_add(n, Ordering::Relaxed);
+        let credits = Credits::new(table(4352)).unwrap();
+        let produce = |n| credits.word(pod(7).into(), PRODUCED).unwrap().fetch_add(n, Ordering::Relaxed);
         produce(10);
         credits.consume(pod(7), 4);
         assert_eq!((credits.in_flight(pod(7)), credits.in_flight(pod(PodId::MAX))), (6, 0));
@@ -305,14 +353,26 @@ mod tests {
         credits.resync(pod(7));
         credits.consume(pod(7), 1);
         assert_eq!(credits.in_flight(pod(7)), -1, "it was not lost after all");
-        assert!(Credits::new(table(16)).is_none(), "too small for all pods");
+        assert!(Credits::new(table(4351)).is_none(), "too small for all workers");
+    }
+
+    #[test]
+    fn pods_and_rings_have_accounts_of_their_own() {
+        let credits = Credits::new(table(4352)).unwrap();
+        let holders: Vec<Holder> =
+            [1, PodId::MAX].map(|id| pod(id).into()).into_iter().chain([0, 255].map(|n| WorkerId(n).into())).collect();
+        for (n, holder) in (1..).zip(&holders) {
+            credits.consume(*holder, -n);
+        }
+        let in_flight: Vec<_> = holders.iter().map(|holder| credits.in_flight(*holder)).collect();
+        assert_eq!(in_flight, [1, 2, 3, 4]);
     }
 
     #[test]
     fn credits_survive_the_wrap_of_their_counters() {
-        let credits = Credits::new(table(4096)).unwrap();
-        credits.word(pod(1), CONSUMED).unwrap().store(u64::MAX - 1, Ordering::Relaxed);
-        credits.word(pod(1), PRODUCED).unwrap().store(2, Ordering::Relaxed);
+        let credits = Credits::new(table(4352)).unwrap();
+        credits.word(pod(1).into(), CONSUMED).unwrap().store(u64::MAX - 1, Ordering::Relaxed);
+        credits.word(pod(1).into(), PRODUCED).unwrap().store(2, Ordering::Relaxed);
         assert_eq!(credits.in_flight(pod(1)), 4);
         credits.consume(pod(1), 4);
         assert_eq!(credits.in_flight(pod(1)), 0);

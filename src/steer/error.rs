@@ -32,7 +32,7 @@ pub enum SteerError {
     )]
     Ingress { program: &'static str, ifindex: IfIndex, tcx: io::Error, clsact: io::Error },
     #[error(
-        "the steering programs have fewer credit slots than there are pod ids: the binary was built from mixed sources"
+        "the steering programs have fewer credits than there are pod ids and workers: the binary was built from mixed sources"
     )]
     Credits,
     #[error("worker {} does not exist for the steering programs: at most {max} workers, counted from 0", worker.0)]

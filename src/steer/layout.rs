@@ -19,7 +19,7 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 112] {
         &of_family(false),
         &of_family(true),
         &config.stale_ns.to_ne_bytes(),
-        &config.quota.to_ne_bytes(),
+        &config.slots.to_ne_bytes(),
         &config.bulk_bytes.to_ne_bytes(),
         &config.vni.get().to_ne_bytes(),
         &config.max_frame.to_ne_bytes(),
@@ -118,7 +118,7 @@ mod tests {
             workers: 3,
             rings: 4,
             stale_ns: 20_000_000,
-            quota: 64,
+            slots: 64,
             bulk_bytes: 1 << 33,
             hub: IfIndex(9),
             nat: NatCheck::Kernel,
@@ -133,7 +133,7 @@ mod tests {
             ("known_vteps_only", &[1]),
             ("takes_bare", &[1]),
             ("stale_ns", &20_000_000_u64.to_ne_bytes()),
-            ("quota", &64_u64.to_ne_bytes()),
+            ("slots", &64_u64.to_ne_bytes()),
             ("bulk_bytes", &(1_u64 << 33).to_ne_bytes()),
             ("vni", &0x0001_0203_u32.to_ne_bytes()),
             ("max_frame", &2048_u32.to_ne_bytes()),
@@ -175,6 +175,7 @@ mod tests {
         assert_eq!((size, words["beat_ns"], words["asleep"], words["called_ns"]), (64, 0, 8, 16));
         let (size, words) = btf::layout("credit");
         assert_eq!((size, words["produced"], words["consumed"]), (64, 0, 8));
+        assert_eq!((words["refused"], words["quota"]), (16, 24));
     }
 
     #[test]

@@ -90,8 +90,8 @@ pub struct SteerConfig {
     pub rings: u16,
     /// The age at which a worker's sign of life is stale.
     pub stale_ns: u64,
-    /// Frames of one pod that may be on their way to its worker.
-    pub quota: u64,
+    /// Frames that may be on their way to one worker, shared out among the pods that send.
+    pub slots: u64,
     /// Bytes that a TCP connection moves in full packets before it takes the kernel path; 0: it never does.
     pub bulk_bytes: u64,
     /// The device that pods' frames for workers are redirected to, at ingress.
@@ -288,7 +288,7 @@ impl Steer {
             .ok_or(SteerError::NoSuchWorker { worker, max: self.max_workers })
     }
 
-    /// The credits of all pods.
+    /// The credits of all pods and rings.
     pub fn credits(&self) -> Credits {
         self.credits.clone()
     }

@@ -8,6 +8,7 @@
 mod capture;
 mod cluster;
 mod cni;
+mod flood;
 mod kernel_node;
 mod netns;
 mod ovs_node;
@@ -27,6 +28,7 @@ use std::time::Duration;
 pub use capture::{Capture, Vxlan};
 pub use cluster::Cluster;
 pub use cni::{Attachment, CniError, CniRuntime, cni_dir};
+pub use flood::{Beside, Flood};
 pub use kernel_node::{KernelNode, Shape};
 pub use netns::{Netns, Prefix, host};
 pub use ovs_node::OvsNode;

@@ -491,6 +491,11 @@ bulk = "{bulk}"
         thread_time(self.daemon(), "podwire-w")
     }
 
+    /// A core that is no worker's, where there is one: they have those from that of the host's number on.
+    pub fn spare_core(&self) -> usize {
+        (usize::from(self.host.index) + self.options.workers) % thread::available_parallelism().map_or(1, usize::from)
+    }
+
     /// `podwire stats`.
     #[track_caller]
     pub fn stats(&self) -> Stats {

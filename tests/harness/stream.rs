@@ -21,7 +21,7 @@ use super::site::Pod;
 pub const RATE: u64 = 20_000;
 
 /// Where every pod listens.
-const PORT: u16 = 7020;
+pub(super) const PORT: u16 = 7020;
 
 /// A sender wakes up this often at that rate.
 const TICK_NS: u64 = 500_000;
@@ -33,7 +33,7 @@ const BATCH: usize = (RATE * TICK_NS / 1_000_000_000) as usize;
 const DRAIN: Duration = Duration::from_millis(4);
 
 /// How long the last datagrams may be on their way.
-const LINGER: Duration = Duration::from_millis(300);
+pub(super) const LINGER: Duration = Duration::from_millis(300);
 
 /// Room for a second and more of a stream, in the kernel's bookkeeping.
 const RECEIVE_BUFFER: libc::c_int = 32 << 20;
@@ -97,7 +97,7 @@ pub fn stream_during(flows: &[Flow<'_>], pods: &[&Pod], event: impl FnOnce()) ->
 pub fn stream_at(rate: u64, flows: &[Flow<'_>], pods: &[&Pod], event: impl FnOnce()) -> Deliveries {
     let tick_ns = BATCH as u64 * 1_000_000_000 / rate;
     let taps: Vec<_> = pods.iter().map(|pod| Tap::open(pod)).collect();
-    let receivers: Vec<_> = flows.iter().map(Receiver::bind).collect();
+    let receivers: Vec<_> = flows.iter().map(|flow| Receiver::bind(flow, PORT)).collect();
     let (sending, receiving) = (AtomicBool::new(true), AtomicBool::new(true));
     thread::scope(|scope| {
         let arrivals: Vec<_> = receivers.iter().map(|receiver| scope.spawn(|| receiver.run(&receiving))).collect();
@@ -131,17 +131,17 @@ pub fn stream_at(rate: u64, flows: &[Flow<'_>], pods: &[&Pod], event: impl FnOnc
 }
 
 /// When each datagram was sent.
-type Sends = Vec<u64>;
+pub(super) type Sends = Vec<u64>;
 
 #[derive(Clone, Copy, Debug)]
-struct Arrival {
+pub(super) struct Arrival {
     stream: u64,
     number: u64,
     at_ns: u64,
 }
 
 /// Compares what was sent with what arrived, in the order of arrival.
-fn judge(sends: &[u64], arrivals: &[Arrival], tick_ns: u64) -> Delivery {
+pub(super) fn judge(sends: &[u64], arrivals: &[Arrival], tick_ns: u64) -> Delivery {
     let mut seen = vec![false; sends.len()];
     let (mut duplicated, mut reordered, mut next) = (0, 0, 0);
     for arrival in arrivals {
@@ -186,10 +186,6 @@ fn milliseconds(ns: Option<u64>) -> f64 {
 fn send(socket: &UdpSocket, to: SocketAddr, stream: u64, tick_ns: u64, sending: &AtomicBool) -> Sends {
     prefer();
     let mut payloads = [[0u8; BYTES]; BATCH];
-    for payload in &mut payloads {
-        payload[..8].copy_from_slice(&MAGIC);
-        payload[8..16].copy_from_slice(&stream.to_be_bytes());
-    }
     let to = Address::of(to);
     let mut sends = Sends::new();
     let mut due_ns = now_ns(ClockId::CLOCK_MONOTONIC);
@@ -197,12 +193,21 @@ fn send(socket: &UdpSocket, to: SocketAddr, stream: u64, tick_ns: u64, sending: 
         sleep_until(due_ns);
         due_ns = (due_ns + tick_ns).max(now_ns(ClockId::CLOCK_MONOTONIC));
         for payload in &mut payloads {
-            payload[16..].copy_from_slice(&(sends.len() as u64).to_be_bytes());
+            *payload = number(stream, sends.len() as u64);
             sends.push(now_ns(ClockId::CLOCK_REALTIME));
         }
         to.send_all(socket, &mut payloads);
     }
     sends
+}
+
+/// The datagram of a stream with a number.
+pub(super) fn number(stream: u64, number: u64) -> [u8; BYTES] {
+    let mut payload = [0; BYTES];
+    payload[..8].copy_from_slice(&MAGIC);
+    payload[8..16].copy_from_slice(&stream.to_be_bytes());
+    payload[16..].copy_from_slice(&number.to_be_bytes());
+    payload
 }
 
 /// A destination as the kernel wants it.
@@ -255,18 +260,18 @@ impl Address {
 }
 
 /// The socket of a flow's destination.
-struct Receiver(UdpSocket);
+pub(super) struct Receiver(UdpSocket);
 
 impl Receiver {
-    fn bind(flow: &Flow<'_>) -> Self {
-        let socket = open(flow.to, flow.address, PORT);
+    pub fn bind(flow: &Flow<'_>, port: u16) -> Self {
+        let socket = open(flow.to, flow.address, port);
         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER);
         set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1);
         socket.set_nonblocking(true).expect("a socket");
         Self(socket)
     }
 
-    fn run(&self, receiving: &AtomicBool) -> Vec<Arrival> {
+    pub fn run(&self, receiving: &AtomicBool) -> Vec<Arrival> {
         let mut arrivals = Vec::with_capacity(1 << 20);
         let mut last = false;
         while !last {
@@ -384,7 +389,7 @@ fn foreign_streams(pod: &Pod) -> Vec<libc::sock_filter> {
     ]
 }
 
-fn open(pod: &Pod, address: IpAddr, port: u16) -> UdpSocket {
+pub(super) fn open(pod: &Pod, address: IpAddr, port: u16) -> UdpSocket {
     pod.netns.within(|| UdpSocket::bind((address, port))).expect("bind in the pod")
 }
 
@@ -400,7 +405,7 @@ fn prefer() {
     let _unprivileged = rustix::process::setpriority_process(None, -15);
 }
 
-fn now_ns(clock: ClockId) -> u64 {
+pub(super) fn now_ns(clock: ClockId) -> u64 {
     nanoseconds(clock_gettime(clock).expect("every Linux has it"))
 }
 

@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use hdrhistogram::Histogram;
+use podwire::latency::{MIN_BYTES, reflect};
 use serde_json::Value;
 
 use super::netns::Netns;
@@ -147,6 +149,45 @@ fn receive(listener: &TcpListener, block: &[u8], bytes: usize) -> io::Result<IpA
     }
     assert_eq!(total, bytes, "the stream ended early");
     Ok(source.ip())
+}
+
+/// Calls `ask` with a socket in one pod while a reflector at the address it is given answers in the other.
+pub fn with_reflector<T>(
+    from: &Pod,
+    to: &Pod,
+    ask: impl FnOnce(&UdpSocket, SocketAddr) -> io::Result<T>,
+) -> io::Result<T> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let [client, server] = [from, to].map(|pod| pod.netns.within(|| UdpSocket::bind((pod.v4, 0))));
+    let (client, server) = (client?, server?);
+    let (target, ended) = (server.local_addr()?, AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| reflect(&server, Instant::now() + DAY, &ended));
+        let outcome = ask(&client, target);
+        ended.store(true, Ordering::Relaxed);
+        outcome
+    })
+}
+
+/// Asks a reflector for `time`, the next time when the answer is there. Returns how many answers did not come within a
+/// second, and the others' round trips.
+pub fn ping_pong(socket: &UdpSocket, target: SocketAddr, time: Duration) -> io::Result<(u64, Histogram<u64>)> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    // As `podwire::latency::reflect` takes it for a request.
+    let mut request = [0; MIN_BYTES];
+    request[..8].copy_from_slice(b"podwire?");
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    let (mut lost, mut trips) = (0, histogram());
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        let start = Instant::now();
+        match socket.send(&request).and_then(|_| socket.recv(&mut [0; MIN_BYTES])) {
+            Ok(_) => trips.saturating_record(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+            Err(_) => lost += 1,
+        }
+    }
+    Ok((lost, trips))
 }
 
 /// What iperf3 measured.

@@ -23,6 +23,7 @@ mod bulk;
 mod confined;
 mod direct;
 mod failover;
+mod fairness;
 mod hostile;
 mod hosts;
 mod judged;

@@ -14,6 +14,7 @@ use podwire::control::api::{DataplaneState, PodStats};
 use podwire::steer::{Program, Verdict};
 
 use super::cluster;
+use super::fairness::assert_all_pods_send_at_once;
 use super::harness::{
     Cluster, Options, Pod, PodwireNode, Prefix, Wire, assert_all_pairs_talk, is_root, pings, udp_echo, wait_until,
 };
@@ -214,8 +215,8 @@ fn ask_during(questions: &mut Questions, event: impl FnOnce()) -> u32 {
 }
 
 #[test]
-fn a_restart_under_128_pods_with_traffic_keeps_them_all() {
-    const PODS: usize = 128;
+fn a_restart_under_250_pods_with_traffic_keeps_them_all() {
+    const PODS: usize = 250;
     let Some(mut cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
     let Cluster { a, b, prefix, .. } = &mut cluster;
     while a.pods.len() < PODS {
@@ -243,6 +244,7 @@ fn a_restart_under_128_pods_with_traffic_keeps_them_all() {
         pods.len() == PODS && pods.iter().all(both_ways)
     };
     assert!(wait_until(PATIENCE, all_go_fast), "{:?}", a.stats().pods);
+    assert_all_pods_send_at_once(&cluster);
 }
 
 #[test]

@@ -5,14 +5,15 @@ use std::sync::atomic::AtomicU16;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podwire::counters::Traffic;
-use podwire::ids::PodId;
+use podwire::counters::{Count, Tally, Traffic};
+use podwire::ids::{PodId, WorkerId};
 use podwire::packet::{Ring, Sender};
 use podwire::port::{Hub, PodPort, Share};
+use podwire::steer::{PodPath, SteerConfig, Verdict};
 
 use crate::lab::Lab;
 use crate::packets::*;
-use crate::rig::{Rig, is_root};
+use crate::rig::{POD_A_IFINDEX, Rig, config, is_root, pod};
 
 /// The port of the one worker of `rig`, on `pwhub0`, which it makes.
 fn open(lab: &Lab, rig: &Rig) -> Hub {
@@ -35,13 +36,74 @@ fn a_new_port_gives_the_credit_for_frames_on_their_way_to_an_earlier_one_back() 
         return;
     }
     let (lab, rig) = world();
-    let in_flight = || rig.steer.credits().in_flight(PodId::new(1).unwrap());
     for _ in 0..3 {
         rig.pod(&from_a(REMOTE_POD[V4], 10));
     }
-    assert_eq!(in_flight(), 3);
+    assert_eq!(in_flight(&rig), [3, 3]);
     let _hub = open(&lab, &rig);
-    assert_eq!(in_flight(), 0);
+    assert_eq!(in_flight(&rig), [0, 0]);
+}
+
+/// Of pod A and of its worker's ring.
+fn in_flight(rig: &Rig) -> [i64; 2] {
+    let credits = rig.steer.credits();
+    [credits.in_flight(PodId::new(1).unwrap()), credits.in_flight(WorkerId(0))]
+}
+
+#[test]
+fn lost_frames_are_given_up_while_their_pod_goes_on_sending_and_taken_back_if_they_come() {
+    if !is_root() {
+        return;
+    }
+    let (lab, rig) = world();
+    let mut hub = open(&lab, &rig);
+    let mut tally = Tally::default();
+    // Test runs hand nothing over: what they claim is lost.
+    let mut look = |claims: usize| {
+        (0..claims).for_each(|_| assert_eq!(rig.pod(&from_a(REMOTE_POD[V4], 10)), Verdict::Claimed));
+        hub.settle(&mut tally);
+        (in_flight(&rig), tally.count(Count::ClaimsLost))
+    };
+    assert_eq!(look(3), ([3, 3], 0), "they may still come");
+    assert_eq!(look(1), ([1, 1], 3));
+    assert_eq!(look(0), ([0, 0], 4));
+    let credits = rig.steer.credits();
+    credits.consume(PodId::new(1).unwrap(), 1);
+    credits.consume(WorkerId(0), 1);
+    assert_eq!(in_flight(&rig), [-1, -1], "one comes after all");
+    assert_eq!(look(0), ([0, 0], 4));
+}
+
+#[test]
+fn pods_that_were_refused_share_the_ring_evenly_until_they_are_refused_no_more() {
+    if !is_root() {
+        return;
+    }
+    let (lab, rig) = world();
+    rig.steer.set_config(&SteerConfig { slots: 30, ..config(V4) }).unwrap();
+    let mut hub = open(&lab, &rig);
+    let mut tally = Tally::default();
+    // As many of their frames as may be, from the same device, and none of them arrives.
+    let mut greed = |pods: &[u16]| {
+        let credits = rig.steer.credits();
+        let in_flight = pods.iter().map(|&id| {
+            rig.steer.add_local(POD_A[V4], &pod(id, POD_A_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
+            while rig.pod(&from_a(REMOTE_POD[V4], 10)) == Verdict::Claimed {}
+            credits.in_flight(PodId::new(id).unwrap())
+        });
+        let in_flight: Vec<_> = in_flight.collect();
+        for &id in pods {
+            credits.resync(PodId::new(id).unwrap());
+        }
+        credits.resync(WorkerId(0));
+        hub.settle(&mut tally);
+        in_flight
+    };
+    assert_eq!(greed(&[1, 2]), [15, 8], "as many as are left");
+    assert_eq!(greed(&[1, 2]), [10, 10], "a third each");
+    assert_eq!(greed(&[2]), [10]);
+    assert!(greed(&[]).is_empty(), "nobody was refused since");
+    assert_eq!(greed(&[1]), [15]);
 }
 
 #[test]

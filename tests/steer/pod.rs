@@ -1,7 +1,7 @@
 //! What `pod_steer` decides, and what it makes of a frame for a pod of the same node.
 
 use etherparse::Ipv4Header;
-use podwire::ids::PodId;
+use podwire::ids::{PodId, WorkerId};
 use podwire::steer::{PodPath, SteerConfig, Verdict};
 use podwire::wire::Mac;
 
@@ -237,7 +237,7 @@ fn leaves_a_pod_that_is_at_its_quota_to_the_kernel_while_the_worker_takes_nothin
         return;
     }
     let rig = Rig::new(V4);
-    rig.steer.set_config(&SteerConfig { quota: 1, ..config(V4) }).unwrap();
+    rig.steer.set_config(&SteerConfig { slots: 1, ..config(V4) }).unwrap();
     let frame = from_a(REMOTE_POD[V4], 10);
     rig.heartbeat.beat(now_ns() - STALE_NS * 5 / 8);
     assert_eq!(rig.pod(&frame), Verdict::Claimed, "there is room");
@@ -246,41 +246,64 @@ fn leaves_a_pod_that_is_at_its_quota_to_the_kernel_while_the_worker_takes_nothin
     assert_eq!(rig.pod(&frame), Verdict::Quota, "it has a lot to do");
     rig.heartbeat.sleep();
     assert_eq!(rig.pod(&frame), Verdict::Late, "what it has not been called for is lost");
-    rig.steer.credits().resync(PodId::new(1).unwrap());
+    give_back(&rig, PodId::new(1).unwrap(), 1);
     assert_eq!(rig.pod(&frame), Verdict::Claimed, "this calls it");
     assert_eq!(rig.pod(&frame), Verdict::Quota, "it is about to take that");
 }
 
+/// Has the worker take `n` frames of a pod out of its ring.
+fn give_back(rig: &Rig, pod: PodId, n: i64) {
+    let credits = rig.steer.credits();
+    credits.consume(pod, n);
+    credits.consume(WorkerId(0), n);
+}
+
 #[test]
-fn refuses_a_pod_that_is_at_its_quota_and_no_other() {
+fn a_pod_may_have_as_many_frames_on_their_way_as_its_workers_ring_has_slots_left() {
     if !is_root() {
         return;
     }
     let rig = Rig::new(V4);
-    rig.steer.set_config(&SteerConfig { quota: 3, ..config(V4) }).unwrap();
+    rig.steer.set_config(&SteerConfig { slots: 6, ..config(V4) }).unwrap();
     let credits = rig.steer.credits();
-    let a = PodId::new(1).unwrap();
+    let [a, neighbour] = [1, 4094].map(|id| PodId::new(id).unwrap());
     let frame = from_a(REMOTE_POD[V4], 10);
     for in_flight in 1..=3 {
         assert_eq!(rig.pod(&frame), Verdict::Claimed);
-        assert_eq!(credits.in_flight(a), in_flight);
+        assert_eq!((credits.in_flight(a), credits.in_flight(WorkerId(0))), (in_flight, in_flight));
     }
-    assert_eq!(rig.pod(&frame), Verdict::Quota);
-    assert_eq!(credits.in_flight(a), 3, "a refused frame is not in flight");
-    assert_eq!(rig.pod(&from_a(POD_B[V4], 10)), Verdict::Local, "the quota is on the way to the worker");
-    credits.consume(a, 1);
+    assert_eq!(rig.pod(&frame), Verdict::Quota, "three of six");
+    assert_eq!((credits.in_flight(a), credits.in_flight(WorkerId(0))), (3, 3), "a refused frame is not in flight");
+    assert_eq!(rig.pod(&from_a(POD_B[V4], 10)), Verdict::Local, "slots are on the way to the worker");
+    // the same device, now another pod, which has nothing on its way
+    rig.steer.add_local(POD_A[V4], &pod(neighbour.get(), POD_A_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
+    assert_eq!([(); 3].map(|()| rig.pod(&frame)), [Verdict::Claimed, Verdict::Claimed, Verdict::Quota]);
+    give_back(&rig, a, 2);
+    assert_eq!([(); 2].map(|()| rig.pod(&frame)), [Verdict::Claimed, Verdict::Quota], "what the other frees is shared");
+    // again the first one
+    rig.steer.add_local(POD_A[V4], &pod(a.get(), POD_A_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
     assert_eq!(rig.pod(&frame), Verdict::Claimed);
-    assert_eq!(rig.pod(&frame), Verdict::Quota);
-    credits.resync(a);
-    assert_eq!(rig.pod(&frame), Verdict::Claimed);
-    assert_eq!(credits.in_flight(a), 1);
-    credits.consume(a, 2);
+    assert_eq!((credits.in_flight(a), credits.in_flight(neighbour), credits.in_flight(WorkerId(0))), (2, 3, 5));
+    give_back(&rig, a, 3);
     assert_eq!(credits.in_flight(a), -1);
     assert_eq!(rig.pod(&frame), Verdict::Claimed, "a frame that was given up for lost and came costs nobody");
-    // the same device, now another pod
-    rig.steer.add_local(POD_A[V4], &pod(4094, POD_A_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
+}
+
+#[test]
+fn no_pod_gets_into_a_full_ring() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    rig.steer.set_config(&SteerConfig { slots: 6, ..config(V4) }).unwrap();
+    let credits = rig.steer.credits();
+    let frame = from_a(REMOTE_POD[V4], 10);
+    credits.consume(WorkerId(0), -6);
+    assert_eq!(rig.pod(&frame), Verdict::Quota);
+    credits.consume(PodId::new(1).unwrap(), 1);
+    assert_eq!(rig.pod(&frame), Verdict::Quota, "not even one that has fewer than none in it");
+    credits.consume(WorkerId(0), 2);
     assert_eq!(rig.pod(&frame), Verdict::Claimed);
-    assert_eq!(credits.in_flight(PodId::new(4094).unwrap()), 1);
 }
 
 #[test]

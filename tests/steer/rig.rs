@@ -14,7 +14,7 @@ use podwire::wire::{Mac, Vni};
 use crate::packets::{GATEWAY_MAC, NIC_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC};
 
 pub const MTU: u16 = 1450;
-pub const QUOTA: u64 = 1 << 40;
+pub const SLOTS: u64 = 1 << 40;
 pub const STALE_NS: u64 = 10_000_000_000;
 /// Test runs come from the loopback device unless told otherwise.
 pub const POD_A_IFINDEX: IfIndex = IfIndex(1);
@@ -49,7 +49,7 @@ pub fn config(family: usize) -> SteerConfig {
         workers: 1,
         rings: 1,
         stale_ns: STALE_NS,
-        quota: QUOTA,
+        slots: SLOTS,
         bulk_bytes: 0,
         hub: IfIndex(1),
         nat: NatCheck::None,

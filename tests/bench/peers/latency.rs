@@ -1,10 +1,10 @@
 //! `scripts/bench latency`: round trips between pods of two nodes, while other pods load the same nodes.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 use std::{fs, io, thread};
 
 use hdrhistogram::Histogram;
@@ -16,7 +16,7 @@ use super::machine::as_f64;
 use super::rate::search;
 use super::report::{Figures, Measure};
 use super::systems::{Rig, System};
-use crate::harness::{Pod, Wire, histogram};
+use crate::harness::{Wire, ping_pong, with_reflector};
 
 /// Requests a second of the open loop.
 const RATE: u32 = 5000;
@@ -113,7 +113,7 @@ impl Scenario {
             bytes: MIN_BYTES,
         };
         let ask = |socket: &UdpSocket, target| match self {
-            Self::PingPong => ping_pong(socket, target, seconds),
+            Self::PingPong => ping_pong(socket, target, Duration::from_secs(seconds.into())),
             _ => latency::measure(socket, target, requests, &AtomicBool::new(false))
                 .map(|outcome| (outcome.lost(), outcome.round_trips)),
         };
@@ -134,40 +134,6 @@ impl Scenario {
         let figures = QUANTILES.iter().map(|&(measure, at)| (measure, as_f64(trips.value_at_quantile(at)) / 1e3));
         Ok((figures.chain([(LOST, as_f64(lost)), (LOAD, rate / 1e6)]).collect(), trips))
     }
-}
-
-/// Calls `ask` with a socket in one pod while a reflector at the given address answers in the other.
-fn with_reflector<T>(from: &Pod, to: &Pod, ask: impl FnOnce(&UdpSocket, SocketAddr) -> io::Result<T>) -> io::Result<T> {
-    const DAY: Duration = Duration::from_secs(86_400);
-    let [client, server] = [from, to].map(|pod| pod.netns.within(|| UdpSocket::bind((pod.v4, 0))));
-    let (client, server) = (client?, server?);
-    let (target, ended) = (server.local_addr()?, AtomicBool::new(false));
-    thread::scope(|scope| {
-        scope.spawn(|| latency::reflect(&server, Instant::now() + DAY, &ended));
-        let outcome = ask(&client, target);
-        ended.store(true, Ordering::Relaxed);
-        outcome
-    })
-}
-
-/// How many answers did not come, and the others' round trips.
-fn ping_pong(socket: &UdpSocket, target: SocketAddr, seconds: u32) -> io::Result<(u64, Histogram<u64>)> {
-    const LIMIT: Duration = Duration::from_secs(1);
-    // As `latency::reflect` takes it for a request.
-    let mut request = [0; MIN_BYTES];
-    request[..8].copy_from_slice(b"podwire?");
-    socket.connect(target)?;
-    socket.set_read_timeout(Some(LIMIT))?;
-    let (mut lost, mut trips) = (0, histogram());
-    let end = Instant::now() + Duration::from_secs(seconds.into());
-    while Instant::now() < end {
-        let start = Instant::now();
-        match socket.send(&request).and_then(|_| socket.recv(&mut [0; MIN_BYTES])) {
-            Ok(_) => trips.saturating_record(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)),
-            Err(_) => lost += 1,
-        }
-    }
-    Ok((lost, trips))
 }
 
 /// Round trips of all rounds, to be drawn.
