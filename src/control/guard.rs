@@ -36,9 +36,16 @@ pub fn objects(config: &Config) -> Vec<Value> {
         condition.extend([json!({ "counter": null }), json!({ "drop": null })]);
         condition.into()
     });
-    let rules = [accepted].into_iter().chain(dropped);
+    let rules = [solicitations(), accepted].into_iter().chain(dropped);
     let rules = rules.map(|expr| nft::object("rule", json!({ "chain": CHAIN, "expr": expr })));
     sets.into_iter().chain([nft::object("chain", chain)]).chain(rules).collect()
+}
+
+/// What asks for routers. The kernel would note whoever asks as a neighbour (`ndisc_recv_rs` in `net/ipv6/ndisc.c`), in a
+/// table that all namespaces share; pods are told of their router when they are attached.
+fn solicitations() -> Value {
+    let solicits = matches("==", &payload("icmpv6", "type"), &"nd-router-solicit".into());
+    json!([from_pod("=="), solicits, { "drop": null }])
 }
 
 /// Which tunnel packets are refused, by their outer headers.

@@ -9,7 +9,7 @@ use super::kernel::Kernel;
 use super::netlink::{Link, MAIN_TABLE, NetlinkError};
 use super::plan::{self, Object, PROTOCOL};
 use super::vtep::Vtep;
-use super::wiring::{Pod, WiringError, has_host_sysctls, host_end_id, is_of_stranger};
+use super::wiring::{Pod, WiringError, has_host_end_sysctls, host_end_id, is_of_stranger};
 use crate::ids::PodId;
 
 /// Devices, and the objects that pods have on them.
@@ -59,7 +59,7 @@ impl HostSide {
         if !link.running {
             return Err(pod.broken(format!("{} has no carrier", pod.host_ifname)));
         }
-        if !has_host_sysctls(&link.conf, &pod.addresses) {
+        if !has_host_end_sysctls(&link.conf, &pod.addresses) {
             return Err(pod.broken(format!("the settings of {} do not let its packets through", pod.host_ifname)));
         }
         let objects = plan::pod_objects(&vtep.addresses, pod);

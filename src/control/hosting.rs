@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::kernel::{Done, Kernel, KernelError, request};
 use super::netlink::{Link, LinkSettings, MAIN_TABLE, NetlinkError, name_of};
 use super::plan::{self, Change, Object, PROTOCOL};
-use super::wiring::{Pod, has_host_sysctls, host_sysctls};
+use super::wiring::{Pod, has_host_end_sysctls, host_end_sysctls};
 use crate::config::Config;
 use crate::ids::IfIndex;
 
@@ -66,8 +66,8 @@ impl Kernel {
             }
             done.changes.push(change);
         }
-        if !has_host_sysctls(&link.conf, &pod.addresses) {
-            for (key, value) in host_sysctls(&pod.host_ifname, &pod.addresses) {
+        if !has_host_end_sysctls(&link.conf, &pod.addresses) {
+            for (key, value) in host_end_sysctls(&pod.host_ifname, &pod.addresses) {
                 done.ensure_sysctl(&key, value);
             }
         }

@@ -163,7 +163,7 @@ impl Kernel {
     fn finish(&mut self, vtep: &Vtep, netns: &Netns, pod: &mut Pod) -> Result<(), WiringError> {
         let link = self.host_end(pod)?.ok_or_else(|| pod.broken(format!("{} vanished", pod.host_ifname)))?;
         pod.host_ifindex = link.index;
-        for (key, value) in host_sysctls(&pod.host_ifname, &pod.addresses) {
+        for (key, value) in host_end_sysctls(&pod.host_ifname, &pod.addresses) {
             sysctl::ensure(&key, value).map_err(pod.sysctl())?;
         }
         let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
@@ -251,8 +251,17 @@ pub(super) fn host_end(id: PodId) -> String {
     format!("{HOST_END}{id}")
 }
 
+/// What a pod's host end needs besides [`host_sysctls`]. ARP is not answered, so that who asks in the name of many does not
+/// fill the neighbour table, which all namespaces share (`arp_process` in `net/ipv4/arp.c`). [`has_host_end_sysctls`] is
+/// its mirror.
+pub(super) fn host_end_sysctls(device: &str, addresses: &[IpAddr]) -> Vec<(String, &'static str)> {
+    let mut sysctls = host_sysctls(device, addresses);
+    sysctls.push((format!("ipv4/conf/{device}/arp_ignore"), "8"));
+    sysctls
+}
+
 /// What a host-side device of ours needs for packets of the families of `addresses`, before it is set up: no addresses
-/// but those we give it. [`has_host_sysctls`] is its mirror.
+/// but those we give it.
 pub(super) fn host_sysctls(device: &str, addresses: &[IpAddr]) -> Vec<(String, &'static str)> {
     let ipv6 = |name: &str| format!("ipv6/conf/{device}/{name}");
     let mut sysctls = vec![(ipv6("accept_ra"), "0"), (ipv6("addr_gen_mode"), "1")];
@@ -265,10 +274,11 @@ pub(super) fn host_sysctls(device: &str, addresses: &[IpAddr]) -> Vec<(String, &
     sysctls
 }
 
-/// Whether a device has them, without reading a file.
-pub(super) fn has_host_sysctls(conf: &LinkConf, addresses: &[IpAddr]) -> bool {
+/// Whether a pod's host end has all of them, without reading a file.
+pub(super) fn has_host_end_sysctls(conf: &LinkConf, addresses: &[IpAddr]) -> bool {
     let is = |value: Option<i32>, wanted| value.is_none_or(|value| value == wanted);
     is(conf.accept_ra, 0)
+        && is(conf.arp_ignore, 8)
         && is(conf.addr_gen_mode, 1)
         && (is(conf.disable_ipv6, 0) || !addresses.iter().any(IpAddr::is_ipv6))
         && (is(conf.forwarding, 1) || !addresses.iter().any(IpAddr::is_ipv4))

@@ -35,6 +35,7 @@ mod reach;
 mod restart;
 mod shaping;
 mod soak;
+mod tables;
 mod top;
 mod trace;
 mod wire_format;

@@ -197,11 +197,12 @@ fn state(netns: &Netns) -> BTreeSet<String> {
 }
 
 /// The settings of a device, and of all, that tests change.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 10] = [
     "ipv4/ip_forward",
     "ipv6/conf/all/forwarding",
     "ipv4/conf/all/rp_filter",
     "ipv4/conf/DEV/forwarding",
+    "ipv4/conf/DEV/arp_ignore",
     "ipv4/conf/DEV/rp_filter",
     "ipv6/conf/DEV/accept_ra",
     "ipv6/conf/DEV/addr_gen_mode",

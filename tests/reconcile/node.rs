@@ -106,7 +106,7 @@ const HUB: [Row<'static>; 5] = [
     (Place::Node, "ip link set pwhub1 alias ''", "set device pwhub1 alias podwire"),
 ];
 
-const SETTINGS: [Row<'static>; 12] = [
+const SETTINGS: [Row<'static>; 13] = [
     (Place::Node, "sysctl -qw net.ipv4.ip_forward=0", "set net/ipv4/ip_forward from 0 to 1"),
     (Place::Node, "sysctl -qw net.ipv6.conf.all.forwarding=0", "set net/ipv6/conf/all/forwarding from 0 to 1"),
     (
@@ -120,6 +120,7 @@ const SETTINGS: [Row<'static>; 12] = [
         "set net/ipv4/conf/podwire.1/forwarding from 0 to 1",
     ),
     (Place::Node, "echo 0 >/proc/sys/net/ipv4/conf/pw1/forwarding", "set net/ipv4/conf/pw1/forwarding from 0 to 1"),
+    (Place::Node, "echo 0 >/proc/sys/net/ipv4/conf/pw1/arp_ignore", "set net/ipv4/conf/pw1/arp_ignore from 0 to 8"),
     (
         Place::Node,
         "echo 2 >/proc/sys/net/ipv6/conf/podwire.1/accept_ra",

@@ -25,7 +25,7 @@ use crate::control::plan::{self, ALIAS, Action, PROTOCOL};
 use crate::control::runtime::pods_path;
 use crate::control::store::{Held, Rest, Store};
 use crate::control::sysctl;
-use crate::control::wiring::{GATEWAY_MAC, Pod, enterable, host_sysctls};
+use crate::control::wiring::{GATEWAY_MAC, Pod, enterable, host_end_sysctls};
 use crate::ids::IfIndex;
 
 /// Of the routes to pods that stay behind the bridge: a pod of podwire's that gets such an address goes before.
@@ -224,7 +224,7 @@ fn leave(kernel: &mut Kernel, seen: &Seen, sources: &[IpAddr], pod: &Pod) -> Res
     if let Some(link) = seen.link(pod.host_ifindex) {
         rename_device(&mut kernel.netlink, link, &pod.host_ifname)?;
     }
-    for (key, value) in host_sysctls(&pod.host_ifname, &pod.addresses) {
+    for (key, value) in host_end_sysctls(&pod.host_ifname, &pod.addresses) {
         sysctl::ensure(&key, value)?;
     }
     for object in plan::pod_objects(sources, pod) {

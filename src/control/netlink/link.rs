@@ -47,6 +47,7 @@ pub struct LinkConf {
     pub forwarding: Option<i32>,
     /// Of IPv4.
     pub rp_filter: Option<i32>,
+    pub arp_ignore: Option<i32>,
     pub accept_ra: Option<i32>,
     pub addr_gen_mode: Option<i32>,
     pub disable_ipv6: Option<i32>,
@@ -307,6 +308,7 @@ fn conf(families: &[AfSpecUnspec]) -> LinkConf {
                 if let AfSpecInet::DevConf(own) = attribute {
                     conf.forwarding = Some(own.forwarding);
                     conf.rp_filter = Some(own.rp_filter);
+                    conf.arp_ignore = Some(own.arp_ignore);
                 }
             }),
             AfSpecUnspec::Inet6(attributes) => attributes.iter().for_each(|attribute| {
