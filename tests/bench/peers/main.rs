@@ -1,4 +1,4 @@
-//! The program behind `scripts/bench bulk`, `rate` and `latency`: podwire beside its peers.
+//! The program behind `scripts/bench bulk`, `rate`, `latency` and `fairness`: podwire beside its peers.
 //!
 //! Each system is built anew, two nodes with one wire between them, measured, and removed before the next one, in
 //! alternating rounds: machines drift. Nodes, pods and load share the machine's cores, so that ratios count, and those
@@ -6,6 +6,7 @@
 
 mod alone;
 mod bulk;
+mod fairness;
 #[path = "../../harness/mod.rs"]
 mod harness;
 mod latency;
@@ -71,6 +72,14 @@ enum Verb {
         #[arg(long, value_name = "DIR")]
         svg: Option<PathBuf>,
     },
+    /// A ping-pong of a pod beside others of its node that flood, and how evenly these are served
+    Fairness {
+        #[command(flatten)]
+        common: Common,
+        /// Pods that flood; can be repeated
+        #[arg(long, value_name = "N", default_values_t = [0, 1, 4, 16], value_parser = 0..=16)]
+        floods: Vec<i64>,
+    },
 }
 
 #[derive(Args)]
@@ -106,6 +115,7 @@ fn main() -> io::Result<()> {
         Verb::Bulk { common, mtu, flows } => bulk(&common, &mtu, &flows),
         Verb::Rate { common, way, size, pods, routes } => rate(&common, &way, &size, &groups(&pods, &routes)),
         Verb::Latency { common, svg } => latency(&common, svg.as_deref()),
+        Verb::Fairness { common, floods } => fairness(&common, &floods),
     }
 }
 
@@ -154,6 +164,14 @@ fn latency(common: &Common, svg: Option<&Path>) -> io::Result<()> {
     let build = |system: &System, ()| system.build_loaded();
     alternate(common, &common.systems(), &groups, latency::Scenario::name, build, measure)?;
     svg.map_or(Ok(()), |dir| pictures.draw(dir))
+}
+
+fn fairness(common: &Common, floods: &[i64]) -> io::Result<()> {
+    let floods: Vec<usize> = floods.iter().map(|&floods| usize::try_from(floods).expect("not negative")).collect();
+    let systems: Vec<_> = common.systems().into_iter().filter(System::ends_in_kernel).collect();
+    let build = |system: &System, ()| system.build_crowd();
+    let measure = |_: &System, rig: &mut Rig, floods| fairness::measure(rig, floods, common.seconds);
+    alternate(common, &systems, &[((), floods)], fairness::name, build, measure)
 }
 
 /// Measures all scenarios of each group with what was built for it, and all systems in turn.
