@@ -74,19 +74,19 @@ impl Config {
         };
 
         let mut claims = Claims::new(members, own_addresses);
-        claims.take_own(&config.node, own.underlay)?;
+        claims.take_own(&self.node.name, &config.node, own.underlay)?;
         let mut left_out = Vec::new();
         for peer in &members.peers {
             if let Err(reason) = claims.check(peer) {
                 left_out.push(format!("node {} is left out: {reason}", peer.name));
                 continue;
             }
-            let mut peer = peer.clone();
+            let (name, mut peer) = (&peer.name, peer.clone());
             if let Err(reason) = peer.second.map_or(Ok(()), |end| claims.check_second(end)) {
                 left_out.push(format!("the second VTEP of node {} is left out: {reason}", peer.name));
                 peer.second = None;
             }
-            claims.take(&peer);
+            claims.take(name, &peer);
             config.peers.push(peer);
         }
         Ok(Joined { config, left_out })
@@ -110,12 +110,12 @@ fn default_device(vni: Vni) -> String {
 struct Claims<'m> {
     members: &'m Members,
     own_addresses: &'m BTreeSet<IpAddr>,
-    underlays: HashMap<IpAddr, String>,
-    macs: HashMap<Mac, String>,
+    underlays: HashMap<IpAddr, &'m str>,
+    macs: HashMap<Mac, &'m str>,
     /// Of the second tunnel.
-    second_macs: HashMap<Mac, String>,
+    second_macs: HashMap<Mac, &'m str>,
     /// Apart from each other, by family and first address.
-    ranges: BTreeMap<(bool, u128), (IpNet, String)>,
+    ranges: BTreeMap<(bool, u128), (IpNet, &'m str)>,
 }
 
 impl<'m> Claims<'m> {
@@ -125,26 +125,24 @@ impl<'m> Claims<'m> {
     }
 
     /// Takes this node's part, or says what is wrong with it.
-    fn take_own(&mut self, own: &Node, underlay: Option<IpAddr>) -> Result<(), String> {
-        let name = &own.name;
+    fn take_own(&mut self, name: &'m str, own: &Node, underlay: Option<IpAddr>) -> Result<(), String> {
         self.check_ranges(&own.pod_cidrs).map_err(|reason| format!("node {name}, which is this one: {reason}"))?;
-        self.underlays.extend(underlay.map(|underlay| (underlay, name.clone())));
-        self.macs.extend(own.vtep_mac.map(|mac| (mac, name.clone())));
-        self.second_macs.extend(own.vtep_mac6.map(|mac| (mac, name.clone())));
+        self.underlays.extend(underlay.map(|underlay| (underlay, name)));
+        self.macs.extend(own.vtep_mac.map(|mac| (mac, name)));
+        self.second_macs.extend(own.vtep_mac6.map(|mac| (mac, name)));
         self.take_ranges(name, &own.pod_cidrs);
         Ok(())
     }
 
-    fn take(&mut self, peer: &Peer) {
-        let name = &peer.name;
-        self.underlays.extend(peer.ends().map(|end| (end.underlay, name.clone())));
-        self.macs.insert(peer.vtep_mac, name.clone());
-        self.second_macs.extend(peer.second.map(|end| (end.mac, name.clone())));
+    fn take(&mut self, name: &'m str, peer: &Peer) {
+        self.underlays.extend(peer.ends().map(|end| (end.underlay, name)));
+        self.macs.insert(peer.vtep_mac, name);
+        self.second_macs.extend(peer.second.map(|end| (end.mac, name)));
         self.take_ranges(name, &peer.pod_cidrs);
     }
 
-    fn take_ranges(&mut self, name: &str, ranges: &[IpNet]) {
-        self.ranges.extend(ranges.iter().map(|range| (start(range), (*range, name.to_owned()))));
+    fn take_ranges(&mut self, name: &'m str, ranges: &[IpNet]) {
+        self.ranges.extend(ranges.iter().map(|range| (start(range), (*range, name))));
     }
 
     /// Why a peer cannot be one, if so.
@@ -208,7 +206,7 @@ impl<'m> Claims<'m> {
     }
 
     /// Ranges nest or are apart: one that reaches into `range` begins inside it, or is the last to begin before it.
-    fn overlapping(&self, range: &IpNet) -> Option<&(IpNet, String)> {
+    fn overlapping(&self, range: &IpNet) -> Option<&(IpNet, &'m str)> {
         let (is_ipv6, first) = start(range);
         let inside = self.ranges.range((is_ipv6, first)..=(is_ipv6, to_bits(range.broadcast()))).next();
         let before = self.ranges.range((is_ipv6, 0)..(is_ipv6, first)).next_back();
@@ -217,7 +215,7 @@ impl<'m> Claims<'m> {
     }
 }
 
-fn check_mac(taken: &HashMap<Mac, String>, mac: Mac) -> Result<(), String> {
+fn check_mac(taken: &HashMap<Mac, &str>, mac: Mac) -> Result<(), String> {
     if !mac.is_unicast() {
         return Err(format!("its VTEP MAC {mac} is not a unicast address"));
     }

@@ -360,6 +360,8 @@ impl Daemon {
             self.was_settled = true;
             self.reconcile_by(NEWS_DEBOUNCE);
         }
+        // Our rules know the peers too. To run `nft` takes longer than all else.
+        self.watch.ask(Instant::now());
         events.news.get_mut().expect(self.node.take_echoes());
         self.cluster.looked(begin, Instant::now(), None);
     }

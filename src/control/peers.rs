@@ -75,7 +75,6 @@ impl Node {
         self.file.generation += 1;
         self.journal.tell_changes(&done.changes, now);
         self.follow_peers(now);
-        self.rules.ensure(&self.config, false);
         self.drive(now);
         Some(done.failures.is_empty() && are_found.unwrap_or(false))
     }

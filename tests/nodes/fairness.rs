@@ -141,7 +141,7 @@ pub(super) fn assert_all_pods_send_at_once(cluster: &Cluster) {
     }
     let mut arrived = 0;
     let all = wait_until(SOON, || {
-        let taken = receivers.iter().map(|receiver| (0..).take_while(|_| receiver.recv(&mut [0; 18]).is_ok()).count());
+        let taken = receivers.iter().map(|receiver| std::iter::from_fn(|| receiver.recv(&mut [0; 18]).ok()).count());
         arrived += taken.sum::<usize>() as u64;
         arrived + losses(&since(figures(a), &before)) >= sent
     });

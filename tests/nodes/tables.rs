@@ -142,9 +142,8 @@ fn when_a_pod_has_filled_the_table_of_connections_10000_new_flows_of_another_pas
     }
     // To the node itself, by its kernel. Nobody reads them.
     let IpAddr::V4(node) = a.host.underlay else { unreachable!("this wire has IPv4") };
-    let sinks: Vec<_> = (0..most / 60_000 + 1)
-        .map(|_| netns.within(|| UdpSocket::bind((node, 0))).expect("bind on the node"))
-        .collect();
+    let sinks: Vec<_> =
+        (0..=most / 60_000).map(|_| netns.within(|| UdpSocket::bind((node, 0))).expect("bind on the node")).collect();
     let ports: Vec<_> = sinks.iter().map(|sink| sink.local_addr().expect("bound").port()).collect();
     send(&hostile.netns, "eth0", &datagrams(hostile, node, 1..=60_000, &ports));
     let full = conntrack(netns, "count");

@@ -70,7 +70,7 @@ impl Publisher {
         match &error {
             Some(text) if self.error.as_ref() != Some(text) => tracing::error!("Kubernetes: {text}"),
             None => {
-                tracing::info!(node = self.own_name, v4 = %of(announcement.v4), v6 = %of(announcement.v6), "published this node")
+                tracing::info!(node = self.own_name, v4 = %of(announcement.v4), v6 = %of(announcement.v6), "published this node");
             }
             _ => {}
         }
