@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use super::net_conf::NetConf;
 use super::object::Object;
 use super::roster::Roster;
 use crate::config::{Config, Joined, Mode};
-use crate::wire::{Mac, Vni};
+use crate::wire::{Mac, TunnelEnd, Vni};
 
 const OWN_NAME: &str = "node-a";
 const SERVER: &str = "https://10.96.0.1";
@@ -92,16 +92,19 @@ fn says_once(roster: &Roster) {
     let Some(own) = roster.own() else { return };
     let announcement = Announcement {
         vni: Vni::new(1).expect("24 bits"),
-        vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
-        v4: Some(Ipv4Addr::new(192, 168, 1, 2)),
-        v6: Some(Ipv6Addr::LOCALHOST),
+        v4: Some(TunnelEnd { underlay: Ipv4Addr::new(192, 168, 1, 2).into(), mac: Mac([2, 0, 0, 0, 0, 1]) }),
+        v6: None,
         mode: Mode::Adaptive,
     };
     let Some(patch) = announcement.patch(own, "2026-01-01T00:00:00Z") else { return };
     let mut patched = own.clone();
     let annotations = patch["metadata"]["annotations"].as_object().expect("annotations");
-    let text = |value: &Value| value.as_str().expect("a string").to_owned();
-    patched.annotations.extend(annotations.iter().map(|(key, value)| (key.clone(), text(value))));
+    for (key, value) in annotations {
+        match value {
+            Value::String(text) => patched.annotations.insert(key.clone(), text.clone()),
+            _ => patched.annotations.remove(key),
+        };
+    }
     patched.is_available |= patch.get("status").is_some();
     assert_eq!(announcement.patch(&patched, "2026-01-01T00:00:01Z"), None);
 }
