@@ -135,25 +135,30 @@ fn a_node_survives_malformed_vxlan_and_still_carries_its_pods() {
 
 fn an_ipv6_vtep_beside_an_ipv4_one_hears_peers_alone(options: Options) {
     let Some(cluster) = cluster(Wire { dual: true, ..Wire::default() }, options) else { return };
-    let (machine, pod) = (&cluster.c.host.netns, &cluster.a.pods[0]);
-    let receiver = victim(pod);
-    receiver.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
-    machine.run("ip address add fd00:192:168:1::66/64 dev eth0 nodad");
-    let [own, peer] = [cluster.a.peer(), cluster.c.peer()].map(|node| {
-        let address = node.underlay6.expect("an IPv6 VTEP");
-        (address, mac(&node.vtep_mac6.expect("its MAC")))
-    });
-    let mut bytes = datagram(&cluster, pod, b"by ipv6");
-    bytes[8..14].copy_from_slice(&own.1);
-    bytes[14..20].copy_from_slice(&peer.1);
-    let send = |from: IpAddr| {
-        let socket = machine.within(|| UdpSocket::bind((from, 0)).expect("an address of the machine"));
-        socket.send_to(&bytes, (own.0, 8472)).expect("sends");
+    let (a, c, pod) = (&cluster.a, &cluster.c, &cluster.a.pods[0]);
+    let receiver = pod.netns.within(|| UdpSocket::bind((pod.v6, 4001)).expect("bind in the pod"));
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    c.host.netns.run("ip address add fd00:192:168:1::66/64 dev eth0 nodad");
+    let [own, peer] = [a.peer(), c.peer()];
+    let datagram = |macs: [&Option<String>; 2], payload: &[u8]| {
+        let [from, to] = macs.map(|text| mac(text.as_ref().expect("a MAC")));
+        let packet = PacketBuilder::ethernet2(from, to).ipv6(c.pods[0].v6.octets(), pod.v6.octets(), 63);
+        let mut bytes = VXLAN.to_vec();
+        packet.udp(4000, 4001).write(&mut bytes, payload).expect("writes to a vector");
+        bytes
     };
-    send("fd00:192:168:1::66".parse().expect("an address"));
-    assert!(receiver.recv(&mut [0; 16]).is_err(), "a stranger's tunnel is heard");
-    send(peer.0);
-    assert_eq!(next(&receiver), 7);
+    let by_ipv6 = |from: Option<IpAddr>, payload: &[u8]| {
+        let from = from.expect("an IPv6 VTEP");
+        let socket = c.host.netns.within(|| UdpSocket::bind((from, 0)).expect("an address of the machine"));
+        let bytes = datagram([&peer.vtep_mac6, &own.vtep_mac6], payload);
+        socket.send_to(&bytes, (own.underlay6.expect("an IPv6 VTEP"), 8472)).expect("sends");
+    };
+    by_ipv6("fd00:192:168:1::66".parse().ok(), &[1; 16]);
+    by_ipv6(peer.underlay6, &[1; 17]);
+    assert_eq!(next(&receiver), 17, "what was sent before it does not arrive");
+    // A peer that knows of no second VTEP sends IPv6 to the first.
+    to_vtep(&cluster, &c.host).send(&datagram([&peer.vtep_mac, &own.vtep_mac], &[1; 18])).expect("sends");
+    assert_eq!(next(&receiver), 18);
 }
 
 /// Echo requests, for tcpdump.

@@ -61,9 +61,11 @@ impl Seen {
         })
     }
 
-    /// Whether this is one of two tunnels of Flannel's, and the IPv6 one.
+    /// Whether this is one of two tunnels, and the IPv6 one; the other may have changed hands already.
     pub fn is_second(&self, vxlan: &Vxlan) -> bool {
-        vxlan.local.is_ipv6() && self.tunnels().any(|(_, other)| other.is_some_and(|other| other.local.is_ipv4()))
+        let flannels = self.tunnels().filter_map(|(_, other)| other);
+        let mut others = flannels.chain(self.own_tunnels().map(|(_, other)| other));
+        vxlan.local.is_ipv6() && others.any(|other| other.local.is_ipv4())
     }
 
     /// The ports of the bridge.
