@@ -20,8 +20,7 @@ impl Kernel {
         done: &mut Done,
     ) -> Result<Tunnels, KernelError> {
         let second = vtep.second.map(|end| device(config, vtep, config.vxlan.second_device(), end));
-        let end = TunnelEnd { underlay: vtep.underlay, mac: vtep.mac };
-        let first = device(config, vtep, config.vxlan.device.clone(), end);
+        let first = device(config, vtep, config.vxlan.device.clone(), vtep.first());
         self.delete_strays(&[Some(&first), second.as_ref()], links, done)?;
         let first = self.ensure_tunnel(&first, self.known.tunnel, vtep, links, done)?;
         self.known.tunnel = Some(first);

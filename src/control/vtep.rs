@@ -62,9 +62,14 @@ impl Vtep {
         self.addresses.iter().copied().find(|source| source.is_ipv6() == address.is_ipv6())
     }
 
+    /// Our end of the first tunnel.
+    pub fn first(&self) -> TunnelEnd {
+        TunnelEnd { underlay: self.underlay, mac: self.mac }
+    }
+
     /// The ends of our tunnels, the first one first.
     pub fn ends(&self) -> impl Iterator<Item = TunnelEnd> {
-        std::iter::once(TunnelEnd { underlay: self.underlay, mac: self.mac }).chain(self.second)
+        std::iter::once(self.first()).chain(self.second)
     }
 
     /// The peer's end of the tunnel by which packets for its `prefix` go: the second one takes what is IPv6 if both nodes
@@ -101,10 +106,12 @@ impl Kernel {
         let wanted = |address: &&IpAddr| config.underlay_is_ipv6().is_none_or(|ipv6| address.is_ipv6() == ipv6);
         let underlay = config.node.underlay.or_else(|| uplink.addresses.iter().find(wanted).copied());
         let underlay = underlay.ok_or_else(|| KernelError::NoAddress(uplink.name.clone()))?;
-        self.check_underlay(config, "node.underlay", underlay)?;
+        let local = self.netlink.addresses(None).map_err(request("list addresses"))?;
+        let local: BTreeSet<IpAddr> = local.iter().map(|local| local.address.addr()).collect();
+        check_underlay(config, &local, "node.underlay", underlay)?;
         let mac = config.node.vtep_mac.unwrap_or_else(|| derive_vtep_mac(underlay));
         check_peers(TunnelEnd { underlay, mac }, config.peers.iter().map(|peer| (peer, peer.first())))?;
-        let (second, no_second) = match self.second(config, &uplink) {
+        let (second, no_second) = match second(config, &uplink, &local) {
             Ok(second) => (second, None),
             Err(error) => (None, Some(error.to_string())),
         };
@@ -118,40 +125,11 @@ impl Kernel {
         Ok(Vtep { uplink, underlay, mac, second, no_second, mtu, addresses, direct })
     }
 
-    /// Our end of the second tunnel, if one is wanted. In a cluster of Kubernetes' it is wanted wherever it can be.
-    fn second(&mut self, config: &Config, uplink: &Uplink) -> Result<Option<TunnelEnd>, KernelError> {
-        if !config.wants_second() {
-            return Ok(None);
-        }
-        let own = || uplink.addresses.iter().copied().find(IpAddr::is_ipv6);
-        let Some(underlay) = config.node.underlay6.or_else(own) else {
-            let missing = || KernelError::NoSecondAddress(uplink.name.clone());
-            return if config.kubernetes.is_some() { Ok(None) } else { Err(missing()) };
-        };
-        self.check_underlay(config, "node.underlay6", underlay)?;
-        let mac = config.node.vtep_mac6.unwrap_or_else(|| derive_vtep_mac(underlay));
-        let end = TunnelEnd { underlay, mac };
-        check_peers(end, config.peers.iter().filter_map(|peer| Some((peer, peer.second?))))?;
-        Ok(Some(end))
-    }
-
     /// The peers' ends of tunnels that are to be reached without one, by underlay address.
     fn direct(&mut self, config: &Config, uplink: &Uplink) -> Result<BTreeSet<IpAddr>, KernelError> {
         let peers = config.peers.iter().filter(|_| config.vxlan.direct_routing);
         let underlays = peers.flat_map(Peer::ends).map(|end| end.underlay);
         underlay::on_link(&mut self.netlink, uplink, underlays).map_err(request("look up the ways to the peers"))
-    }
-
-    /// What the file alone does not show of the outer source address.
-    fn check_underlay(&mut self, config: &Config, key: &'static str, underlay: IpAddr) -> Result<(), KernelError> {
-        let addresses = self.netlink.addresses(None).map_err(request("list addresses"))?;
-        if !addresses.iter().any(|local| local.address.addr() == underlay) {
-            return Err(KernelError::ForeignUnderlay { key, underlay });
-        }
-        match config.pod_ranges().find(|range| range.contains(&underlay)) {
-            Some(range) => Err(KernelError::UnderlayOfPods { underlay, range }),
-            None => Ok(()),
-        }
     }
 
     fn uplink(&mut self, name: &str) -> Result<Uplink, KernelError> {
@@ -167,6 +145,39 @@ impl Kernel {
             up: link.up,
             queues: Queues::of(name).map_err(|source| KernelError::Queues(name.to_owned(), source))?,
         })
+    }
+}
+
+/// Our end of the second tunnel, if one is wanted. In a cluster of Kubernetes' it is wanted wherever it can be.
+fn second(config: &Config, uplink: &Uplink, local: &BTreeSet<IpAddr>) -> Result<Option<TunnelEnd>, KernelError> {
+    if !config.wants_second() {
+        return Ok(None);
+    }
+    let own = || uplink.addresses.iter().copied().find(IpAddr::is_ipv6);
+    let Some(underlay) = config.node.underlay6.or_else(own) else {
+        let missing = || KernelError::NoSecondAddress(uplink.name.clone());
+        return if config.kubernetes.is_some() { Ok(None) } else { Err(missing()) };
+    };
+    check_underlay(config, local, "node.underlay6", underlay)?;
+    let mac = config.node.vtep_mac6.unwrap_or_else(|| derive_vtep_mac(underlay));
+    let end = TunnelEnd { underlay, mac };
+    check_peers(end, config.peers.iter().filter_map(|peer| Some((peer, peer.second?))))?;
+    Ok(Some(end))
+}
+
+/// What the file alone does not show of an outer source address, of a node that has the addresses `local`.
+fn check_underlay(
+    config: &Config,
+    local: &BTreeSet<IpAddr>,
+    key: &'static str,
+    underlay: IpAddr,
+) -> Result<(), KernelError> {
+    if !local.contains(&underlay) {
+        return Err(KernelError::ForeignUnderlay { key, underlay });
+    }
+    match config.pod_ranges().find(|range| range.contains(&underlay)) {
+        Some(range) => Err(KernelError::UnderlayOfPods { underlay, range }),
+        None => Ok(()),
     }
 }
 

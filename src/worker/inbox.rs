@@ -63,6 +63,7 @@ impl Inbox {
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
+
     /// Sleeps until the bell rings, as poll(2) on its descriptor does.
     #[cfg(loom)]
     pub fn listen(&self) {

@@ -20,6 +20,13 @@ pub struct Flood<'a> {
     pub burst: usize,
 }
 
+impl<'a> Flood<'a> {
+    /// One of each flow, every second one of three times as much as the others.
+    pub fn uneven(flows: impl Iterator<Item = Flow<'a>>) -> Vec<Self> {
+        flows.zip([1, 3].into_iter().cycle()).map(|(flow, burst)| Self { flow, burst }).collect()
+    }
+}
+
 /// Runs all `floods`, in turn, without pause, on one core for `time`; each has a port of its own. Returns what became of
 /// each, in their order.
 fn flood(core: usize, floods: &[Flood<'_>], time: Duration) -> Vec<Delivery> {

@@ -8,7 +8,7 @@ use podwire::control::view::Counters;
 use podwire::counters::DropReason;
 
 use super::harness::{
-    Beside, Cluster, Flood, Flow, Netns, Options, Pod, Wire, figures, pings, since, stream_at, wait_until,
+    Beside, Cluster, Flood, Flow, Netns, Options, Pod, PodwireNode, Wire, figures, pings, since, stream_at, wait_until,
 };
 use super::{assert_ledgers_balance, cluster};
 
@@ -54,9 +54,8 @@ fn measure(cluster: &Cluster, floods: usize) -> (Beside, Counters) {
     let Cluster { a, c, .. } = cluster;
     let (asker, others) = a.pods.split_last().expect("pods");
     let flows = others.iter().take(floods).map(|pod| Flow::v4(pod, &c.pods[0]));
-    let floods: Vec<_> = flows.zip([1, 3].into_iter().cycle()).map(|(flow, burst)| Flood { flow, burst }).collect();
     let before = figures(a);
-    let beside = Beside::measure([asker, &c.pods[1]], a.spare_core(), &floods, Duration::from_secs(1));
+    let beside = Beside::measure([asker, &c.pods[1]], a.spare_core(), &Flood::uneven(flows), Duration::from_secs(1));
     let lost = beside.floods.iter().map(|flood| flood.lost).sum();
     let mut counted = Counters::new();
     // The worker publishes its counters every millisecond, and finds later what was lost on the way to it.
@@ -120,7 +119,7 @@ fn a_pod_that_takes_nothing_any_more_costs_15_others_nothing() {
 }
 
 /// All pods of node `a` send at once, from a socket each, a datagram to each of 40 ports of a pod of node `c`: what does not
-/// arrive is counted.
+/// arrive is counted, and where the machine lets the worker run more than a quarter arrives.
 pub(super) fn assert_all_pods_send_at_once(cluster: &Cluster) {
     let Cluster { a, c, .. } = cluster;
     let to = &c.pods[0];
@@ -132,10 +131,17 @@ pub(super) fn assert_all_pods_send_at_once(cluster: &Cluster) {
     let receivers: Vec<_> = (0..40).map(|_| open(to)).collect();
     let senders: Vec<_> = a.pods.iter().map(open).collect();
     assert!(pings(&a.pods[0], to.v4.into(), ""), "the neighbour is known");
+    let sent = (senders.len() * receivers.len()) as u64;
+    let carries_its_part = (0..ATTEMPTS).any(|_| send_all(a, &senders, &receivers) > sent / 4);
+    assert!(carries_its_part, "of {sent} sent a quarter at most arrived, each time");
+}
+
+/// Has each sender send a datagram to each receiver; returns how many arrived. All others must be counted.
+fn send_all(a: &PodwireNode, senders: &[UdpSocket], receivers: &[UdpSocket]) -> u64 {
     let (before, sent) = (figures(a), (senders.len() * receivers.len()) as u64);
-    for receiver in &receivers {
+    for receiver in receivers {
         let to = receiver.local_addr().expect("bound");
-        for sender in &senders {
+        for sender in senders {
             sender.send_to(&[0; 18], to).expect("a route");
         }
     }
@@ -147,7 +153,8 @@ pub(super) fn assert_all_pods_send_at_once(cluster: &Cluster) {
     });
     let counted = since(figures(a), &before);
     println!("{arrived} of {sent} arrived: {counted:?}");
-    assert!(all && arrived > sent / 40, "{arrived} of {sent} arrived: {counted:?}");
+    assert!(all, "{arrived} of {sent} arrived: {counted:?}");
+    arrived
 }
 
 /// Packets that a queueing discipline keeps.

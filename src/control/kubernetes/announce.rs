@@ -1,8 +1,9 @@
 //! What this node publishes: Flannel's annotations, ours, and the condition that the network is there, in one
 //! strategic-merge patch of the Node's status.
 
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
 
 use super::flannel::{self, Keys};
 use super::object::Object;

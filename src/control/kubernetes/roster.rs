@@ -224,7 +224,11 @@ mod tests {
     }
 
     fn roster(nodes: impl IntoIterator<Item = Object>) -> Roster {
-        let mut roster = Roster::new("a", NetConf::parse(NET_CONF).unwrap());
+        roster_by(NET_CONF, nodes)
+    }
+
+    fn roster_by(net_conf: &str, nodes: impl IntoIterator<Item = Object>) -> Roster {
+        let mut roster = Roster::new("a", NetConf::parse(net_conf).unwrap());
         for node in nodes {
             roster.apply(node);
         }
@@ -312,11 +316,7 @@ mod tests {
     }
 
     fn dual_roster(nodes: impl IntoIterator<Item = Object>) -> Roster {
-        let mut roster = Roster::new("a", NetConf::parse(DUAL).unwrap());
-        for node in nodes {
-            roster.apply(node);
-        }
-        roster
+        roster_by(DUAL, nodes)
     }
 
     #[test]

@@ -49,8 +49,7 @@ pub fn measure(rig: &Rig, floods: usize, seconds: u32) -> Result<Figures, String
     let [pods, others] = [node, other].map(Node::pods);
     let (asker, flooders) = pods.split_last().ok_or("no pods")?;
     let flows = flooders.iter().take(floods).map(|pod| Flow::v4(pod, &others[0]));
-    let flooding: Vec<_> = flows.zip([1, 3].into_iter().cycle()).map(|(flow, burst)| Flood { flow, burst }).collect();
-    let beside = Beside::measure([asker, &others[1]], 0, &flooding, Duration::from_secs(seconds.into()));
+    let beside = Beside::measure([asker, &others[1]], 0, &Flood::uneven(flows), Duration::from_secs(seconds.into()));
     let at = |quantile| as_f64(beside.trips.value_at_quantile(quantile)) / 1e3;
     let mut figures = vec![(P50, at(0.5)), (P99, at(0.99)), (LOST, as_f64(beside.lost))];
     if floods > 0 {
