@@ -14,6 +14,7 @@ mod clock;
 mod fault;
 mod health;
 mod inbox;
+mod schedule;
 mod sleep;
 mod times;
 
@@ -30,6 +31,7 @@ use crate::port::{Hub, PodPort, Uplink, WirePort};
 use crate::shared::Heartbeat;
 use crate::trace::{self, Tap, Trace};
 use fault::Withheld;
+use schedule::settle_on;
 
 pub use clock::now_ns;
 pub use fault::Fault;
@@ -293,17 +295,6 @@ impl Worker<Uplink, Hub> {
         }
         board.dead.store(self.wire.is_dead(), Ordering::Relaxed);
     }
-}
-
-/// Pins the calling thread and puts it before others on its core: a worker that waits for its core is taken for hung.
-/// Without the privilege it runs as any thread. Returns whether it is pinned.
-fn settle_on(core: core_affinity::CoreId) -> bool {
-    // About three times a thread's usual share. Much further down a worker that spins can starve what the kernel defers
-    // to ksoftirqd on its core, and with it its own frames.
-    const FIRST: i32 = -5;
-    // On Linux a priority is a thread's.
-    let _unprivileged = rustix::process::setpriority_process(None, FIRST);
-    core_affinity::set_for_current(core)
 }
 
 /// When what is due, in nanoseconds of the monotonic clock.
