@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -27,7 +28,7 @@ pub struct Members {
     /// The family of all VTEP addresses.
     pub underlay_is_ipv6: bool,
     /// The other nodes. Of those that claim the same thing, the first has it.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<Arc<Peer>>,
 }
 
 /// What the registry says of this node.
@@ -81,10 +82,10 @@ impl Config {
                 left_out.push(format!("node {} is left out: {reason}", peer.name));
                 continue;
             }
-            let (name, mut peer) = (&peer.name, peer.clone());
+            let (name, mut peer) = (&peer.name, Arc::clone(peer));
             if let Err(reason) = peer.second.map_or(Ok(()), |end| claims.check_second(end)) {
                 left_out.push(format!("the second VTEP of node {} is left out: {reason}", peer.name));
-                peer.second = None;
+                Arc::make_mut(&mut peer).second = None;
             }
             claims.take(name, &peer);
             config.peers.push(peer);
@@ -120,8 +121,15 @@ struct Claims<'m> {
 
 impl<'m> Claims<'m> {
     fn new(members: &'m Members, own_addresses: &'m BTreeSet<IpAddr>) -> Self {
-        let (underlays, macs, second_macs, ranges) = Default::default();
-        Self { members, own_addresses, underlays, macs, second_macs, ranges }
+        let nodes = members.peers.len() + 1;
+        Self {
+            members,
+            own_addresses,
+            underlays: HashMap::with_capacity(nodes),
+            macs: HashMap::with_capacity(nodes),
+            second_macs: HashMap::new(),
+            ranges: BTreeMap::new(),
+        }
     }
 
     /// Takes this node's part, or says what is wrong with it.
@@ -205,13 +213,16 @@ impl<'m> Claims<'m> {
         Ok(())
     }
 
-    /// Ranges nest or are apart: one that reaches into `range` begins inside it, or is the last to begin before it.
+    /// The first range that reaches into `range`. Ranges nest or are apart: of those that begin before its end, the last
+    /// one does if any does.
     fn overlapping(&self, range: &IpNet) -> Option<&(IpNet, &'m str)> {
         let (is_ipv6, first) = start(range);
-        let inside = self.ranges.range((is_ipv6, first)..=(is_ipv6, to_bits(range.broadcast()))).next();
-        let before = self.ranges.range((is_ipv6, 0)..(is_ipv6, first)).next_back();
-        let found = inside.or_else(|| before.filter(|(_, (other, _))| other.contains(range)));
-        found.map(|(_, claim)| claim)
+        let end = (is_ipv6, to_bits(range.broadcast()));
+        let (_, last) = self.ranges.range((is_ipv6, 0)..=end).next_back()?;
+        if last.0.contains(range) {
+            return Some(last);
+        }
+        self.ranges.range((is_ipv6, first)..=end).next().map(|(_, claim)| claim)
     }
 }
 
@@ -246,7 +257,7 @@ mod tests {
         }
     }
 
-    fn members(peers: Vec<Peer>) -> Members {
+    fn members(peers: impl IntoIterator<Item = Peer>) -> Members {
         Members {
             pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             vni: Vni::new(7).unwrap(),
@@ -255,7 +266,7 @@ mod tests {
             gbp: true,
             underlay_mtu: Some(1400),
             underlay_is_ipv6: false,
-            peers,
+            peers: peers.into_iter().map(Arc::new).collect(),
         }
     }
 
@@ -328,7 +339,7 @@ mod tests {
         let last = peer("z", 77, "10.244.77.0/24");
         for (bad, reason) in cases {
             let joined = join(FILE, &own(), &members(vec![good.clone(), bad.clone(), last.clone()])).unwrap();
-            assert_eq!(joined.config.peers, [good.clone(), last.clone()], "{reason}");
+            assert_eq!(joined.config.peers, [good.clone(), last.clone()].map(Arc::new), "{reason}");
             let [said] = &joined.left_out[..] else { panic!("{reason}: {:?}", joined.left_out) };
             assert!(said.starts_with(&format!("node {} is left out: ", bad.name)) && said.contains(reason), "{said}");
         }
@@ -353,7 +364,7 @@ mod tests {
         });
         let own =
             OwnNode { vtep_mac6: Some(Mac([2, 0, 0, 0, 6, 99])), underlay6: Some("fd00::2".parse().unwrap()), ..own() };
-        let Joined { config, left_out } = join(FILE, &own, &members(listed.collect())).unwrap();
+        let Joined { config, left_out } = join(FILE, &own, &members(listed)).unwrap();
         let kept: Vec<_> = config.peers.iter().map(|peer| (peer.name.as_str(), peer.second.is_some())).collect();
         assert_eq!(kept, [("b", true), ("c", false), ("d", false), ("e", false), ("f", false)]);
         for ((name, .., reason), said) in peers.iter().filter(|row| row.3.is_some()).zip(&left_out) {

@@ -15,6 +15,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -38,7 +39,7 @@ pub struct Config {
     pub metrics: Metrics,
     pub ipam: Ipam,
     pub probe: Probe,
-    pub peers: Vec<Peer>,
+    pub peers: Vec<Arc<Peer>>,
     /// With it ranges, peers, VNI and port come from the Kubernetes API: the file's configuration has none of them, see
     /// [`Config::join`].
     pub kubernetes: Option<Kubernetes>,
@@ -49,7 +50,7 @@ pub struct Config {
 impl Config {
     /// This configuration with other peers.
     #[must_use]
-    pub fn with_peers(&self, peers: Vec<Peer>) -> Self {
+    pub fn with_peers(&self, peers: Vec<Arc<Peer>>) -> Self {
         Self {
             node: self.node.clone(),
             cluster: self.cluster.clone(),
@@ -182,7 +183,7 @@ pub struct Probe {
 }
 
 /// Another node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub name: String,
     /// Its VTEP address, of the same family on all nodes.

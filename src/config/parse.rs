@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -99,7 +100,7 @@ fn read(doc: &Document<'_>, online: &[usize]) -> Option<Config> {
         metrics,
         ipam,
         probe,
-        peers: peers.into_iter().map(NodeKeys::into_peer).collect::<Option<_>>()?,
+        peers: peers.into_iter().map(|keys| keys.into_peer().map(Arc::new)).collect::<Option<_>>()?,
         kubernetes,
         warnings: doc.take_warnings(),
     })

@@ -42,7 +42,7 @@ use crate::wire::OuterTemplate;
 use crate::worker::Fault;
 use crate::xsk;
 use repairs::Repairs;
-use steered::Steered;
+use steered::{Prefixes, Steered};
 use traced::Traced;
 use workers::Workers;
 
@@ -135,13 +135,14 @@ impl Dataplane {
     }
 
     fn try_update(&mut self, settings: &Settings, view: &View) -> Result<(), DataplaneError> {
-        let withdrawn = self.steered.withdraw(&mut self.steer, view);
+        let prefixes = Prefixes::of(&view.remotes);
+        let withdrawn = self.steered.withdraw(&mut self.steer, view, &prefixes);
         if let Some(workers) = &mut self.workers {
             workers.publish(view);
         }
         self.view.clone_from(view);
         let configured = self.configure(settings);
-        let extended = self.steered.extend(&mut self.steer, view);
+        let extended = self.steered.extend(&mut self.steer, view, &prefixes);
         let others = if self.taken_over { Ok(()) } else { self.steer.detach_other_pods() };
         self.taken_over |= others.is_ok();
         Ok(withdrawn.and(configured).and(extended).and(others)?)

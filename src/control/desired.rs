@@ -1,5 +1,7 @@
 //! What the data plane should be, from the configuration and what was last observed.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 
 use super::dataplane::largest_inner;
@@ -56,16 +58,17 @@ impl Node {
     pub(super) fn view(&self) -> View {
         let wired = |pod: &&Pod| !self.observed.gone.contains(&pod.id) && !self.newcomers.contains(pod.id);
         let pods = self.store.pods().iter().filter(wired).map(|pod| self.pod_view(pod)).collect();
-        let view = View {
+        let peers = || self.config.peers.iter();
+        let vtep = self.observed.vtep.as_ref();
+        let remotes = vtep.into_iter().flat_map(|vtep| peers().flat_map(|peer| self.remotes(peer, vtep)));
+        View {
             pods,
-            remotes: Vec::new(),
-            vteps: self.config.peers.iter().flat_map(Peer::ends).map(|end| end.underlay).collect(),
+            remotes: Arc::new(remotes.collect()),
+            vteps: Arc::new(peers().flat_map(|peer| peer.ends()).map(|end| end.underlay).collect()),
             known_vteps_only: self.config.dataplane.known_vteps_only,
             takes_bare: self.observed.takes_bare,
             nat: self.nat.check(),
-        };
-        let Some(vtep) = &self.observed.vtep else { return view };
-        View { remotes: self.config.peers.iter().flat_map(|peer| self.remotes(peer, vtep)).collect(), ..view }
+        }
     }
 
     /// What the workers reach of a peer, by the ways to it.

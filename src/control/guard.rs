@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::nft::{self, matches};
 use super::wiring::HOST_END;
-use crate::config::{Config, Peer};
+use crate::config::Config;
 
 const CHAIN: &str = "guard";
 
@@ -26,7 +26,7 @@ const FAMILIES: [(&str, bool, &str); 2] = [("ip", false, "vteps4"), ("ip6", true
 
 /// The chain for `config`, with its sets and rules, in the words of a listing.
 pub fn objects(config: &Config) -> Vec<Value> {
-    let vteps: Vec<IpNet> = config.peers.iter().flat_map(Peer::ends).map(|end| end.underlay.into()).collect();
+    let vteps: Vec<IpNet> = config.peers.iter().flat_map(|peer| peer.ends()).map(|end| end.underlay.into()).collect();
     let sets = FAMILIES.map(|(_, is_ipv6, name)| nft::set(name, is_ipv6, &vteps));
     let chain = json!({ "name": CHAIN, "type": "filter", "hook": "prerouting", "prio": PRIORITY, "policy": "accept" });
     // Neighbour discovery needs them, and no router forwards them (RFC 4291, section 2.5).

@@ -54,7 +54,7 @@ impl Node {
     }
 
     fn lookup_peer(&self, address: IpAddr, peer: &Peer, prefix: IpNet) -> Lookup {
-        let route = self.route(peer, prefix);
+        let route = self.route(peer, prefix, self.served().as_ref());
         let (path, why) = match (route.path, route.reason) {
             (Path::Fast, _) => self.unless_translated(match route.way {
                 Way::Vxlan => "a worker encapsulates it",
@@ -107,7 +107,7 @@ impl Node {
 
     /// The peer with the longest prefix for an address.
     fn owner(&self, address: IpAddr) -> Option<(&Peer, IpNet)> {
-        let prefixes = self.config.peers.iter().flat_map(|peer| peer.prefixes().map(move |prefix| (peer, prefix)));
+        let prefixes = self.config.peers.iter().flat_map(|peer| peer.prefixes().map(move |prefix| (&**peer, prefix)));
         prefixes.filter(|(_, prefix)| prefix.contains(&address)).max_by_key(|(_, prefix)| prefix.prefix_len())
     }
 

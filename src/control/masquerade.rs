@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::nft::{self, matches};
-use crate::config::{Config, Peer};
+use crate::config::Config;
 
 /// The bit that kube-proxy and others set in a packet's mark to have it masqueraded.
 const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -31,7 +31,7 @@ const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
 /// The chain for `config`, with its sets and rules, in the words of a listing.
 pub fn objects(config: &Config) -> Vec<Value> {
     let pods: Vec<IpNet> = config.pod_ranges().collect();
-    let nodes = config.peers.iter().flat_map(Peer::node_addresses).map(IpNet::from);
+    let nodes = config.peers.iter().flat_map(|peer| peer.node_addresses()).map(IpNet::from);
     let multicast = MULTICAST.iter().filter_map(|range| range.parse().ok());
     let kept: Vec<IpNet> = pods.iter().copied().chain(nodes).chain(multicast).collect();
     let sets = [("pods4", false, &pods), ("kept4", false, &kept), ("pods6", true, &pods), ("kept6", true, &kept)];

@@ -144,14 +144,17 @@ impl Node {
         if config == self.config {
             return false;
         }
-        let is_as_wanted = self.put_peers_in_force(&config, now).unwrap_or_else(|| {
+        let of_peers = self.put_peers_in_force(&config, now);
+        if of_peers.is_none() {
             self.put_in_force(config, now);
-            false
-        });
+        }
         if let Some(heard) = heard {
             self.membership.times.note(heard.elapsed());
         }
-        !is_as_wanted
+        if of_peers.is_some() {
+            self.follow_peers(now);
+        }
+        of_peers != Some(true)
     }
 
     /// A file's configuration with what is known of the cluster. What is wrong with that is kept.

@@ -3,6 +3,7 @@
 //! found by the next look.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::kernel::{Done, Kernel, KernelError, request};
@@ -16,17 +17,17 @@ use crate::config::{Config, Peer};
 /// The peers in which two configurations differ; those that have changed are in both lists.
 #[derive(Debug, Default, PartialEq)]
 struct Difference {
-    gone: Vec<Peer>,
-    new: Vec<Peer>,
+    gone: Vec<Arc<Peer>>,
+    new: Vec<Arc<Peer>>,
 }
 
 impl Difference {
-    fn between(old: &[Peer], new: &[Peer]) -> Self {
-        fn by_name(peers: &[Peer]) -> HashMap<&str, &Peer> {
+    fn between(old: &[Arc<Peer>], new: &[Arc<Peer>]) -> Self {
+        fn by_name(peers: &[Arc<Peer>]) -> HashMap<&str, &Arc<Peer>> {
             peers.iter().map(|peer| (peer.name.as_str(), peer)).collect()
         }
-        let without = |peers: &[Peer], others: &HashMap<&str, &Peer>| {
-            let differs = |peer: &&Peer| others.get(peer.name.as_str()) != Some(peer);
+        let without = |peers: &[Arc<Peer>], others: &HashMap<&str, &Arc<Peer>>| {
+            let differs = |peer: &&Arc<Peer>| others.get(peer.name.as_str()) != Some(peer);
             peers.iter().filter(differs).cloned().collect()
         };
         Self { gone: without(old, &by_name(new)), new: without(new, &by_name(old)) }
@@ -53,7 +54,7 @@ impl Node {
     /// Has another configuration in force that differs from the present one in peers alone; says whether all is as wanted
     /// now, without a look to follow. `None`, and nothing is done, when it takes a look at everything:
     /// it differs in more, there is no tunnel yet, or the first peer comes, or the last one goes, or some may do without
-    /// the tunnel.
+    /// the tunnel. Probes are left to [`Node::follow_peers`]: no packet waits for them.
     pub(super) fn put_peers_in_force(&mut self, config: &Config, now: Instant) -> Option<bool> {
         let (vtep, first) = (self.observed.vtep.clone()?, self.kernel.known.tunnel?);
         let second = vtep.second.and(self.kernel.known.second_tunnel);
@@ -73,15 +74,14 @@ impl Node {
         let are_found = self.find_hops(&vtep, &gone, &new);
         self.config = config.clone();
         self.file.generation += 1;
-        self.journal.tell_changes(&done.changes, now);
-        self.follow_peers(now);
         self.drive(now);
+        self.journal.tell_changes(&done.changes, now);
         Some(done.failures.is_empty() && are_found.unwrap_or(false))
     }
 
     /// Knows the underlay next hops of new peers, and forgets those of the others; says whether each was found.
     fn find_hops(&mut self, vtep: &Vtep, gone: &Config, new: &Config) -> Result<bool, KernelError> {
-        for end in gone.peers.iter().flat_map(Peer::ends) {
+        for end in gone.peers.iter().flat_map(|peer| peer.ends()) {
             self.observed.hops.remove(&end.underlay);
         }
         let underlays = vtep.ends_used(&new.peers);
@@ -111,15 +111,15 @@ mod tests {
     use super::*;
     use crate::wire::Mac;
 
-    fn peer(name: &str, last: u8) -> Peer {
-        Peer {
+    fn peer(name: &str, last: u8) -> Arc<Peer> {
+        Arc::new(Peer {
             name: name.to_owned(),
             underlay: IpAddr::from([192, 168, 1, last]),
             vtep_mac: Mac([2, 0, 0, 0, 0, last]),
             second: None,
             pod_cidrs: vec![format!("10.244.{last}.0/24").parse().unwrap()],
             addresses: Vec::new(),
-        }
+        })
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the node answers when it is asked how it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -12,11 +12,13 @@ use super::api::{
 };
 use super::devices;
 use super::node::Node;
-use super::view::View;
 use super::vtep;
 use super::wiring;
 use crate::config::{self, Config};
 use crate::steer::{self, PodPath};
+
+/// The ends of peers' tunnels that the workers reach, each with the peer's name.
+pub(super) type Served<'n> = HashSet<(&'n str, IpAddr)>;
 
 /// Why something takes the kernel path.
 const NO_DATA_PLANE: &str = "no data plane runs";
@@ -65,7 +67,7 @@ impl Node {
                 problem: self.rules.problem().filter(|_| self.config.cluster.masquerade).map(ToString::to_string),
             },
             kubernetes: self.membership.status(now),
-            peers: self.config.peers.iter().map(|peer| self.peer(peer, now)).collect(),
+            peers: self.peers(now),
             pods: self.store.pods().len(),
             slow_pods: self.slow_pods(),
             problems: self.problems(),
@@ -118,8 +120,9 @@ impl Node {
 
     /// `podwire routes`.
     pub fn routes(&self) -> Vec<Route> {
-        let peers = self.config.peers.iter();
-        peers.flat_map(|peer| peer.prefixes().map(|prefix| self.route(peer, prefix))).collect()
+        let (peers, served) = (self.config.peers.iter(), self.served());
+        let route = |peer, prefix| self.route(peer, prefix, served.as_ref());
+        peers.flat_map(|peer| peer.prefixes().map(move |prefix| route(peer, prefix))).collect()
     }
 
     /// `podwire pods list`.
@@ -168,9 +171,9 @@ impl Node {
     }
 
     /// One row of it.
-    pub(super) fn route(&self, peer: &config::Peer, prefix: IpNet) -> Route {
+    pub(super) fn route(&self, peer: &config::Peer, prefix: IpNet, served: Option<&Served<'_>>) -> Route {
         let underlay = self.observed.vtep.as_ref().map_or(peer.underlay, |vtep| vtep.end_for(peer, &prefix).underlay);
-        let (path, reason) = match (self.path(&peer.name, [underlay]), self.exception(peer, &prefix)) {
+        let (path, reason) = match (self.path(&peer.name, [underlay], served), self.exception(peer, &prefix)) {
             ((Path::Fast, _), Some(why)) => (Path::Kernel, Some(why.to_owned())),
             (path, _) => path,
         };
@@ -185,10 +188,15 @@ impl Node {
         if vtep.is_some_and(|vtep| vtep.is_direct(peer, prefix)) { Way::Direct } else { Way::Vxlan }
     }
 
-    fn peer(&self, peer: &config::Peer, now: Instant) -> Peer {
+    fn peers(&self, now: Instant) -> Vec<Peer> {
+        let served = self.served();
+        self.config.peers.iter().map(|peer| self.peer(peer, served.as_ref(), now)).collect()
+    }
+
+    fn peer(&self, peer: &config::Peer, served: Option<&Served<'_>>, now: Instant) -> Peer {
         let vtep = self.observed.vtep.as_ref();
         let end = |range: &IpNet| vtep.map_or(peer.underlay, |vtep| vtep.end_for(peer, range).underlay);
-        let (path, reason) = self.path(&peer.name, peer.pod_cidrs.iter().map(end));
+        let (path, reason) = self.path(&peer.name, peer.pod_cidrs.iter().map(end), served);
         let (vtep_mac, underlay6) = (peer.vtep_mac.to_string(), peer.second.map(|end| end.underlay));
         let vtep_mac6 = peer.second.map(|end| end.mac.to_string());
         let probe = self.probed(peer.underlay, now);
@@ -206,19 +214,27 @@ impl Node {
     }
 
     /// How packets for a peer leave to these ends of its tunnels, and why not by the workers, all of them.
-    fn path(&self, peer: &str, underlays: impl IntoIterator<Item = IpAddr>) -> (Path, Option<String>) {
+    fn path(
+        &self,
+        peer: &str,
+        underlays: impl IntoIterator<Item = IpAddr>,
+        served: Option<&Served<'_>>,
+    ) -> (Path, Option<String>) {
         let ends: BTreeSet<IpAddr> = underlays.into_iter().collect();
         if let Some(Err(why)) = ends.iter().filter_map(|end| self.observed.hops.get(end)).find(|hop| hop.is_err()) {
             return (Path::Kernel, Some(why.to_string()));
         }
-        let is_served = |view: &View, end: &IpAddr| {
-            view.remotes.iter().any(|remote| remote.name == peer && remote.underlay == *end)
-        };
-        match self.lifecycle.view() {
+        match served {
             None => (Path::Kernel, Some(NO_DATA_PLANE.to_owned())),
-            Some(view) if ends.iter().all(|end| is_served(view, end)) => (Path::Fast, None),
+            Some(served) if ends.iter().all(|end| served.contains(&(peer, *end))) => (Path::Fast, None),
             Some(_) => (Path::Kernel, Some(NOT_TAKEN_OVER.to_owned())),
         }
+    }
+
+    /// What the workers reach; `None` without them.
+    pub(super) fn served(&self) -> Option<Served<'_>> {
+        let remotes = self.lifecycle.view()?.remotes.iter();
+        Some(remotes.map(|remote| (remote.name.as_str(), remote.underlay)).collect())
     }
 }
 

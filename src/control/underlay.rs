@@ -35,7 +35,7 @@ pub enum NoHop {
 }
 
 /// The next hop of each of `peers`, in order; neighbours of ours that lead to none are forgotten.
-/// Costs two dumps and a request a peer.
+/// Costs two dumps and a request a peer, many of these at a time.
 pub(super) fn resolve(
     netlink: &mut Netlink,
     uplink: &Uplink,
@@ -44,8 +44,7 @@ pub(super) fn resolve(
     let known = netlink.known_neighbours(uplink.index)?;
     let mut known: HashMap<IpAddr, KnownNeighbour> = known.into_iter().map(|entry| (entry.address, entry)).collect();
     let mut hops = Vec::with_capacity(peers.len());
-    for peer in peers {
-        let way = netlink.lookup(*peer)?;
+    for (peer, way) in peers.iter().zip(netlink.lookup_all(peers)?) {
         hops.push(resolve_one(netlink, uplink, *peer, way, &mut known)?);
     }
     let needed: HashSet<IpAddr> = hops.iter().filter_map(via).collect();
@@ -61,8 +60,7 @@ pub(super) fn resolve_few(
 ) -> Result<Vec<Result<Hop, NoHop>>, NetlinkError> {
     let mut known = HashMap::new();
     let mut hops = Vec::new();
-    for peer in peers {
-        let way = netlink.lookup(*peer)?;
+    for (peer, way) in peers.iter().zip(netlink.lookup_all(peers)?) {
         if let Some(via) = way.as_ref().map(|way| way.gateway.unwrap_or(*peer))
             && let Entry::Vacant(entry) = known.entry(via)
             && let Some(neighbour) = netlink.known_neighbour(uplink.index, via)?
@@ -75,20 +73,15 @@ pub(super) fn resolve_few(
 }
 
 /// Those of `peers` that the uplink reaches without a gateway, where Flannel's `DirectRouting` does without the tunnel
-/// (flannel `pkg/ip/iface.go`, `DirectRouting`). Costs a request a peer.
+/// (flannel `pkg/ip/iface.go`, `DirectRouting`). Costs a request a peer, many at a time.
 pub(super) fn on_link(
     netlink: &mut Netlink,
     uplink: &Uplink,
-    peers: impl Iterator<Item = IpAddr>,
+    peers: &[IpAddr],
 ) -> Result<BTreeSet<IpAddr>, NetlinkError> {
-    let mut found = BTreeSet::new();
-    for peer in peers {
-        let way = netlink.lookup(peer)?;
-        if way.is_some_and(|way| way.device == uplink.index && way.gateway.is_none()) {
-            found.insert(peer);
-        }
-    }
-    Ok(found)
+    let is_on_link = |way: Lookup| way.device == uplink.index && way.gateway.is_none();
+    let ways = peers.iter().zip(netlink.lookup_all(peers)?);
+    Ok(ways.filter(|(_, way)| way.is_some_and(is_on_link)).map(|(peer, _)| *peer).collect())
 }
 
 /// Forgets the neighbours that were kept for us, but for those that are needed, and returns them. The kernel resolves

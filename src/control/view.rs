@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Sum;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -61,9 +62,9 @@ pub struct View {
     pub pods: Vec<PodView>,
     /// The remote nodes that can be reached through the uplink now. Packets for other nodes are
     /// left to the kernel path.
-    pub remotes: Vec<RemoteView>,
+    pub remotes: Arc<Vec<RemoteView>>,
     /// The outer source addresses of all peers, reached or not.
-    pub vteps: BTreeSet<IpAddr>,
+    pub vteps: Arc<BTreeSet<IpAddr>>,
     /// Whether tunnel packets from elsewhere are dropped.
     pub known_vteps_only: bool,
     /// Whether workers take what comes for pods without the tunnel.

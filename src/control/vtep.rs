@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -80,7 +81,7 @@ impl Vtep {
     }
 
     /// The underlay addresses of the peers' ends of tunnels that we have an end of too.
-    pub fn ends_used(&self, peers: &[Peer]) -> Vec<IpAddr> {
+    pub fn ends_used(&self, peers: &[Arc<Peer>]) -> Vec<IpAddr> {
         let tunnels = 1 + usize::from(self.second.is_some());
         peers.iter().flat_map(|peer| peer.ends().take(tunnels)).map(|end| end.underlay).collect()
     }
@@ -110,7 +111,7 @@ impl Kernel {
         let local: BTreeSet<IpAddr> = local.iter().map(|local| local.address.addr()).collect();
         check_underlay(config, &local, "node.underlay", underlay)?;
         let mac = config.node.vtep_mac.unwrap_or_else(|| derive_vtep_mac(underlay));
-        check_peers(TunnelEnd { underlay, mac }, config.peers.iter().map(|peer| (peer, peer.first())))?;
+        check_peers(TunnelEnd { underlay, mac }, config.peers.iter().map(|peer| (&**peer, peer.first())))?;
         let (second, no_second) = match second(config, &uplink, &local) {
             Ok(second) => (second, None),
             Err(error) => (None, Some(error.to_string())),
@@ -128,8 +129,8 @@ impl Kernel {
     /// The peers' ends of tunnels that are to be reached without one, by underlay address.
     fn direct(&mut self, config: &Config, uplink: &Uplink) -> Result<BTreeSet<IpAddr>, KernelError> {
         let peers = config.peers.iter().filter(|_| config.vxlan.direct_routing);
-        let underlays = peers.flat_map(Peer::ends).map(|end| end.underlay);
-        underlay::on_link(&mut self.netlink, uplink, underlays).map_err(request("look up the ways to the peers"))
+        let underlays: Vec<IpAddr> = peers.flat_map(|peer| peer.ends()).map(|end| end.underlay).collect();
+        underlay::on_link(&mut self.netlink, uplink, &underlays).map_err(request("look up the ways to the peers"))
     }
 
     fn uplink(&mut self, name: &str) -> Result<Uplink, KernelError> {
@@ -161,7 +162,7 @@ fn second(config: &Config, uplink: &Uplink, local: &BTreeSet<IpAddr>) -> Result<
     check_underlay(config, local, "node.underlay6", underlay)?;
     let mac = config.node.vtep_mac6.unwrap_or_else(|| derive_vtep_mac(underlay));
     let end = TunnelEnd { underlay, mac };
-    check_peers(end, config.peers.iter().filter_map(|peer| Some((peer, peer.second?))))?;
+    check_peers(end, config.peers.iter().filter_map(|peer| Some((&**peer, peer.second?))))?;
     Ok(Some(end))
 }
 

@@ -6,8 +6,6 @@
 mod poptrie;
 mod publish;
 
-use std::collections::BTreeMap;
-
 use ipnet::IpNet;
 
 use crate::ids::{IfIndex, PodId};
@@ -66,8 +64,17 @@ impl Default for Fib {
 impl Fib {
     /// Builds the table. Host bits of a prefix are ignored; of equal prefixes the last one counts.
     pub fn build(routes: impl IntoIterator<Item = (IpNet, NextHop)>) -> Self {
-        let routes: BTreeMap<_, _> = routes.into_iter().map(|(net, hop)| (net.trunc(), hop)).collect();
-        let nets = || routes.keys().zip(0..);
+        let mut routes: Vec<_> = routes.into_iter().map(|(net, hop)| (net.trunc(), hop)).collect();
+        // Next hops are large: they are moved once. Equal prefixes stay in their order.
+        routes.sort_by_cached_key(|(net, _)| *net);
+        routes.dedup_by(|later, earlier| {
+            let is_same = later.0 == earlier.0;
+            if is_same {
+                std::mem::swap(later, earlier);
+            }
+            is_same
+        });
+        let nets = || routes.iter().map(|(net, _)| net).zip(0..);
         let v4 = Poptrie::build(nets().filter_map(|(net, index)| match net {
             IpNet::V4(net) => Some((net.addr().to_bits(), net.prefix_len(), index)),
             IpNet::V6(_) => None,
@@ -76,7 +83,7 @@ impl Fib {
             IpNet::V6(net) => Some((net.addr().to_bits(), net.prefix_len(), index)),
             IpNet::V4(_) => None,
         }));
-        Self { v4, v6, routes: routes.into_iter().collect() }
+        Self { v4, v6, routes }
     }
 
     /// The next hop for an IPv4 destination in host order.

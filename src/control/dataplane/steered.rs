@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -13,9 +13,20 @@ use crate::steer::{PodPath, Steer, SteerError};
 #[derive(Debug, Default)]
 pub struct Steered {
     locals: BTreeMap<IpAddr, Local>,
-    remotes: BTreeMap<IpNet, u16>,
+    remotes: HashMap<IpNet, u16>,
     vteps: BTreeSet<IpAddr>,
     devices: BTreeSet<IfIndex>,
+}
+
+/// What the programs are to be told of other nodes: each prefix and the largest packet that it takes. Of a large cluster
+/// it is much.
+#[derive(Debug)]
+pub struct Prefixes(HashMap<IpNet, u16>);
+
+impl Prefixes {
+    pub fn of(remotes: &[RemoteView]) -> Self {
+        Self(remotes.iter().flat_map(|remote| remote.prefixes.iter().map(|prefix| (*prefix, remote.mtu))).collect())
+    }
 }
 
 /// A pod as the programs know it by one of its addresses.
@@ -24,8 +35,8 @@ type Local = (LocalPod, PodPath);
 impl Steered {
     /// Stops steering what is gone or changed; a pod that only takes another path stays known, or what it sends would be
     /// taken for forged. Goes on after an error and returns the first.
-    pub fn withdraw(&mut self, steer: &mut Steer, view: &View) -> Result<(), SteerError> {
-        let (locals, remotes, devices) = (addresses(&view.pods), prefixes(&view.remotes), devices(&view.pods));
+    pub fn withdraw(&mut self, steer: &mut Steer, view: &View, Prefixes(remotes): &Prefixes) -> Result<(), SteerError> {
+        let (locals, devices) = (addresses(&view.pods), devices(&view.pods));
         let mut result = Ok(());
         self.locals.retain(|address, (pod, _)| {
             locals.get(address) == Some(pod) || !note(&mut result, steer.remove_local(*address))
@@ -39,9 +50,9 @@ impl Steered {
 
     /// Steers what is new or changed: all of a pod's addresses are known before its frames are judged by them. Goes on
     /// after an error and returns the first.
-    pub fn extend(&mut self, steer: &mut Steer, view: &View) -> Result<(), SteerError> {
+    pub fn extend(&mut self, steer: &mut Steer, view: &View, Prefixes(remotes): &Prefixes) -> Result<(), SteerError> {
         let mut result = Ok(());
-        for vtep in &view.vteps {
+        for vtep in &*view.vteps {
             if !self.vteps.contains(vtep) && note(&mut result, steer.add_vtep(*vtep)) {
                 self.vteps.insert(*vtep);
             }
@@ -62,9 +73,9 @@ impl Steered {
                 self.devices.insert(device);
             }
         }
-        for (prefix, mtu) in prefixes(&view.remotes) {
-            if self.remotes.get(&prefix) != Some(&mtu) && note(&mut result, steer.add_remote(prefix, mtu)) {
-                self.remotes.insert(prefix, mtu);
+        for (prefix, mtu) in remotes {
+            if self.remotes.get(prefix) != Some(mtu) && note(&mut result, steer.add_remote(*prefix, *mtu)) {
+                self.remotes.insert(*prefix, *mtu);
             }
         }
         result
@@ -94,10 +105,6 @@ fn known(pods: &[PodView], locals: &BTreeMap<IpAddr, Local>) -> BTreeSet<IfIndex
     let is_its_own = |pod: &PodView, address: &IpAddr| locals.get(address).is_some_and(|(known, _)| *known == pod.pod);
     let is_known = |pod: &&PodView| pod.addresses.iter().all(|address| is_its_own(pod, address));
     pods.iter().filter(is_known).map(|pod| pod.pod.ifindex).collect()
-}
-
-fn prefixes(remotes: &[RemoteView]) -> BTreeMap<IpNet, u16> {
-    remotes.iter().flat_map(|remote| remote.prefixes.iter().map(|prefix| (*prefix, remote.mtu))).collect()
 }
 
 #[cfg(test)]

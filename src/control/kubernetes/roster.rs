@@ -1,6 +1,7 @@
 //! The nodes of the cluster as last heard of, and what they come to for this one. Pure: no clock, no network.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::announce::Announcement;
 use super::flannel::{self, Keys};
@@ -21,7 +22,7 @@ pub struct Roster {
 struct Entry {
     node: Object,
     /// As a peer; `None` while it does not take part, an error when what it says cannot be understood.
-    peer: Result<Option<Peer>, String>,
+    peer: Result<Option<Arc<Peer>>, String>,
 }
 
 /// What a roster comes to.
@@ -47,6 +48,7 @@ impl Roster {
             return false;
         }
         let peer = if node.name == self.own_name { Ok(None) } else { flannel::peer(&node, &self.net_conf) };
+        let peer = peer.map(|peer| peer.map(Arc::new));
         self.nodes.insert(node.name.clone(), Entry { node, peer });
         true
     }
@@ -88,7 +90,7 @@ impl Roster {
             gbp: self.net_conf.gbp,
             underlay_mtu: self.net_conf.mtu,
             underlay_is_ipv6: self.net_conf.underlay_is_ipv6(),
-            peers: peers.into_iter().map(|(_, peer)| peer.clone()).collect(),
+            peers: peers.into_iter().map(|(_, peer)| Arc::clone(peer)).collect(),
         };
         Cluster { own, members, problems, nodes: self.nodes.len() }
     }
@@ -97,7 +99,7 @@ impl Roster {
     fn own_node(
         &self,
         announced: Option<&Announcement>,
-        peers: &[(&Object, &Peer)],
+        peers: &[(&Object, &Arc<Peer>)],
         problems: &mut Vec<String>,
     ) -> Result<OwnNode, String> {
         let name = &self.own_name;
@@ -139,7 +141,7 @@ impl Roster {
         &self,
         own: &Object,
         announced: Option<&Announcement>,
-        peers: &[(&Object, &Peer)],
+        peers: &[(&Object, &Arc<Peer>)],
         problems: &mut Vec<String>,
     ) -> (Mac, Option<Mac>) {
         let of_name = || (0_u32..).map(|nth| hashed_mac(format!("{}/{nth}", self.own_name).as_bytes()));
@@ -147,31 +149,30 @@ impl Roster {
             let announced = announced.and_then(|announcement| announcement.end(keys)).map(|end| end.mac);
             announced.or_else(|| flannel::vtep_mac(own, keys).filter(|mac| mac.is_unicast()))
         };
-        let mut choose = |taken: HashMap<Mac, &str>, present: Option<Mac>, first: Option<Mac>| {
-            if let Some((mac, other)) = present.and_then(|mac| Some((mac, taken.get(&mac)?))) {
+        let goes_before = |node: &Object| !flannel::is_podwire(node) || rank(node) < rank(own);
+        let others = || peers.iter().filter(|(node, _)| goes_before(node));
+        let mut choose = |mac_of: fn(&Peer) -> Option<Mac>, present: Option<Mac>, first: Option<Mac>| {
+            let taken = |mac: Mac| others().find(|(_, peer)| mac_of(peer) == Some(mac)).map(|(node, _)| &node.name);
+            if let Some((mac, other)) = present.and_then(|mac| Some((mac, taken(mac)?))) {
                 problems.push(format!(
                     "the VTEP MAC {mac} of this node is that of node {other} too; this node takes another one"
                 ));
             }
             let mut candidates = present.into_iter().chain(first).chain(of_name());
-            candidates.find(|mac| !taken.contains_key(mac)).unwrap_or_default()
+            candidates.find(|mac| taken(*mac).is_none()).unwrap_or_default()
         };
-        let goes_before = |node: &Object| !flannel::is_podwire(node) || rank(node) < rank(own);
-        let others = || peers.iter().filter(|(node, _)| goes_before(node));
         let was = present(flannel::keys(&self.net_conf));
-        let taken = others().map(|(node, peer)| (peer.vtep_mac, node.name.as_str())).collect();
-        let first = choose(taken, was, None);
+        let first = choose(|peer| Some(peer.vtep_mac), was, None);
         let second = flannel::second_keys(&self.net_conf).map(|keys| {
             let stays = was.is_none_or(|was| was == first);
-            let taken = others().filter_map(|(node, peer)| Some((peer.second?.mac, node.name.as_str()))).collect();
-            choose(taken, present(keys).filter(|_| stays), Some(first))
+            choose(|peer| peer.second.map(|end| end.mac), present(keys).filter(|_| stays), Some(first))
         });
         (first, second)
     }
 
     /// What pods of other nodes cannot be reached although their nodes take part: IPv6 to Flannel's nodes takes a second
     /// VTEP at both ends.
-    fn unreached(&self, peers: &[(&Object, &Peer)]) -> Option<String> {
+    fn unreached(&self, peers: &[(&Object, &Arc<Peer>)]) -> Option<String> {
         let keys = flannel::second_keys(&self.net_conf)?;
         let says = |key| self.own().is_some_and(|own| own.annotation(key).is_some());
         let is_without = says(flannel::V4.data) && !says(keys.data);
@@ -259,7 +260,7 @@ mod tests {
         let old = published(node("z", 1, "10.244.0.0/24"), "192.168.1.4", "02:00:00:00:00:04", true);
         let young = published(node("b", 2, "10.244.0.0/24"), "192.168.1.3", "02:00:00:00:00:03", true);
         let cluster = roster([node("a", 3, "10.244.1.0/24"), young, old]).cluster(None);
-        let names: Vec<_> = cluster.members.peers.into_iter().map(|peer| peer.name).collect();
+        let names: Vec<_> = cluster.members.peers.iter().map(|peer| peer.name.clone()).collect();
         assert_eq!((names, cluster.nodes), (vec!["z".to_owned(), "b".to_owned()], 3));
     }
 

@@ -3,8 +3,8 @@
 use std::io;
 
 use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
-    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, Parseable,
+    ErrorMessage, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, Parseable,
 };
 use netlink_sys::{Socket, SocketAddr};
 
@@ -88,22 +88,24 @@ impl Channel {
         self.answer()
     }
 
-    /// Sends requests that are acknowledged, many at a time; the kernel carries them out in order, whatever becomes of
-    /// those before. Returns what became of each.
-    pub fn ask_all<M>(&mut self, requests: Vec<(M, u16)>) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError>
+    /// Sends requests that get one answer each, many at a time; the kernel carries them out in order, whatever becomes of
+    /// those before. Returns the answer to each, as [`Channel::ask`] does.
+    pub fn ask_all<M>(
+        &mut self,
+        requests: impl IntoIterator<Item = (M, u16)>,
+    ) -> Result<Vec<Result<Option<M>, NetlinkError>>, NetlinkError>
     where
         M: NetlinkSerializable + NetlinkDeserializable,
     {
-        let mut results = Vec::with_capacity(requests.len());
+        let mut results = Vec::new();
         let mut requests = requests.into_iter().peekable();
         while requests.peek().is_some() {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Vec::new();
             let sent = requests.by_ref().take(BATCH);
-            let count =
-                sent.map(|(message, flags)| self.put(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags)).count();
+            let count = sent.map(|(message, flags)| self.put(&mut bytes, message, NLM_F_REQUEST | flags)).count();
             self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-            results.extend(self.acknowledgements::<M>(first, count)?);
+            results.extend(self.answers(first, count)?);
         }
         Ok(results)
     }
@@ -142,12 +144,12 @@ impl Channel {
         request.serialize(&mut bytes[begin..]);
     }
 
-    /// What became of `count` requests, of which the first had the sequence number `first`.
-    fn acknowledgements<M: NetlinkDeserializable>(
+    /// The first answers to `count` requests, of which the first had the sequence number `first`.
+    fn answers<M: NetlinkDeserializable>(
         &mut self,
         first: u32,
         count: usize,
-    ) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
+    ) -> Result<Vec<Result<Option<M>, NetlinkError>>, NetlinkError> {
         let mut results: Vec<_> = std::iter::repeat_with(|| None).take(count).collect();
         let mut awaited = count;
         while awaited > 0 {
@@ -156,7 +158,10 @@ impl Channel {
                 let Message { sequence, answer } = message?;
                 let place = usize::try_from(sequence.wrapping_sub(first)).ok().and_then(|at| results.get_mut(at));
                 if let Some(result @ None) = place {
-                    *result = Some(answer.map(drop));
+                    *result = Some(answer.and_then(|answer| match answer {
+                        Answer::Object(object, _) => object.map(Some),
+                        Answer::End => Ok(None),
+                    }));
                     awaited -= 1;
                 }
             }

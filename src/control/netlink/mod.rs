@@ -72,7 +72,9 @@ impl Netlink {
     /// Asks for changes, many at a time; the kernel makes them in order, whatever becomes of those before. Returns what
     /// became of each.
     pub fn change_all(&mut self, requests: Vec<Request>) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
-        self.channel.ask_all(requests.into_iter().map(|request| (request.message, request.flags)).collect())
+        let requests = requests.into_iter().map(|request| (request.message, NLM_F_ACK | request.flags));
+        let answers = self.channel.ask_all(requests)?;
+        Ok(answers.into_iter().map(|answer| answer.map(drop)).collect())
     }
 
     /// Has one change made, and waits until it is.

@@ -98,8 +98,14 @@ impl Netlink {
 
     /// How a packet to `destination` would leave; `None` when there is no way.
     pub fn lookup(&mut self, destination: IpAddr) -> Result<Option<Lookup>, NetlinkError> {
-        let found = self.route_to(destination)?.filter(|route| route.header.kind == RouteType::Unicast);
-        Ok(found.and_then(|route| Some(Lookup { device: device(&route)?, gateway: gateway(&route) })))
+        Ok(self.route_to(destination)?.as_ref().and_then(way))
+    }
+
+    /// The same for each of many destinations, in order.
+    pub fn lookup_all(&mut self, destinations: &[IpAddr]) -> Result<Vec<Option<Lookup>>, NetlinkError> {
+        let answers = self.channel.ask_all(destinations.iter().map(|destination| (question(*destination), 0)))?;
+        let ways = answers.into_iter().map(|answer| Ok(found(answer)?.as_ref().and_then(way)));
+        ways.collect()
     }
 
     /// Whether the node takes a packet to `destination` for its own.
@@ -108,16 +114,34 @@ impl Netlink {
     }
 
     fn route_to(&mut self, destination: IpAddr) -> Result<Option<RouteMessage>, NetlinkError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(destination.is_ipv6());
-        message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
-        message.attributes.push(RouteAttribute::Destination(destination.into()));
-        match self.query(RouteNetlinkMessage::GetRoute(message)) {
-            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(Some(route)),
-            Ok(_) | Err(NetlinkError::Refused { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        found(self.query(question(destination)))
     }
+}
+
+/// Asks how a packet to `destination` would leave.
+fn question(destination: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination.is_ipv6());
+    message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
+    message.attributes.push(RouteAttribute::Destination(destination.into()));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// What the answer says: a refusal says that there is no way.
+fn found(answer: Result<Option<RouteNetlinkMessage>, NetlinkError>) -> Result<Option<RouteMessage>, NetlinkError> {
+    match answer {
+        Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(Some(route)),
+        Ok(_) | Err(NetlinkError::Refused { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// How a packet leaves by a route, if it is sent to one place.
+fn way(route: &RouteMessage) -> Option<Lookup> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    Some(Lookup { device: device(route)?, gateway: gateway(route) })
 }
 
 /// The beginning of any message about the route for `destination` in `table`.

@@ -255,7 +255,6 @@ impl Prober {
             self.peers.iter().enumerate().map(move |(index, (target, _))| (of(target), index)).collect()
         };
         (self.by_address, self.by_underlay) = (index(|target| target.address), index(|target| target.underlay));
-        self.next = 0;
     }
 
     /// How long it takes until each peer has had its turn.
@@ -376,6 +375,8 @@ fn target(peer: &config::Peer, vtep: &Vtep, addresses: &[IpAddr]) -> Option<Targ
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::wire::Mac;
 
@@ -415,6 +416,18 @@ mod tests {
         for n in 0..7 {
             assert_eq!(turns.iter().filter(|name| **name == format!("peer-{n}")).count(), 4);
         }
+    }
+
+    #[test]
+    fn each_peer_has_its_turn_however_often_others_come_and_go() {
+        let (mut prober, now) = (prober(7, Duration::from_millis(200)), Instant::now());
+        let targets: Vec<_> = prober.peers.iter().map(|(target, _)| target.clone()).collect();
+        let mut seen = HashSet::new();
+        for goes in [6, 5, 6, 5] {
+            prober.take(targets.iter().take(goes).cloned().collect());
+            seen.extend(prober.turn(now).into_iter().map(|(name, _)| name));
+        }
+        assert!((0..5).all(|n| seen.contains(&format!("peer-{n}"))), "{seen:?}");
     }
 
     #[test]
