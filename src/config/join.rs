@@ -74,7 +74,7 @@ impl Config {
             None => (None, None),
         };
 
-        let mut claims = Claims::new(members, own_addresses);
+        let mut claims = Claims::new(own, members, own_addresses);
         claims.take_own(&self.node.name, &config.node, own.underlay)?;
         let mut left_out = Vec::new();
         for peer in &members.peers {
@@ -115,12 +115,16 @@ struct Claims<'m> {
     macs: HashMap<Mac, &'m str>,
     /// Of the second tunnel.
     second_macs: HashMap<Mac, &'m str>,
-    /// Apart from each other, by family and first address.
-    ranges: BTreeMap<(bool, u128), (IpNet, &'m str)>,
+    /// Only if some of those that are asked for overlap.
+    ranges: Option<Ranges<'m>>,
 }
 
+/// Ranges apart from each other, each with its node, by family and first address.
+type Ranges<'m> = BTreeMap<(bool, u128), (IpNet, &'m str)>;
+
 impl<'m> Claims<'m> {
-    fn new(members: &'m Members, own_addresses: &'m BTreeSet<IpAddr>) -> Self {
+    fn new(own: &OwnNode, members: &'m Members, own_addresses: &'m BTreeSet<IpAddr>) -> Self {
+        let ranges = members.peers.iter().flat_map(|peer| &peer.pod_cidrs).chain(&own.pod_cidrs);
         let nodes = members.peers.len() + 1;
         Self {
             members,
@@ -128,7 +132,7 @@ impl<'m> Claims<'m> {
             underlays: HashMap::with_capacity(nodes),
             macs: HashMap::with_capacity(nodes),
             second_macs: HashMap::new(),
-            ranges: BTreeMap::new(),
+            ranges: (!are_apart(ranges)).then(Ranges::new),
         }
     }
 
@@ -150,7 +154,8 @@ impl<'m> Claims<'m> {
     }
 
     fn take_ranges(&mut self, name: &'m str, ranges: &[IpNet]) {
-        self.ranges.extend(ranges.iter().map(|range| (start(range), (*range, name))));
+        let claims = ranges.iter().map(|range| (start(range), (*range, name)));
+        self.ranges.iter_mut().for_each(|taken| taken.extend(claims.clone()));
     }
 
     /// Why a peer cannot be one, if so.
@@ -218,12 +223,20 @@ impl<'m> Claims<'m> {
     fn overlapping(&self, range: &IpNet) -> Option<&(IpNet, &'m str)> {
         let (is_ipv6, first) = start(range);
         let end = (is_ipv6, to_bits(range.broadcast()));
-        let (_, last) = self.ranges.range((is_ipv6, 0)..=end).next_back()?;
+        let ranges = self.ranges.as_ref()?;
+        let (_, last) = ranges.range((is_ipv6, 0)..=end).next_back()?;
         if last.0.contains(range) {
             return Some(last);
         }
-        self.ranges.range((is_ipv6, first)..=end).next().map(|(_, claim)| claim)
+        ranges.range((is_ipv6, first)..=end).next().map(|(_, claim)| claim)
     }
+}
+
+/// Whether no two ranges overlap, as in nearly every cluster: to look for each range's place takes much longer.
+fn are_apart<'r>(ranges: impl Iterator<Item = &'r IpNet>) -> bool {
+    let mut ranges: Vec<_> = ranges.map(|range| (start(range), to_bits(range.broadcast()))).collect();
+    ranges.sort_unstable();
+    ranges.windows(2).all(|pair| pair[0].0.0 != pair[1].0.0 || pair[0].1 < pair[1].0.1)
 }
 
 fn check_mac(taken: &HashMap<Mac, &str>, mac: Mac) -> Result<(), String> {

@@ -86,6 +86,21 @@ impl Announcement {
     }
 }
 
+/// What the API makes of a patch of ours.
+#[cfg(any(test, fuzzing))]
+pub(super) fn patched(own: &Object, patch: &Value) -> Object {
+    let mut own = own.clone();
+    let annotations = patch["metadata"]["annotations"].as_object().expect("annotations");
+    for (key, value) in annotations {
+        match value.as_str() {
+            Some(value) => own.annotations.insert(key.clone(), value.to_owned()),
+            None => own.annotations.remove(key),
+        };
+    }
+    own.is_available |= patch["status"]["conditions"][0]["status"] == "False";
+    own
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,20 +118,6 @@ mod tests {
 
     fn own() -> Object {
         Object { name: "a".into(), pod_cidrs: vec!["10.244.1.0/24".into()], ..Object::default() }
-    }
-
-    /// What the API makes of the patch.
-    fn patched(own: &Object, patch: &Value) -> Object {
-        let mut own = own.clone();
-        let annotations = patch["metadata"]["annotations"].as_object().unwrap();
-        for (key, value) in annotations {
-            match value.as_str() {
-                Some(value) => own.annotations.insert(key.clone(), value.to_owned()),
-                None => own.annotations.remove(key),
-            };
-        }
-        own.is_available |= patch["status"]["conditions"][0]["status"] == "False";
-        own
     }
 
     #[test]

@@ -150,9 +150,9 @@ impl Roster {
             announced.or_else(|| flannel::vtep_mac(own, keys).filter(|mac| mac.is_unicast()))
         };
         let goes_before = |node: &Object| !flannel::is_podwire(node) || rank(node) < rank(own);
-        let others = || peers.iter().filter(|(node, _)| goes_before(node));
         let mut choose = |mac_of: fn(&Peer) -> Option<Mac>, present: Option<Mac>, first: Option<Mac>| {
-            let taken = |mac: Mac| others().find(|(_, peer)| mac_of(peer) == Some(mac)).map(|(node, _)| &node.name);
+            let has_it = |mac, (node, peer): &&(&Object, &Arc<Peer>)| mac_of(peer) == Some(mac) && goes_before(node);
+            let taken = |mac| peers.iter().find(|other| has_it(mac, other)).map(|(node, _)| &node.name);
             if let Some((mac, other)) = present.and_then(|mac| Some((mac, taken(mac)?))) {
                 problems.push(format!(
                     "the VTEP MAC {mac} of this node is that of node {other} too; this node takes another one"

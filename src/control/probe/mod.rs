@@ -241,13 +241,13 @@ impl Prober {
 
     /// Probes these peers from now on.
     fn take(&mut self, targets: Vec<Target>) {
-        let mut known: HashMap<IpAddr, (Target, Record)> =
-            self.peers.drain(..).map(|(target, record)| (target.underlay, (target, record))).collect();
-        let is_same =
-            |before: &Target, target: &Target| (&before.name, before.address) == (&target.name, target.address);
+        let mut known: Vec<_> = self.peers.drain(..).map(Some).collect();
+        let mut record_of = |target: &Target| {
+            let (before, record) = known.get_mut(*self.by_underlay.get(&target.underlay)?)?.take()?;
+            ((&before.name, before.address) == (&target.name, target.address)).then_some(record)
+        };
         let with_record = |target: Target| {
-            let before = known.remove(&target.underlay).filter(|(before, _)| is_same(before, &target));
-            let record = before.map_or_else(Record::default, |(_, record)| record);
+            let record = record_of(&target).unwrap_or_default();
             (target, record)
         };
         self.peers = targets.into_iter().map(with_record).collect();
