@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(2);
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
     #[error(
-        "there is no program `nft`: nothing is masqueraded, and sources that pods forge are not dropped on the kernel path; install the package nftables"
+        "there is no program `nft`: nothing is masqueraded, and the kernel path lets forged sources and strangers' tunnels pass; install the package nftables"
     )]
     NoTool,
     #[error("cannot {act} the nftables table {FAMILY} {TABLE}: {text}")]

@@ -38,7 +38,7 @@ pub use screen::Screen;
 pub use site::{Host, Peer, Pod, Switch, Wire, cable};
 pub use stream::{Deliveries, Delivery, Flow, RATE, stream_at, stream_during};
 pub use traffic::*;
-pub use trial::{Noticed, figures, notice, since};
+pub use trial::{Noticed, figures, losses, notice, since};
 pub use trickle::{Connections, Fared};
 
 /// Whether the laboratory can be built; says so when not, in the words that `scripts/test` counts.

@@ -1,11 +1,14 @@
 //! What pods of two podwire nodes notice of an event: a stream each way and a few TCP connections go on through it.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use podwire::control::api::{Reply, Request, Stats};
 use podwire::control::client;
 use podwire::control::view::Counters;
+use podwire::counters::DropReason;
+use podwire::steer::{Outcome, Verdict};
 
 use super::cluster::Cluster;
 use super::podwire_node::PodwireNode;
@@ -80,6 +83,22 @@ pub fn since(after: Counters, before: &Counters) -> Counters {
         (grown > 0).then_some((label, grown))
     };
     after.into_iter().filter_map(grown).collect()
+}
+
+/// Those counters that tell of packets lost, each packet in one.
+pub fn losses(mut counters: Counters) -> Counters {
+    // Part of `claims_lost`, but counted at once.
+    let hub = counters.remove("hub_lost").unwrap_or(0);
+    let claims = counters.remove("claims_lost").unwrap_or(0);
+    let reasons = DropReason::ALL.iter().map(|reason| reason.label().to_owned());
+    let dropped = Verdict::ALL.iter().filter(|verdict| verdict.outcome() == Outcome::Dropped);
+    let verdicts = dropped.flat_map(|v| ["nic_steer", "pod_steer"].map(|program| format!("{program} {}", v.label())));
+    let losses: BTreeSet<_> = reasons.chain(verdicts).chain(["uplink_lost".to_owned()]).collect();
+    counters.retain(|label, _| losses.contains(label));
+    if hub.max(claims) > 0 {
+        counters.insert("claims_lost".to_owned(), hub.max(claims));
+    }
+    counters
 }
 
 /// Whether both nodes carry nearly all of two streams by the path of their mode.

@@ -1,20 +1,17 @@
 //! One turn: an event, then a quiet time.
 
-use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use podwire::control::api::{DataplaneState, Path};
-use podwire::control::view::Counters;
-use podwire::counters::DropReason;
-use podwire::steer::{Outcome as Fate, Verdict};
 
 use super::Plan;
 use super::event::Event;
 use super::inventory::anonymous_kib;
 use super::outcome::{Passage, Turn};
 use crate::harness::{
-    Cluster, Connections, Flow, Pod, PodwireNode, figures, pings, since, stream_at, tcp_transfer, udp_echo, wait_until,
+    Cluster, Connections, Flow, Pod, PodwireNode, figures, losses, pings, since, stream_at, tcp_transfer, udp_echo,
+    wait_until,
 };
 
 /// How long streams run before an event.
@@ -121,20 +118,4 @@ fn mixed(one: &Pod, other: &Pod) -> Vec<String> {
         }
     }
     failures
-}
-
-/// Those counters that tell of packets lost, each packet in one.
-fn losses(mut counters: Counters) -> Counters {
-    // Part of `claims_lost`, but counted at once.
-    let hub = counters.remove("hub_lost").unwrap_or(0);
-    let claims = counters.remove("claims_lost").unwrap_or(0);
-    let reasons = DropReason::ALL.iter().map(|reason| reason.label().to_owned());
-    let dropped = Verdict::ALL.iter().filter(|verdict| verdict.outcome() == Fate::Dropped);
-    let verdicts = dropped.flat_map(|v| ["nic_steer", "pod_steer"].map(|program| format!("{program} {}", v.label())));
-    let losses: BTreeSet<_> = reasons.chain(verdicts).chain(["uplink_lost".to_owned()]).collect();
-    counters.retain(|label, _| losses.contains(label));
-    if hub.max(claims) > 0 {
-        counters.insert("claims_lost".to_owned(), hub.max(claims));
-    }
-    counters
 }

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use clap::Parser;
-use harness::{Delivery, Flow, histogram, is_root, stream_during};
+use harness::{Delivery, Flow, figures, histogram, is_root, losses, since, stream_during};
 use podwire::control::api::ChangeTimes;
+use podwire::control::view::Counters;
 use serde::Serialize;
 
 use crate::site::Site;
@@ -85,6 +86,8 @@ struct Churn {
     cores: f64,
     /// Between a pod of the node and one of a node that did not change, out and back.
     streams: Vec<Delivery>,
+    /// What the node counted as lost of its pods' packets, by reason.
+    counted: Counters,
 }
 
 /// What the server was asked for in all.
@@ -180,7 +183,7 @@ fn one_by_one(site: &mut Site, changes: u16) -> Percentiles {
 
 fn churn(site: &mut Site, arguments: &Arguments) -> Churn {
     let [near, far] = site.pods();
-    let cpu = site.cpu_time();
+    let (cpu, before) = (site.cpu_time(), figures(site.node()));
     let (mut seconds, mut settled) = (0.0, Duration::ZERO);
     let changes = arguments.rate * arguments.seconds;
     let flows = [Flow::v4(&near, &far), Flow::v4(&far, &near)];
@@ -196,7 +199,8 @@ fn churn(site: &mut Site, arguments: &Arguments) -> Churn {
         settled = site.settle();
     });
     let cores = site.cpu_time().saturating_sub(cpu).as_secs_f64() / (seconds + settled.as_secs_f64());
-    Churn { changes, seconds, settled_ms: settled.as_millis(), cores, streams: deliveries.streams }
+    let counted = losses(since(figures(site.node()), &before));
+    Churn { changes, seconds, settled_ms: settled.as_millis(), cores, streams: deliveries.streams, counted }
 }
 
 fn print(figures: &Figures) {
@@ -224,6 +228,9 @@ fn print(figures: &Figures) {
             "  {way:4}  {} packets, {} lost, longest gap {:.1} ms",
             stream.sent, stream.lost, stream.network_gap_ms
         );
+    }
+    for (reason, packets) in &churn.counted {
+        println!("  the node counted {packets} lost: {reason}");
     }
     let Requests { pages, watches, patches, config_maps, while_idle } = requests;
     println!(

@@ -211,7 +211,7 @@ impl Site {
         Duration::from_nanos(run_ns.sum())
     }
 
-    fn node(&self) -> &PodwireNode {
+    pub fn node(&self) -> &PodwireNode {
         self.node.as_ref().expect("the daemon was started")
     }
 
