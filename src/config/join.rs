@@ -154,8 +154,9 @@ impl<'m> Claims<'m> {
     }
 
     fn take_ranges(&mut self, name: &'m str, ranges: &[IpNet]) {
-        let claims = ranges.iter().map(|range| (start(range), (*range, name)));
-        self.ranges.iter_mut().for_each(|taken| taken.extend(claims.clone()));
+        if let Some(taken) = &mut self.ranges {
+            taken.extend(ranges.iter().map(|range| (start(range), (*range, name))));
+        }
     }
 
     /// Why a peer cannot be one, if so.
@@ -232,7 +233,7 @@ impl<'m> Claims<'m> {
     }
 }
 
-/// Whether no two ranges overlap, as in nearly every cluster: to look for each range's place takes much longer.
+/// Whether no two ranges overlap, as in nearly every cluster: then none has to be looked for among the others.
 fn are_apart<'r>(ranges: impl Iterator<Item = &'r IpNet>) -> bool {
     let mut ranges: Vec<_> = ranges.map(|range| (start(range), to_bits(range.broadcast()))).collect();
     ranges.sort_unstable();
@@ -400,6 +401,14 @@ mod tests {
             joined.left_out,
             ["node c is left out: its pod range 10.244.0.0/24 overlaps 10.244.0.0/24 of node b"]
         );
+    }
+
+    #[test]
+    fn a_node_that_is_left_out_takes_no_range_from_others() {
+        let unfit = Peer { vtep_mac: Mac([1, 0, 0, 0, 0, 1]), ..peer("b", 3, "10.244.0.0/24") };
+        let joined = join(FILE, &own(), &members([unfit, peer("c", 4, "10.244.0.0/25")])).unwrap();
+        let names: Vec<_> = joined.config.peers.iter().map(|peer| peer.name.as_str()).collect();
+        assert_eq!((names, joined.left_out.len()), (vec!["c"], 1));
     }
 
     #[test]

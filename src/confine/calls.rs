@@ -193,6 +193,7 @@ const START: Group = Group {
         SYS_getrusage,
         SYS_sched_getaffinity,
         SYS_sched_setaffinity,
+        SYS_sched_getattr,
         SYS_sched_setattr,
         SYS_capget,
         SYS_capset,

@@ -63,7 +63,7 @@ impl Node {
         let remotes = vtep.into_iter().flat_map(|vtep| peers().flat_map(|peer| self.remotes(peer, vtep)));
         View {
             pods,
-            remotes: Arc::new(remotes.collect()),
+            remotes: remotes.collect(),
             vteps: Arc::new(peers().flat_map(|peer| peer.ends()).map(|end| end.underlay).collect()),
             known_vteps_only: self.config.dataplane.known_vteps_only,
             takes_bare: self.observed.takes_bare,

@@ -144,17 +144,16 @@ impl Node {
         if config == self.config {
             return false;
         }
-        let of_peers = self.put_peers_in_force(&config, now);
-        if of_peers.is_none() {
+        let is_as_wanted = self.put_peers_in_force(&config, now).unwrap_or_else(|| {
             self.put_in_force(config, now);
-        }
+            false
+        });
         if let Some(heard) = heard {
             self.membership.times.note(heard.elapsed());
         }
-        if of_peers.is_some() {
-            self.follow_peers(now);
-        }
-        of_peers != Some(true)
+        // No packet waits for probes.
+        self.follow_peers(now);
+        !is_as_wanted
     }
 
     /// A file's configuration with what is known of the cluster. What is wrong with that is kept.

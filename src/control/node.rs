@@ -230,6 +230,7 @@ impl Node {
     pub fn reconcile(&mut self, now: Instant) {
         // What an earlier daemon has left carries the pods until the ranges are known.
         if self.config.awaits_members() {
+            self.follow_peers(now);
             return self.drive(now);
         }
         self.membership.note_look();

@@ -54,7 +54,7 @@ impl Node {
     /// Has another configuration in force that differs from the present one in peers alone; says whether all is as wanted
     /// now, without a look to follow. `None`, and nothing is done, when it takes a look at everything:
     /// it differs in more, there is no tunnel yet, or the first peer comes, or the last one goes, or some may do without
-    /// the tunnel. Probes are left to [`Node::follow_peers`]: no packet waits for them.
+    /// the tunnel. [`Node::follow_peers`] is left to the caller.
     pub(super) fn put_peers_in_force(&mut self, config: &Config, now: Instant) -> Option<bool> {
         let (vtep, first) = (self.observed.vtep.clone()?, self.kernel.known.tunnel?);
         let second = vtep.second.and(self.kernel.known.second_tunnel);

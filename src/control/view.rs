@@ -62,7 +62,7 @@ pub struct View {
     pub pods: Vec<PodView>,
     /// The remote nodes that can be reached through the uplink now. Packets for other nodes are
     /// left to the kernel path.
-    pub remotes: Arc<Vec<RemoteView>>,
+    pub remotes: Arc<[RemoteView]>,
     /// The outer source addresses of all peers, reached or not.
     pub vteps: Arc<BTreeSet<IpAddr>>,
     /// Whether tunnel packets from elsewhere are dropped.

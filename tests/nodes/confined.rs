@@ -1,6 +1,6 @@
 //! What the daemon has given up of what it could do.
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
@@ -32,20 +32,27 @@ struct Thread {
     /// 2: by a filter (proc(5)).
     seccomp: u32,
     filters: u32,
+    nice: i32,
 }
 
 fn threads(node: &PodwireNode) -> Vec<Thread> {
     let tasks = fs::read_dir(format!("/proc/{}/task", node.daemon().id())).expect("the daemon runs");
-    tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("status")).ok()).map(|s| parse(&s)).collect()
+    let read = |task: DirEntry| {
+        let file = |name| fs::read_to_string(task.path().join(name)).ok();
+        Some(parse(&file("status")?, &file("stat")?))
+    };
+    tasks.flatten().filter_map(read).collect()
 }
 
-fn parse(status: &str) -> Thread {
+fn parse(status: &str, stat: &str) -> Thread {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
     };
     let set = |name: &str| u64::from_str_radix(field(name), 16).expect("hexadecimal");
     let number = |name: &str| field(name).parse().expect("a number");
+    // The third field follows on the name.
+    let nice = stat.rsplit(") ").next().and_then(|fields| fields.split(' ').nth(16));
     Thread {
         name: field("Name").to_owned(),
         permitted: set("CapPrm"),
@@ -53,6 +60,7 @@ fn parse(status: &str) -> Thread {
         no_new_privs: field("NoNewPrivs") == "1",
         seccomp: number("Seccomp"),
         filters: number("Seccomp_filters"),
+        nice: nice.expect("the 19th field").parse().expect("a number"),
     }
 }
 
@@ -70,6 +78,7 @@ fn each_thread_has_the_privileges_and_system_calls_that_it_needs() {
         assert_eq!((thread.permitted, thread.effective), (allowed, allowed), "{thread:?}");
         assert!(thread.no_new_privs && thread.seccomp == 2, "{thread:?}");
         assert_eq!(thread.filters, if own { 2 } else { 1 }, "{thread:?}");
+        assert_eq!(thread.nice < 0, thread.name == "podwire-w0", "workers go before others: {thread:?}");
     }
     for name in ["podwire", "podwire-w0", "podwire-metrics"] {
         assert!(threads.iter().any(|thread| thread.name == name), "{threads:?}");

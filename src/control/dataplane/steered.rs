@@ -18,8 +18,8 @@ pub struct Steered {
     devices: BTreeSet<IfIndex>,
 }
 
-/// What the programs are to be told of other nodes: each prefix and the largest packet that it takes. Of a large cluster
-/// it is much.
+/// What the programs are to be told of other nodes: each prefix and the largest packet that it takes. Made once for both
+/// steps of an update.
 #[derive(Debug)]
 pub struct Prefixes(HashMap<IpNet, u16>);
 
@@ -42,8 +42,12 @@ impl Steered {
             locals.get(address) == Some(pod) || !note(&mut result, steer.remove_local(*address))
         });
         self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_pod(*device)));
-        self.remotes
-            .retain(|prefix, _| remotes.contains_key(prefix) || !note(&mut result, steer.remove_remote(*prefix)));
+        let gone = self.remotes.keys().filter(|prefix| !remotes.contains_key(prefix)).copied();
+        for prefix in sorted(gone) {
+            if note(&mut result, steer.remove_remote(prefix)) {
+                self.remotes.remove(&prefix);
+            }
+        }
         self.vteps.retain(|vtep| view.vteps.contains(vtep) || !note(&mut result, steer.remove_vtep(*vtep)));
         result
     }
@@ -73,13 +77,21 @@ impl Steered {
                 self.devices.insert(device);
             }
         }
-        for (prefix, mtu) in remotes {
-            if self.remotes.get(prefix) != Some(mtu) && note(&mut result, steer.add_remote(*prefix, *mtu)) {
-                self.remotes.insert(*prefix, *mtu);
+        let new = remotes.iter().filter(|(prefix, mtu)| self.remotes.get(prefix) != Some(mtu));
+        for (prefix, mtu) in sorted(new.map(|(prefix, mtu)| (*prefix, *mtu))) {
+            if note(&mut result, steer.add_remote(prefix, mtu)) {
+                self.remotes.insert(prefix, mtu);
             }
         }
         result
     }
+}
+
+/// What is to be told, in order: the first error is of the same prefix each time.
+fn sorted<T: Ord>(changes: impl Iterator<Item = T>) -> Vec<T> {
+    let mut changes: Vec<T> = changes.collect();
+    changes.sort_unstable();
+    changes
 }
 
 /// Whether a step was done; keeps the first error.

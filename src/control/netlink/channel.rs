@@ -12,8 +12,11 @@ use netlink_sys::{Socket, SocketAddr};
 /// of `netlink_dump`, `net/netlink/af_netlink.c`).
 const BUFFER: usize = 64 << 10;
 
-/// Requests that are sent at once. Their answers, of which each takes a buffer of the kernel's, fit the socket.
+/// Requests that are sent at once. Their answers, of which each takes a buffer of the kernel's (of less than 1 KiB, after
+/// `netlink_trim`, `net/netlink/af_netlink.c`), fit the socket,
 const BATCH: usize = 64;
+/// which takes twice as many bytes, where the machine allows so many (`net.core.rmem_max`).
+const RECEIVE_BUFFER: libc::c_int = 256 << 10;
 
 /// How often an interrupted dump is taken again before giving up.
 const DUMP_TRIES: usize = 16;
@@ -71,6 +74,7 @@ impl Channel {
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;
         socket.set_netlink_get_strict_chk(true)?;
+        socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER), port })
     }
 
@@ -213,7 +217,13 @@ impl Channel {
                 Ok((_, sender)) if sender.port_number() == 0 => return Ok(()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    // After an overrun the kernel drops all answers until it finds the socket empty.
+                    while self.socket.recv_from(&mut self.buffer, libc::MSG_DONTWAIT).is_ok() {
+                        self.buffer.clear();
+                    }
+                    return Err(error.into());
+                }
             }
         }
     }
@@ -300,7 +310,11 @@ fn refusal(error: &ErrorMessage, flags: u16) -> NetlinkError {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_route::RouteNetlinkMessage;
+    use std::net::Ipv4Addr;
+
+    use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+    use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+    use netlink_sys::protocols::NETLINK_ROUTE;
 
     use super::*;
 
@@ -316,5 +330,29 @@ mod tests {
                 .collect();
             let _ = messages::<RouteNetlinkMessage>(&noise).take(1000).count();
         }
+    }
+
+    /// Asks where the loopback address leads.
+    fn question() -> RouteNetlinkMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 32;
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(Ipv4Addr::LOCALHOST)));
+        RouteNetlinkMessage::GetRoute(message)
+    }
+
+    #[test]
+    fn many_requests_have_an_answer_each() {
+        let mut channel = Channel::open(NETLINK_ROUTE).unwrap();
+        let answers = channel.ask_all((0..3 * BATCH).map(|_| (question(), 0))).unwrap();
+        assert!(answers.len() == 3 * BATCH && answers.iter().all(|answer| matches!(answer, Ok(Some(_)))));
+    }
+
+    #[test]
+    fn answers_that_do_not_fit_are_an_error_and_later_ones_are_heard() {
+        let mut channel = Channel::open(NETLINK_ROUTE).unwrap();
+        channel.socket.set_rx_buf_sz::<libc::c_int>(0).unwrap();
+        assert!(channel.ask_all((0..BATCH).map(|_| (question(), 0))).is_err());
+        assert!(channel.ask(question(), 0).unwrap().is_some());
     }
 }
