@@ -310,13 +310,15 @@ fn refusal(error: &ErrorMessage, flags: u16) -> NetlinkError {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
 
-    use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-    use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+    use netlink_packet_route::RouteNetlinkMessage;
     use netlink_sys::protocols::NETLINK_ROUTE;
 
+    use super::super::route::question;
     use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[test]
     fn noise_in_a_datagram_never_panics_and_ends() {
@@ -332,19 +334,10 @@ mod tests {
         }
     }
 
-    /// Asks where the loopback address leads.
-    fn question() -> RouteNetlinkMessage {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.destination_prefix_length = 32;
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(Ipv4Addr::LOCALHOST)));
-        RouteNetlinkMessage::GetRoute(message)
-    }
-
     #[test]
     fn many_requests_have_an_answer_each() {
         let mut channel = Channel::open(NETLINK_ROUTE).unwrap();
-        let answers = channel.ask_all((0..3 * BATCH).map(|_| (question(), 0))).unwrap();
+        let answers = channel.ask_all((0..3 * BATCH).map(|_| (question(HERE), 0))).unwrap();
         assert!(answers.len() == 3 * BATCH && answers.iter().all(|answer| matches!(answer, Ok(Some(_)))));
     }
 
@@ -352,7 +345,7 @@ mod tests {
     fn answers_that_do_not_fit_are_an_error_and_later_ones_are_heard() {
         let mut channel = Channel::open(NETLINK_ROUTE).unwrap();
         channel.socket.set_rx_buf_sz::<libc::c_int>(0).unwrap();
-        assert!(channel.ask_all((0..BATCH).map(|_| (question(), 0))).is_err());
-        assert!(channel.ask(question(), 0).unwrap().is_some());
+        assert!(channel.ask_all((0..BATCH).map(|_| (question(HERE), 0))).is_err());
+        assert!(channel.ask(question(HERE), 0).unwrap().is_some());
     }
 }

@@ -119,7 +119,7 @@ impl Netlink {
 }
 
 /// Asks how a packet to `destination` would leave.
-fn question(destination: IpAddr) -> RouteNetlinkMessage {
+pub(super) fn question(destination: IpAddr) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(destination.is_ipv6());
     message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
