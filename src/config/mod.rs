@@ -142,7 +142,7 @@ pub struct Dataplane {
     pub zero_copy: ZeroCopy,
     /// Packet memory of each worker, in chunks of a frame. Default 8192.
     pub frames: u32,
-    /// Slots of each worker's packet ring at the hub, 66 KiB each. Default 256.
+    /// Slots of each worker's packet ring at the hub, each for a frame of the pods' MTU. Default 2048.
     pub hub_slots: u32,
     /// The age at which a silent worker's traffic goes to the kernel path. Default 20, at least 10.
     pub stale_ms: u64,

@@ -1,22 +1,38 @@
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::socket::{MsgFlags, recv};
+
 use super::{Error, VIRTIO_HEADER};
 use crate::ids::IfIndex;
 use crate::xsk::{Mapping, sys};
 
-/// Bytes of a slot: the largest super-packet (64 KiB of IP) with its headers.
-const SLOT: usize = 66 << 10;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
-/// Slots in a block, which the kernel allocates in one piece: 495 pages, little less than a power of two.
-const SLOTS_PER_BLOCK: u32 = 30;
+/// Slots in a block, which the kernel allocates in one piece: as many pages as a slot has lines.
+const SLOTS_PER_BLOCK: u32 = 64;
+
+/// What precedes a packet in its slot: its header and address, the virtio header, and the Ethernet header (`tpacket_rcv`
+/// in net/packet/af_packet.c).
+const BEFORE_PACKET: usize = 90;
+
+/// Packets that do not fit their slots, of one burst at most,
+const LARGE: usize = 8;
+/// and the bytes of each: the largest super-packet (64 KiB of IP) with its headers.
+const LARGE_BYTES: usize = 66 << 10;
+
+/// Bytes of such packets that may wait for us, of which the kernel makes twice as many.
+const RECEIVE_BUFFER: libc::c_int = 32 << 20;
 
 const TP_STATUS_KERNEL: u32 = 0;
 const TP_STATUS_USER: u32 = 1;
+const TP_STATUS_COPY: u32 = 1 << 1;
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
 
 /// Which frames of the device this ring gets, when several share them.
@@ -40,12 +56,21 @@ pub struct Slot<'a> {
 }
 
 /// A TPACKET_V2 receive ring with virtio headers.
+///
+/// Its slots hold what fits a wire, densely. Of a packet that exceeds them, a super-packet, the kernel queues the buffer
+/// besides (`PACKET_COPY_THRESH`), to be read by a system call.
 #[derive(Debug)]
 pub struct Ring {
     mapping: Mapping,
     slots: u32,
+    slot_bytes: usize,
     /// The first slot not yet released.
     next: u32,
+    /// How many slots from there on have been fetched.
+    fetched: u32,
+    /// Of those whose packets exceed them: which, and where the packet is, behind its virtio header.
+    large: Vec<(u32, Range<usize>)>,
+    buffer: Box<[u8]>,
     lost: u64,
     ifindex: IfIndex,
     down: bool,
@@ -53,24 +78,31 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Opens a ring of at least `slots` slots on a device.
-    pub fn open(ifindex: IfIndex, slots: u32, fanout: Option<Fanout<'_>>) -> Result<Self, Error> {
+    /// Opens a ring of at least `slots` slots on a device, each for a packet of up to `mtu` bytes.
+    pub fn open(ifindex: IfIndex, slots: u32, mtu: u16, fanout: Option<Fanout<'_>>) -> Result<Self, Error> {
         // Protocol 0 receives nothing until bound: an unbound tap would see every device.
         let fd = sys::socket(libc::AF_PACKET, libc::SOCK_RAW, 0).map_err(Error::Open)?;
         // The order matters to the kernel: version and virtio header before the ring.
         set(fd.as_fd(), "PACKET_VERSION", libc::PACKET_VERSION, &libc::tpacket_versions::TPACKET_V2)?;
         set(fd.as_fd(), "PACKET_VNET_HDR", libc::PACKET_VNET_HDR, &1)?;
         set(fd.as_fd(), "PACKET_IGNORE_OUTGOING", libc::PACKET_IGNORE_OUTGOING, &1)?;
+        set(fd.as_fd(), "PACKET_COPY_THRESH", libc::PACKET_COPY_THRESH, &1)?;
+        // Best effort: without the privilege fewer super-packets may wait, and what exceeds them is counted.
+        let _unprivileged = sys::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER);
+        // An odd number of lines, so that the headers of all slots do not share a few sets of the cache.
+        let lines = (BEFORE_PACKET + usize::from(mtu)).div_ceil(LINE) | 1;
         let blocks = slots.div_ceil(SLOTS_PER_BLOCK).max(1);
-        let slots = blocks * SLOTS_PER_BLOCK;
+        let (slots, slot_bytes) = (blocks * SLOTS_PER_BLOCK, lines * LINE);
         let failed = |source| Error::Map { slots, source };
-        sys::set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_RX_RING, &request(blocks)).map_err(failed)?;
-        let mapping = Mapping::new(fd.as_fd(), slots as usize * SLOT, 0).map_err(failed)?;
+        let request = request(blocks, slot_bytes);
+        sys::set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_RX_RING, &request).map_err(failed)?;
+        let mapping = Mapping::new(fd.as_fd(), slots as usize * slot_bytes, 0).map_err(failed)?;
         bind(fd.as_fd(), ifindex)?;
         if let Some(fanout) = fanout {
             join(fd.as_fd(), fanout)?;
         }
-        Ok(Self { mapping, slots, next: 0, lost: 0, ifindex, down: false, fd })
+        let (large, buffer) = (Vec::with_capacity(LARGE), vec![0; LARGE * LARGE_BYTES].into());
+        Ok(Self { mapping, slots, slot_bytes, next: 0, fetched: 0, large, buffer, lost: 0, ifindex, down: false, fd })
     }
 
     /// The descriptor, for epoll.
@@ -93,9 +125,28 @@ impl Ring {
         ready
     }
 
-    /// The `index`th slot of those that are ready; `None` beyond them, or if its header makes no sense.
+    /// Makes up to `limit` slots that are ours readable, and returns how many are until they are released. A system call
+    /// for each packet that exceeds its slot.
+    pub fn fetch(&mut self, limit: u32) -> u32 {
+        if self.fetched > 0 {
+            return self.fetched;
+        }
+        for index in 0..self.ready(limit) {
+            let status = self.status(index).map_or(TP_STATUS_KERNEL, |status| status.load(Ordering::Relaxed));
+            if status & TP_STATUS_COPY != 0 {
+                let start = self.large.len() * LARGE_BYTES;
+                let Some(buffer) = self.buffer.get_mut(start..start + LARGE_BYTES) else { break };
+                let len = recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT).unwrap_or(0);
+                self.large.push((index, start..start + len));
+            }
+            self.fetched += 1;
+        }
+        self.fetched
+    }
+
+    /// The `index`th of the slots that were fetched; `None` beyond them, or if its header makes no sense.
     pub fn slot(&self, index: u32) -> Option<Slot<'_>> {
-        if !self.is_ours(index) {
+        if index >= self.fetched {
             return None;
         }
         let base = self.base(index)?;
@@ -103,8 +154,14 @@ impl Ring {
         let header: libc::tpacket2_hdr = unsafe { base.cast::<libc::tpacket2_hdr>().read() };
         let (start, len) = (usize::from(header.tp_mac), header.tp_snaplen as usize);
         let least = mem::size_of::<libc::tpacket2_hdr>() + VIRTIO_HEADER;
-        if start < least || start.checked_add(len)? > SLOT {
+        if start < least || start.checked_add(len)? > self.slot_bytes {
             return None;
+        }
+        let tagged = header.tp_status & TP_STATUS_VLAN_VALID != 0;
+        let vlan = if tagged { header.tp_vlan_tci & 0xfff } else { 0 };
+        if header.tp_status & TP_STATUS_COPY != 0 {
+            let (virtio, frame) = self.large(index)?.split_first_chunk()?;
+            return Some(Slot { virtio, vlan, frame: (frame.len() == header.tp_len as usize).then_some(frame) });
         }
         // SAFETY: the offset is inside the slot, as just checked (invariant 3).
         let virtio = unsafe { base.add(start - VIRTIO_HEADER) };
@@ -115,16 +172,12 @@ impl Ring {
         let data = unsafe { base.add(start) };
         // SAFETY: the length is inside the slot (invariant 3); ours while `self` is borrowed.
         let frame = unsafe { slice::from_raw_parts(data.as_ptr(), len) };
-        let tagged = header.tp_status & TP_STATUS_VLAN_VALID != 0;
-        Some(Slot {
-            virtio,
-            vlan: if tagged { header.tp_vlan_tci & 0xfff } else { 0 },
-            frame: (header.tp_snaplen == header.tp_len).then_some(frame),
-        })
+        Some(Slot { virtio, vlan, frame: (header.tp_snaplen == header.tp_len).then_some(frame) })
     }
 
-    /// Gives the first `n` ready slots back to the kernel.
+    /// Gives the first `n` fetched slots back to the kernel.
     pub fn release(&mut self, n: u32) {
+        let n = n.min(self.fetched);
         for _ in 0..n {
             if let Some(status) = self.status(0) {
                 // Pairs with the kernel's acquire: the slot is read before it changes hands.
@@ -132,6 +185,12 @@ impl Ring {
             }
             self.next = (self.next + 1) % self.slots;
         }
+        self.fetched -= n;
+        self.large.retain_mut(|(index, _)| {
+            let kept = *index >= n;
+            *index = index.saturating_sub(n);
+            kept
+        });
     }
 
     /// Whether the device is down or gone, so that nothing is received. A ring whose device is up again goes on by itself.
@@ -170,6 +229,12 @@ impl Ring {
         self.lost
     }
 
+    /// A packet that exceeds its slot, behind its virtio header.
+    fn large(&self, index: u32) -> Option<&[u8]> {
+        let (_, place) = self.large.iter().find(|(of, _)| *of == index)?;
+        self.buffer.get(place.clone())
+    }
+
     fn is_ours(&self, index: u32) -> bool {
         // Pairs with the kernel's release: the slot is written before its status.
         self.status(index).is_some_and(|status| status.load(Ordering::Acquire) & TP_STATUS_USER != 0)
@@ -181,16 +246,16 @@ impl Ring {
     }
 
     fn base(&self, index: u32) -> Option<NonNull<u8>> {
-        self.mapping.at((self.next + index) as usize % self.slots as usize * SLOT, SLOT)
+        self.mapping.at((self.next + index) as usize % self.slots as usize * self.slot_bytes, self.slot_bytes)
     }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a slot and a block are far below 4 GiB")]
-fn request(blocks: u32) -> libc::tpacket_req {
+fn request(blocks: u32, slot_bytes: usize) -> libc::tpacket_req {
     libc::tpacket_req {
-        tp_block_size: SLOT as u32 * SLOTS_PER_BLOCK,
+        tp_block_size: slot_bytes as u32 * SLOTS_PER_BLOCK,
         tp_block_nr: blocks,
-        tp_frame_size: SLOT as u32,
+        tp_frame_size: slot_bytes as u32,
         tp_frame_nr: blocks * SLOTS_PER_BLOCK,
     }
 }

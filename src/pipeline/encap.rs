@@ -9,7 +9,7 @@ use crate::frame::{Frame, HEADROOM, MAX_FRAME, Pool};
 use crate::offload::{OffloadError, Segmenter, VirtioNetHdr, copy_plain};
 use crate::port::{Slot, WirePort};
 use crate::trace::Trace;
-use crate::wire::{Ecn, EtherType, Ethernet, Inner, Ipv4, Ipv6, entropy_port, flow_hash_v4, flow_hash_v6, inner_sum};
+use crate::wire::{Ecn, Entropy, EtherType, Ethernet, Inner, Ipv4, Ipv6, flow_hash_v4, flow_hash_v6, inner_sum};
 
 /// A packet that a pod sent, still in its slot.
 #[derive(Clone, Copy, Debug)]
@@ -20,12 +20,13 @@ pub struct Departure<'a> {
     virtio: VirtioNetHdr,
     ethertype: EtherType,
     ecn: Ecn,
-    source_port: u16,
+    /// Of the outer UDP header.
+    pub source_port: u16,
 }
 
 impl<'a> Departure<'a> {
-    /// Reads and judges the headers as far as forwarding needs.
-    pub fn parse(slot: Option<&Slot<'a>>) -> Result<Self, DropReason> {
+    /// Reads and judges the headers as far as forwarding needs, and chooses the outer flow.
+    pub fn parse(slot: Option<&Slot<'a>>, entropy: Entropy) -> Result<Self, DropReason> {
         let slot = slot.ok_or(DropReason::InnerMalformed)?;
         let frame = slot.frame.ok_or(DropReason::SlotTruncated)?;
         let virtio = VirtioNetHdr::parse(slot.virtio).ok_or(DropReason::VirtioHeader)?;
@@ -46,7 +47,7 @@ impl<'a> Departure<'a> {
             return Err(DropReason::TtlExpired);
         }
         let frame = frame.get(..Ethernet::LEN + len).ok_or(DropReason::InnerMalformed)?;
-        let (ethertype, source_port) = (ethernet.ethertype, entropy_port(hash));
+        let (ethertype, source_port) = (ethernet.ethertype, entropy.port(hash));
         Ok(Self { destination, frame, virtio, ethertype, ecn, source_port })
     }
 

@@ -9,13 +9,15 @@
 //! Between nodes on one link packets may go without a tunnel: then encapsulation is an Ethernet header.
 //!
 //! A burst goes through each stage whole, so that a stage's code and tables stay in the cache and its
-//! memory accesses overlap. The steering programs have judged every packet before; all is judged again
+//! memory accesses overlap. Where the wire carries packets of one outer flow together, a burst leaves ordered by them.
+//! The steering programs have judged every packet before; all is judged again
 //! here, because what they saw may have changed since. A [`Trace`] is told of each packet and what becomes of it.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod decap;
 mod destinations;
 pub mod encap;
+mod turns;
 
 use std::net::IpAddr;
 
@@ -25,9 +27,11 @@ use crate::frame::{Frame, Pool};
 use crate::offload::{Gro, MAX_FRAMES};
 use crate::port::{PodPort, WirePort};
 use crate::trace::Trace;
-use crate::wire::{Mac, TunnelEnd, Vni};
+use crate::wire::{Entropy, Mac, TunnelEnd, Vni};
 use decap::Arrival;
 use destinations::Destinations;
+use encap::Departure;
+use turns::Turns;
 
 /// Packets of one burst.
 pub const BURST: usize = BURST_SLOTS as usize;
@@ -135,17 +139,18 @@ impl Pipeline {
         tally: &mut Tally,
         trace: &mut impl Trace,
     ) -> usize {
-        let ready = pods.ready(BURST_SLOTS);
-        if ready == 0 {
+        let fetched = pods.fetch(BURST_SLOTS);
+        if fetched == 0 {
             return 0;
         }
-        tally.add(Count::PodRxPackets, u64::from(ready));
+        tally.add(Count::PodRxPackets, u64::from(fetched));
+        let entropy = wire.entropy();
         let mut sink = encap::Sink { wire, pool, tally, trace, next_ip_id: &mut self.next_ip_id };
         let mut departures = [const { None }; BURST];
         let mut parsed = 0..;
-        for index in 0..ready {
+        for index in 0..fetched {
             let slot = pods.slot(index);
-            match encap::Departure::parse(slot.as_ref()) {
+            match Departure::parse(slot.as_ref(), entropy) {
                 Ok(departure) => {
                     sink.tally.add(Count::PodRxBytes, departure.len() as u64);
                     sink.tally.add(Count::PodRxSuper, u64::from(departure.is_super()));
@@ -158,14 +163,22 @@ impl Pipeline {
             }
         }
         let hops = self.destinations.resolve(fib);
-        for (departure, hop) in departures.iter().flatten().zip(hops) {
+        let leave = |place: usize| {
+            let (Some(Some(departure)), Some(hop)) = (departures.get(place), hops.get(place)) else { return };
             match fib.next_hop(*hop) {
                 Some(NextHop::Remote(remote)) => sink.send(departure, remote),
                 _ => sink.lose(departure.frame, DropReason::NoRoute),
             }
+        };
+        match entropy {
+            Entropy::Full => (0..hops.len()).for_each(leave),
+            Entropy::Few => {
+                let flows = departures.iter().flatten().zip(hops).map(|(departure, hop)| (*hop, departure.source_port));
+                Turns::new(flows).places().for_each(leave);
+            }
         }
-        pods.release(ready);
+        pods.release(fetched);
         wire.flush(pool, tally);
-        ready as usize
+        fetched as usize
     }
 }

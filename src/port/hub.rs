@@ -11,6 +11,10 @@ use crate::offload::Delivery;
 use crate::packet::{Ring, Sender};
 use crate::shared::{Account, Credits};
 
+/// Slots that pods share of which some send more than the worker can take. What waits in them delays everybody else's
+/// frames. The rest of a ring is for a worker that is kept from its core for a moment.
+const SHARED: u32 = 256;
+
 /// Which pods a worker takes frames from: those whose id leaves `worker` when divided by `workers`. The steering
 /// program and the fanout divide likewise (`bpf/pod.h`, `bpf/steer.bpf.c`).
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +93,8 @@ impl Hub {
         }
     }
 
-    /// Bounds each pod to an equal share of the ring if some were refused since the last look: they share it, with one share
-    /// for all others.
+    /// Bounds each pod to an equal share of [`SHARED`] slots if some were refused since the last look: they share them, with
+    /// one share for all others.
     fn share_out(&mut self) {
         let mut greedy = 0;
         for pod in self.pods() {
@@ -98,7 +102,7 @@ impl Hub {
             let refused = self.credits.refused(pod);
             greedy += u64::from(refused != mem::replace(last, refused));
         }
-        let share = (u64::from(self.ring.slots()) / (greedy + 1)).max(1);
+        let share = (u64::from(self.ring.slots().min(SHARED)) / (greedy + 1)).max(1);
         self.credits.set_quota(self.worker(), if greedy > 0 { share } else { 0 });
     }
 
@@ -135,6 +139,10 @@ impl Hub {
 impl PodPort for Hub {
     fn ready(&self, limit: u32) -> u32 {
         self.ring.ready(limit)
+    }
+
+    fn fetch(&mut self, limit: u32) -> u32 {
+        self.ring.fetch(limit)
     }
 
     fn slot(&self, index: u32) -> Option<Slot<'_>> {

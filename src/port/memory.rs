@@ -8,12 +8,15 @@ use crate::frame::{Frame, HEADROOM, Pool};
 use crate::ids::PodId;
 use crate::offload::{Delivery, VirtioNetHdr};
 use crate::packet::VIRTIO_HEADER;
+use crate::wire::Entropy;
 
 /// An underlay in memory.
 #[derive(Debug, Default)]
 pub struct MemoryWire {
     /// Frames to be received.
     pub incoming: VecDeque<Frame>,
+    /// How many outer flows it wants.
+    pub entropy: Entropy,
     /// How many frames one call receives; 0 for any number.
     pub most: usize,
     /// Frames sent since the last flush.
@@ -50,6 +53,10 @@ impl MemoryWire {
 }
 
 impl WirePort for MemoryWire {
+    fn entropy(&self) -> Entropy {
+        self.entropy
+    }
+
     fn receive(&mut self, burst: &mut Vec<Frame>) {
         let most = if self.most == 0 { burst.capacity() } else { self.most };
         while burst.len() < most.min(burst.capacity()) {
@@ -132,6 +139,10 @@ impl MemoryPods {
 impl PodPort for MemoryPods {
     fn ready(&self, limit: u32) -> u32 {
         limit.min(u32::try_from(self.incoming.len() - self.next).unwrap_or(u32::MAX))
+    }
+
+    fn fetch(&mut self, limit: u32) -> u32 {
+        self.ready(limit)
     }
 
     fn slot(&self, index: u32) -> Option<Slot<'_>> {

@@ -12,6 +12,7 @@ mod uplink;
 use crate::counters::{Count, Tally};
 use crate::frame::{Frame, Pool};
 use crate::offload::Delivery;
+use crate::wire::Entropy;
 
 pub use crate::packet::Slot;
 pub use hub::{Hub, Share};
@@ -20,6 +21,9 @@ pub use uplink::Uplink;
 
 /// The underlay: whole Ethernet frames, in packet memory in both directions.
 pub trait WirePort {
+    /// How many outer flows it wants. Where they are few, it wants the frames of each in a burst one after the other.
+    fn entropy(&self) -> Entropy;
+
     /// Appends received frames to `burst`, up to its capacity.
     fn receive(&mut self, burst: &mut Vec<Frame>);
 
@@ -36,10 +40,13 @@ pub trait PodPort {
     /// How many received frames wait, counted up to `limit`.
     fn ready(&self, limit: u32) -> u32;
 
-    /// The `index`th of the waiting frames; `None` if it makes no sense.
+    /// Makes waiting frames readable, up to `limit`, and returns how many are until they are released.
+    fn fetch(&mut self, limit: u32) -> u32;
+
+    /// The `index`th of the fetched frames; `None` if it makes no sense.
     fn slot(&self, index: u32) -> Option<Slot<'_>>;
 
-    /// Gives the first `n` waiting frames back.
+    /// Gives the first `n` fetched frames back.
     fn release(&mut self, n: u32);
 
     /// Queues a packet, whose frames it takes; false, and none taken, when there is no room, and [`PodPort::flush`]

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::{Outlet, WirePort};
 use crate::counters::{Count, DropReason, Tally, Traffic};
 use crate::frame::{Frame, Pool};
+use crate::wire::Entropy;
 use crate::xsk::Socket;
 
 /// The uplink's queues that one worker serves, an AF_XDP socket each.
@@ -80,6 +81,10 @@ impl Uplink {
 }
 
 impl WirePort for Uplink {
+    fn entropy(&self) -> Entropy {
+        if self.outlet.is_some() { Entropy::Few } else { Entropy::Full }
+    }
+
     fn receive(&mut self, burst: &mut Vec<Frame>) {
         // Each burst begins with another queue, so that a full one cannot starve the rest.
         self.first = (self.first + 1) % self.queues.len().max(1);

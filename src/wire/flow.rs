@@ -26,11 +26,28 @@ pub fn flow_hash_v6(ip: &Ipv6, packet: &[u8]) -> u64 {
     mix(mix(s0 ^ k0, s1 ^ k1) ^ rest ^ k3, mix(d0 ^ k2, d1 ^ k1) ^ k0)
 }
 
-/// A UDP source port in the dynamic range, 49152 to 65535 (RFC 7348 section 5, RFC 6335 section 6).
-#[inline]
-pub fn entropy_port(hash: u64) -> u16 {
-    let [.., high, low] = hash.to_be_bytes();
-    0xc000 | u16::from_be_bytes([high, low])
+/// How many outer flows the inner ones become.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Entropy {
+    /// As many as there are dynamic ports.
+    #[default]
+    Full,
+    /// 16 to each peer, so that a burst of many inner flows has some packets of each outer one: still more than most
+    /// receivers have queues.
+    Few,
+}
+
+impl Entropy {
+    /// A UDP source port in the dynamic range, 49152 to 65535 (RFC 7348 section 5, RFC 6335 section 6).
+    #[inline]
+    pub fn port(self, hash: u64) -> u16 {
+        let [.., high, low] = hash.to_be_bytes();
+        let port = 0xc000 | u16::from_be_bytes([high, low]);
+        match self {
+            Self::Full => port,
+            Self::Few => port & 0xfc00,
+        }
+    }
 }
 
 #[inline]
@@ -81,7 +98,7 @@ mod tests {
     fn neighbouring_flows_spread_over_queues() {
         for v6 in [false, true] {
             for vary in [0, 1, 2] {
-                let mut queues = [0u32; 16];
+                let mut queues = [[0u32; 16]; 2];
                 for i in 0..4096u16 {
                     let mut sample = sample(v6);
                     match vary {
@@ -89,10 +106,13 @@ mod tests {
                         1 => sample.dst += u128::from(i),
                         _ => sample.src += u128::from(i),
                     }
-                    queues[usize::from(entropy_port(hash(&sample.build())) % 16)] += 1;
+                    let hash = hash(&sample.build());
+                    queues[0][usize::from(Entropy::Full.port(hash) % 16)] += 1;
+                    queues[1][usize::from(Entropy::Few.port(hash) / 1024 % 16)] += 1;
                 }
                 // 256 expected, standard deviation 15.5.
-                assert!(queues.iter().all(|n| (170..=342).contains(n)), "v6 {v6}, vary {vary}: {queues:?}");
+                let even = queues.iter().flatten().all(|n| (170..=342).contains(n));
+                assert!(even, "v6 {v6}, vary {vary}: {queues:?}");
             }
         }
     }
@@ -121,7 +141,9 @@ mod tests {
         fn one_flow_keeps_one_dynamic_port(sample in Sample::any(50), ttl in 1u8.., id: u16, tos: u8) {
             let other = Sample { ttl, id, tos, payload: Vec::new(), ..sample.clone() };
             prop_assert_eq!(hash(&sample.build()), hash(&other.build()));
-            prop_assert!(entropy_port(hash(&other.build())) >= 49152);
+            for entropy in [Entropy::Full, Entropy::Few] {
+                prop_assert!(entropy.port(hash(&other.build())) >= 49152);
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ pub use checksum::{Sum, copy_and_sum, inner_sum, known_inner_sum, pseudo_v4, pse
 pub use ecn::{Ecn, IllegalEcn};
 pub use encapsulated::{Encapsulated, OuterError};
 pub use ethernet::{EtherType, Ethernet};
-pub use flow::{entropy_port, flow_hash_v4, flow_hash_v6};
+pub use flow::{Entropy, flow_hash_v4, flow_hash_v6};
 pub use ipv4::Ipv4;
 pub use ipv6::Ipv6;
 pub use mac::{Mac, ParseMacError};

@@ -8,7 +8,7 @@ use etherparse::{
 };
 use proptest::prelude::*;
 
-use super::{Ecn, EtherType, Ethernet, Inner, Mac, OuterParams, OuterTemplate, Vni, entropy_port, inner_sum};
+use super::{Ecn, Entropy, EtherType, Ethernet, Inner, Mac, OuterParams, OuterTemplate, Vni, inner_sum};
 
 /// A valid IP packet to build.
 #[derive(Clone, Debug)]
@@ -170,7 +170,7 @@ pub(crate) fn encapsulate(params: &OuterParams, sample: &Sample) -> (Vec<u8>, In
         ethertype: if sample.v6 { EtherType::IPV6 } else { EtherType::IPV4 },
         l3_len: packet.len(),
         ecn: Ecn::from_tos(sample.tos),
-        source_port: entropy_port(u64::from(sample.id)),
+        source_port: Entropy::Full.port(sample.id.into()),
         ip_id: sample.id,
         sum: template.needs_sum().then(|| inner_sum(&packet)),
     };

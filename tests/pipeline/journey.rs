@@ -7,7 +7,7 @@ use podwire::frame::Region;
 use podwire::offload::complete;
 use podwire::pipeline::Pipeline;
 use podwire::port::memory::{MemoryPods, MemoryWire, ToPod};
-use podwire::wire::{Ecn, Ipv4, Ipv6};
+use podwire::wire::{Ecn, Entropy, Ipv4, Ipv6};
 use podwire::worker::Worker;
 
 use crate::world::*;
@@ -226,6 +226,36 @@ fn a_burst_of_many_packets_keeps_their_order() {
     let order: Vec<_> = delivered(&mut receiver).iter().map(|frame| *frame.last().unwrap()).collect();
     assert_eq!(order, (0..200).collect::<Vec<_>>());
     assert_conserved(&receiver);
+}
+
+#[test]
+fn a_wire_that_wants_few_outer_flows_gets_each_in_one_piece_and_in_order() {
+    let mut sender = worker(1, Underlay::V4);
+    sender.wire.entropy = Entropy::Few;
+    let mut flow = udp_v4(&[0], 64);
+    let mut burst = |n: u8| {
+        flow[34] = n % 30;
+        *flow.last_mut().unwrap() = n;
+        flow.clone()
+    };
+    for n in 0..64 {
+        from_pod(&mut sender, &burst(n));
+    }
+    sender.poll_once();
+    let sent: Vec<_> = sent(&mut sender);
+    // Outer source port, flow, and number, which grows within a flow.
+    let seen: Vec<_> = sent.iter().map(|f| ([f[34], f[35]], *f.last().unwrap() % 30, *f.last().unwrap())).collect();
+    let mut ports: Vec<_> = seen.iter().map(|(port, ..)| port).collect();
+    ports.dedup();
+    let pieces = ports.len();
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!((seen.len(), pieces), (64, ports.len()), "{seen:?}");
+    assert!((8..=16).contains(&pieces), "30 flows over {pieces} ports");
+    for flow in 0..30 {
+        let own: Vec<_> = seen.iter().filter(|(_, of, _)| *of == flow).collect();
+        assert!(own.is_sorted() && own.windows(2).all(|pair| pair[0].0 == pair[1].0), "{own:?}");
+    }
 }
 
 #[test]

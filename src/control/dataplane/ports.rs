@@ -78,7 +78,7 @@ fn open_hub(common: Common<'_>, worker: WorkerId, pods: Arc<[Traffic]>) -> Resul
     // A group of the hub's own: groups are numbered per network namespace, and so are devices.
     let group = u16::try_from(settings.hub.0 % (1 << 16)).unwrap_or_default();
     let fanout = Fanout { group, program: steer.fanout_fd() };
-    let ring = Ring::open(settings.hub, settings.hub_slots, (workers > 1).then_some(fanout))?;
+    let ring = Ring::open(settings.hub, settings.hub_slots, settings.mtu, (workers > 1).then_some(fanout))?;
     let share = Share { worker: worker.0, workers };
     Ok(Hub::new(ring, Sender::open()?, steer.credits(), share, Arc::clone(highest_pod), pods))
 }
