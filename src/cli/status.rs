@@ -109,10 +109,16 @@ fn dataplane(report: &DataplaneReport) -> String {
     };
     let mut text = state.to_owned();
     if let Some(figures) = &report.figures {
-        let _ = write!(text, ": {} XDP, {} frames in {}", figures.xdp, figures.frames, figures.memory);
-        if figures.leaves_bulk {
-            text += ", bulk TCP by the kernel path";
-        }
+        let _ = match figures.xdp.as_str() {
+            "off" => write!(text, ": sends only, no XDP"),
+            xdp => write!(text, ": {xdp} XDP"),
+        };
+        let _ = write!(text, ", {} frames in {}", figures.frames, figures.memory);
+        text += match (figures.xdp.as_str(), figures.leaves_bulk) {
+            ("off", _) => ", TCP by the kernel path",
+            (_, true) => ", bulk TCP by the kernel path",
+            _ => "",
+        };
     }
     if let Some(reason) = &report.reason {
         let _ = write!(text, ": {reason}");

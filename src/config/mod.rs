@@ -218,6 +218,8 @@ pub enum Xdp {
     Generic,
     /// In the driver where it can, else generic.
     Auto,
+    /// Nowhere: the kernel receives, and carries TCP both ways; the workers send the rest.
+    Off,
 }
 
 /// Whether AF_XDP shares packet memory with the NIC.
@@ -395,7 +397,7 @@ macro_rules! words {
 }
 
 words!(Mode { Busy => "busy", Adaptive => "adaptive", Kernel => "kernel" });
-words!(Xdp { Native => "native", Generic => "generic", Auto => "auto" });
+words!(Xdp { Native => "native", Generic => "generic", Auto => "auto", Off => "off" });
 words!(Bulk { Workers => "workers", Kernel => "kernel", Auto => "auto" });
 words!(ZeroCopy { Require => "require", Off => "off", Auto => "auto" });
 

@@ -233,10 +233,11 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
     if let (Some(cores), Mode::Busy | Mode::Adaptive) = (&cores, mode) {
         check::cores(doc, cores, online);
     }
+    let xdp = section.optional::<Xdp>("xdp");
     let dataplane = Dataplane {
         mode,
         cores: cores.map_or_else(Vec::new, |cores| values(cores.value)),
-        xdp: section.or("xdp", Xdp::Auto, |_| Ok(())),
+        xdp: xdp.as_ref().map_or(Xdp::Auto, |xdp| xdp.value),
         zero_copy: section.or("zero_copy", ZeroCopy::Auto, |_| Ok(())),
         frames: section.or("frames", 8192, |frames: &u32| within(512, 1 << 20)(u64::from(*frames))),
         hub_slots: section.or("hub_slots", 2048, |slots: &u32| within(8, 16384)(u64::from(*slots))),
@@ -244,6 +245,17 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
         known_vteps_only: section.or("known_vteps_only", true, |_| Ok(())),
         bulk: section.or("bulk", Bulk::Auto, |_| Ok(())),
     };
+    if let Some(off) = xdp.filter(|xdp| xdp.value == Xdp::Off) {
+        if dataplane.zero_copy == ZeroCopy::Require {
+            doc.refuse(
+                &off.place,
+                "is \"off\", without which there is no zero-copy: have dataplane.zero_copy \"auto\"",
+            );
+        }
+        if dataplane.bulk == Bulk::Workers {
+            doc.refuse(&off.place, "is \"off\", and the kernel carries all TCP then: have dataplane.bulk \"auto\"");
+        }
+    }
     section.finish();
     dataplane
 }

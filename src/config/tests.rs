@@ -260,6 +260,16 @@ fn each_fault_is_named_with_line_key_value_and_reason() {
 }
 
 #[test]
+fn without_xdp_neither_zero_copy_nor_tcp_by_workers_can_be_had() {
+    let rows = [("zero_copy = \"require\"", "no zero-copy"), ("bulk = \"workers\"", "carries all TCP")];
+    for (more, reason) in rows {
+        let found = faults("xdp = \"auto\"\nzero_copy = \"auto\"", &format!("xdp = \"off\"\n{more}"));
+        let named = |fault: &String| fault.contains("dataplane.xdp") && fault.contains(reason);
+        assert!(found.iter().any(named), "expected {reason:?} in {found:#?}");
+    }
+}
+
+#[test]
 fn a_range_where_no_pod_can_be_is_refused_of_node_peer_and_cluster() {
     let all = "is every address of its family";
     let rows = [

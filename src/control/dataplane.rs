@@ -151,11 +151,15 @@ impl Dataplane {
     fn try_start(&mut self, settings: &Settings, view: &View) -> Result<(), DataplaneError> {
         self.steer.attach_hub(settings.hub)?;
         let choice = match settings.xdp {
-            Xdp::Native => XdpChoice::Native,
-            Xdp::Generic => XdpChoice::Generic,
-            Xdp::Auto => XdpChoice::Auto,
+            Xdp::Native => Some(XdpChoice::Native),
+            Xdp::Generic => Some(XdpChoice::Generic),
+            Xdp::Auto => Some(XdpChoice::Auto),
+            Xdp::Off => None,
         };
-        let xdp = self.steer.attach_uplink(settings.uplink, choice)?;
+        let xdp = match choice {
+            Some(choice) => Some(self.steer.attach_uplink(settings.uplink, choice)?),
+            None => self.steer.detach_uplink().map(|()| None)?,
+        };
         self.workers = Some(Workers::start(&self.steer, settings, xdp, view)?);
         self.rings = worker_count(settings);
         let configured = self.configure(settings);
@@ -273,6 +277,8 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, 
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,
         takes_bare: view.takes_bare,
+        // What the workers would send of it is answered by way of the kernel, whose conntrack knew half of each connection.
+        tcp_by_kernel: settings.xdp == Xdp::Off,
     }
 }
 

@@ -52,7 +52,9 @@ pub(super) fn foreign_xdp(evidence: &Evidence) -> Vec<Opinion> {
     };
     let seen = format!("XDP program {} ({}) runs on {name} ({hook})", foreign.id, foreign.name);
     let meaning = "podwire does not take its place: the data plane cannot start while it is there";
-    let opinion = if evidence.has_workers() { Opinion::error(seen, meaning) } else { Opinion::note(seen, meaning) };
+    let is_wanted = evidence.config.valid().is_none_or(|config| config.dataplane.xdp != Xdp::Off);
+    let opinion =
+        if evidence.has_workers() && is_wanted { Opinion::error(seen, meaning) } else { Opinion::note(seen, meaning) };
     vec![opinion.command(format!("ip link set dev {name} {hook} off"))]
 }
 
@@ -62,6 +64,9 @@ pub(super) fn driver(evidence: &Evidence) -> Vec<Opinion> {
     let wanted = evidence.config.valid().map(|config| &config.dataplane);
     if let Some(figures) = evidence.daemon.status().and_then(|status| status.dataplane.figures.as_ref()) {
         let copies = figures.queues.iter().any(|queue| !queue.zero_copy);
+        if figures.xdp == "off" {
+            return vec![Opinion::ok(format!("{name}: no XDP, as configured: the workers only send"))];
+        }
         let seen = format!("{name}: {} XDP, {}", figures.xdp, if copies { "copy" } else { "zero-copy" });
         let chosen = wanted.is_some_and(|wanted| wanted.xdp == Xdp::Generic);
         return vec![if figures.xdp == "generic" && !chosen {
@@ -78,6 +83,9 @@ pub(super) fn driver(evidence: &Evidence) -> Vec<Opinion> {
     let needs_zero_copy = wanted.is_some_and(|wanted| wanted.zero_copy == ZeroCopy::Require);
     let needs_native = wanted.is_some_and(|wanted| wanted.xdp == Xdp::Native);
     vec![match driver {
+        _ if wanted.is_some_and(|wanted| wanted.xdp == Xdp::Off) => {
+            Opinion::ok(format!("{name} needs no XDP, as configured: the workers only send"))
+        }
         None => Opinion::ok(format!("{name} does not say what it can do; it shows when the data plane runs")),
         Some(can) if needs_zero_copy && !can.zero_copy => {
             Opinion::error(format!("{name} has no zero-copy AF_XDP"), "the configuration requires it")
@@ -189,6 +197,11 @@ mod tests {
         let ours =
             |e: &mut Evidence| uplink(e).xdp = Ok(XdpDevice { native: foreign("nic_steer"), ..XdpDevice::default() });
         assert_says(foreign_xdp, ours, Severity::Ok, "no foreign");
+        let unwanted = |e: &mut Evidence| {
+            native(e);
+            config(e).dataplane.xdp = Xdp::Off;
+        };
+        assert_says(foreign_xdp, unwanted, Severity::Note, "xdpdrv");
     }
 
     #[test]
@@ -198,6 +211,7 @@ mod tests {
             status.dataplane.figures.as_mut().unwrap().xdp = xdp.into();
         };
         assert_says(driver, |e| figures(e, "generic"), Severity::Warning, "generic XDP");
+        assert_says(driver, |e| figures(e, "off"), Severity::Ok, "only send");
         let says = |e: &mut Evidence, native, zero_copy| {
             e.daemon = Daemon::Away("none".into());
             let driver = Some(XdpDriver { native, zero_copy });
@@ -210,6 +224,11 @@ mod tests {
             config(e).dataplane.zero_copy = ZeroCopy::Require;
         };
         assert_says(driver, required, Severity::Error, "no zero-copy");
+        let unwanted = |e: &mut Evidence| {
+            says(e, false, false);
+            config(e).dataplane.xdp = Xdp::Off;
+        };
+        assert_says(driver, unwanted, Severity::Ok, "needs no XDP");
     }
 
     #[test]

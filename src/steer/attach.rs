@@ -30,6 +30,12 @@ impl Steer {
         Ok(self.uplink.insert(uplink).mode)
     }
 
+    /// Detaches `nic_steer` from the uplink, whoever attached it.
+    pub fn detach_uplink(&mut self) -> Result<(), SteerError> {
+        self.uplink = None;
+        xdp::detach(&self.pins.link(pins::UPLINK))
+    }
+
     /// Says how pods and the hub are attached from now on; [`TcChoice::Auto`] if this is not called.
     pub fn set_tc(&mut self, choice: TcChoice) {
         self.tc = choice;

@@ -74,6 +74,12 @@ pub(super) fn attach(
     Ok(Uplink { link, ifindex, choice, mode })
 }
 
+/// Removes the link that is pinned at `pin`, if there is one.
+pub(super) fn detach(pin: &Path) -> Result<(), SteerError> {
+    let detached = PinnedLink::open(pin).and_then(|link| link.map_or(Ok(()), PinnedLink::remove));
+    detached.map_err(|source| SteerError::Pins { act: "remove", path: pin.to_owned(), source })
+}
+
 /// Gives the pinned link the new program, or removes it when it is not what is wanted.
 fn take_over(
     pin: &Path,

@@ -33,6 +33,7 @@ mod newcomers;
 mod path;
 mod reach;
 mod restart;
+mod sending;
 mod shaping;
 mod soak;
 mod tables;

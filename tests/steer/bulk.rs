@@ -86,6 +86,19 @@ fn a_connection_that_paused_is_the_workers_again() {
 }
 
 #[test]
+fn where_the_kernel_receives_it_carries_all_tcp_and_workers_send_the_rest() {
+    if !is_root() {
+        return;
+    }
+    let rig = rig();
+    rig.steer.set_config(&SteerConfig { tcp_by_kernel: true, ..config(V4) }).unwrap();
+    for family in FAMILIES {
+        assert_eq!(rig.pod(&sent(family, 1000, 0)), Verdict::Bulk, "from the first packet on");
+        assert_eq!(rig.pod(&from_a(REMOTE_POD[family], FULL)), Verdict::Claimed);
+    }
+}
+
+#[test]
 fn datagrams_and_nodes_whose_workers_carry_all_know_no_bulk() {
     if !is_root() {
         return;

@@ -130,8 +130,8 @@ fn open_socket(
     let binding = match (settings.zero_copy, xdp) {
         (ZeroCopy::Require, _) => Binding::ZeroCopy,
         // Some drivers grant zero-copy under generic XDP, and then refuse to send.
-        (ZeroCopy::Off, _) | (ZeroCopy::Auto, XdpMode::Generic) => Binding::Copy,
-        (ZeroCopy::Auto, XdpMode::Native) => Binding::Auto,
+        (ZeroCopy::Off, _) | (ZeroCopy::Auto, Some(XdpMode::Generic) | None) => Binding::Copy,
+        (ZeroCopy::Auto, Some(XdpMode::Native)) => Binding::Auto,
     };
     let chunks = region.chunks();
     let (ring_size, fill) = (ring_size(chunks, count), fill_target(chunks, count));

@@ -56,7 +56,7 @@ struct Load {
 pub struct Common<'a> {
     pub settings: &'a Settings,
     pub steer: &'a Steer,
-    pub xdp: XdpMode,
+    pub xdp: Option<XdpMode>,
     pub workers: u16,
     pub highest_pod: &'a Arc<AtomicU16>,
 }

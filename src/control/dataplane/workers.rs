@@ -24,7 +24,8 @@ const OUTER_TTL: u8 = 64;
 #[derive(Debug)]
 pub struct Workers {
     settings: Settings,
-    xdp: XdpMode,
+    /// None: the workers only send.
+    xdp: Option<XdpMode>,
     publisher: Publisher<Fib>,
     seats: Vec<Seat>,
     highest_pod: Arc<AtomicU16>,
@@ -32,7 +33,12 @@ pub struct Workers {
 
 impl Workers {
     /// Opens the ports and starts the workers, which know the routes of `view` from the first packet on.
-    pub fn start(steer: &Steer, settings: &Settings, xdp: XdpMode, view: &View) -> Result<Self, DataplaneError> {
+    pub fn start(
+        steer: &Steer,
+        settings: &Settings,
+        xdp: Option<XdpMode>,
+        view: &View,
+    ) -> Result<Self, DataplaneError> {
         let workers = worker_count(settings);
         let mut publisher = Publisher::new(table(settings, view));
         let highest_pod = Arc::new(AtomicU16::new(highest(view)));
@@ -116,9 +122,11 @@ impl Workers {
     pub fn status(&self) -> DataplaneStatus {
         DataplaneStatus {
             xdp: match self.xdp {
-                XdpMode::Native => "native".to_owned(),
-                XdpMode::Generic => "generic".to_owned(),
-            },
+                Some(XdpMode::Native) => "native",
+                Some(XdpMode::Generic) => "generic",
+                None => "off",
+            }
+            .to_owned(),
             frames: self.seats.iter().map(Seat::chunks).sum(),
             memory: if self.seats.iter().all(Seat::has_hugepages) { "hugepages" } else { "pages" }.to_owned(),
             leaves_bulk: self.leave_bulk(),

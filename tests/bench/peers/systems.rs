@@ -28,6 +28,7 @@ const FLANNEL: Kind = Kind::Kernel(Shape::Flannel);
 const CALICO: Kind = Kind::Kernel(Shape::Calico);
 const ADAPTIVE: Kind = Kind::Podwire(Options::DEFAULT);
 const BUSY: Kind = Kind::Podwire(Options { bulk: "auto", ..Options::BUSY });
+const NO_XDP: Kind = Kind::Podwire(Options { xdp: "off", ..Options::DEFAULT });
 
 /// Two nodes that can talk.
 #[derive(Clone, Copy)]
@@ -37,7 +38,7 @@ pub struct System {
 }
 
 /// All that can be compared; the first one is what the others are measured by.
-pub const SYSTEMS: [System; 7] = [
+pub const SYSTEMS: [System; 8] = [
     System { name: "flannel", nodes: [FLANNEL, FLANNEL] },
     System { name: "calico", nodes: [CALICO, CALICO] },
     System { name: "flannel-xdp", nodes: [Kind::Xdp, Kind::Xdp] },
@@ -45,6 +46,7 @@ pub const SYSTEMS: [System; 7] = [
     System { name: "podwire", nodes: [ADAPTIVE, ADAPTIVE] },
     // Two that spin would leave a small machine no CPU.
     System { name: "podwire-busy", nodes: [BUSY, ADAPTIVE] },
+    System { name: "podwire-no-xdp", nodes: [NO_XDP, NO_XDP] },
     System { name: "podwire-flannel", nodes: [ADAPTIVE, FLANNEL] },
 ];
 
