@@ -36,9 +36,36 @@ pub fn objects(config: &Config) -> Vec<Value> {
         condition.extend([json!({ "counter": null }), json!({ "drop": null })]);
         condition.into()
     });
-    let rules = [solicitations(), accepted].into_iter().chain(dropped);
+    let rules = usual(config).into_iter().chain([solicitations(), accepted]).chain(dropped);
     let rules = rules.map(|expr| nft::object("rule", json!({ "chain": CHAIN, "expr": expr })));
     sets.into_iter().chain([nft::object("chain", chain)]).chain(rules).collect()
+}
+
+/// What is accepted at once, because no rule below drops it: tunnel packets of peers, and from elsewhere than pods what is
+/// no tunnel packet and has no source of this node's range. Most packets, which would be held against each rule else.
+fn usual(config: &Config) -> Vec<Value> {
+    let (tunnel, devices) = (payload("udp", "dport"), config.tunnel_devices());
+    let port = config.vxlan.port.into();
+    let from_outside: Vec<_> = devices.map(|device| matches("!=", &interface(), &device.into())).collect();
+    let mut accepted = Vec::new();
+    for (family, is_ipv6, vteps) in FAMILIES {
+        if !config.peers.is_empty() && config.dataplane.known_vteps_only {
+            let of_peer = matches("==", &payload(family, "saddr"), &format!("@{vteps}").into());
+            let conditions = [matches("==", &tunnel, &port), of_peer, from_pod("!=")];
+            accepted.push(conditions.into_iter().chain(from_outside.clone()).collect::<Vec<_>>());
+        }
+        let own = config.node.pod_cidrs.iter().filter(|range| range.addr().is_ipv6() == is_ipv6);
+        let of_others: Vec<_> =
+            own.map(|&range| matches("!=", &payload(family, "saddr"), &nft::range(range))).collect();
+        if of_others.is_empty() {
+            continue;
+        }
+        let no_datagram = matches("!=", &json!({ "meta": { "key": "l4proto" } }), &"udp".into());
+        for no_tunnel in [no_datagram, matches("!=", &tunnel, &port)] {
+            accepted.push([of_others.clone(), vec![no_tunnel, from_pod("!=")]].concat());
+        }
+    }
+    accepted.into_iter().map(|conditions| [conditions, vec![json!({ "accept": null })]].concat().into()).collect()
 }
 
 /// What asks for routers. The kernel would note whoever asks as a neighbour (`ndisc_recv_rs` in `net/ipv6/ndisc.c`), in a

@@ -167,7 +167,7 @@ const ECHOES: &str = "icmp[icmptype] == icmp-echo or (icmp6 and ip6[40] == 128)"
 /// Part of the rule, as nft lists it, against sources that a pod forges,
 const FORGED: &str = "saddr . iif";
 /// against pods' addresses that come from elsewhere,
-const FROM_ELSEWHERE: &str = "iifname != \"pw*\"";
+const FROM_ELSEWHERE: &str = "fib saddr oifname";
 /// and against tunnels that no peer has sent.
 const NO_PEER: &str = "saddr != @vteps";
 
