@@ -115,11 +115,7 @@ static __always_inline enum verdict not_bulk(const struct packet *packet,
 					     (void *)(packet->ip4 + 1);
 	struct connection connection = {};
 
-	if (packet->protocol != IPPROTO_TCP)
-		return VERDICT_CLAIMED;
-	if (cfg->tcp_by_kernel)
-		return VERDICT_BULK;
-	if (!cfg->bulk_bytes)
+	if (!cfg->bulk_bytes || packet->protocol != IPPROTO_TCP)
 		return VERDICT_CLAIMED;
 	/* TCP's header begins as UDP's does */
 	if ((void *)(ports + 1) > end)

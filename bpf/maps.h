@@ -52,7 +52,7 @@ struct config {
 	__u8 uplink_mac[6];
 	__u8 known_vteps_only;	/* drop tunnel packets of others */
 	__u8 takes_bare;	/* claim what comes without a tunnel */
-	__u8 tcp_by_kernel;	/* the kernel path carries all of it */
+	__u8 udp_only;	/* of pods, workers take nothing else */
 	__u8 pad;
 };
 

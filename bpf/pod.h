@@ -119,6 +119,12 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	enum verdict verdict;
 	__u32 worker;
 
+	/* Where the kernel path receives, its conntrack has to see both ways of
+	 * what it would else call invalid.
+	 */
+	if (cfg->udp_only && packet->protocol != IPPROTO_UDP)
+		return packet->protocol == IPPROTO_TCP ? VERDICT_BULK :
+							 VERDICT_PROTOCOL;
 	if (!cfg->workers)
 		return VERDICT_STALE;
 	worker = pod % cfg->workers;

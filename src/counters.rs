@@ -46,7 +46,7 @@ table! {
         NoRoute => "no_route", "no remote node owns the destination address";
         TooBig => "too_big", "the packet does not fit the path's MTU";
         VirtioHeader => "virtio_header", "the checksum or segmentation request of a pod's frame does not fit the frame";
-        SlotTruncated => "slot_truncated", "a pod's frame was larger than a slot of the packet ring";
+        SlotTruncated => "slot_truncated", "a super-packet of a pod was larger than 66 KiB, or found the ring's buffer for them full";
         NoFrame => "no_frame", "packet memory is exhausted";
         TxRingFull => "tx_ring_full", "the uplink's send ring stayed full";
         UplinkRefused => "uplink_refused", "the uplink's device or its queue dropped a frame that was to be sent";

@@ -218,7 +218,7 @@ pub enum Xdp {
     Generic,
     /// In the driver where it can, else generic.
     Auto,
-    /// Nowhere: the kernel receives, and carries TCP both ways; the workers send the rest.
+    /// Nowhere: the kernel receives, and carries all but UDP both ways; the workers send that.
     Off,
 }
 

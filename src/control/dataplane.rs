@@ -277,8 +277,8 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, 
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,
         takes_bare: view.takes_bare,
-        // What the workers would send of it is answered by way of the kernel, whose conntrack knew half of each connection.
-        tcp_by_kernel: settings.xdp == Xdp::Off,
+        // The kernel receives, and its conntrack calls connections invalid of which it knows half.
+        udp_only: settings.xdp == Xdp::Off,
     }
 }
 

@@ -104,7 +104,7 @@ pub type Counters = BTreeMap<String, u64>;
 /// What a running data plane reports, or a stopped one reported last.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataplaneStatus {
-    /// How the XDP program is attached to the uplink: `native` or `generic`.
+    /// How the XDP program is attached to the uplink: `native`, `generic`, or not (`off`).
     pub xdp: String,
     /// Chunks of packet memory over all workers.
     pub frames: u64,

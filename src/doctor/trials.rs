@@ -4,6 +4,7 @@ use std::io;
 
 use super::evidence::Evidence;
 use super::finding::Opinion;
+use crate::config::Xdp;
 use crate::control::explain::{Need, Refusal, explain};
 
 pub(super) fn namespaces(evidence: &Evidence) -> Vec<Opinion> {
@@ -23,6 +24,9 @@ pub(super) fn programs(evidence: &Evidence) -> Vec<Opinion> {
 }
 
 pub(super) fn xdp(evidence: &Evidence) -> Vec<Opinion> {
+    if evidence.config.valid().is_some_and(|config| config.dataplane.xdp == Xdp::Off) {
+        return vec![Opinion::ok("no XDP program is to be attached, as configured")];
+    }
     judge(evidence.trials.xdp.as_ref(), "attaching an XDP program to a veth", Need::Xdp)
 }
 

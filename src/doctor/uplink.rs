@@ -51,10 +51,11 @@ pub(super) fn foreign_xdp(evidence: &Evidence) -> Vec<Opinion> {
         _ => "xdpdrv",
     };
     let seen = format!("XDP program {} ({}) runs on {name} ({hook})", foreign.id, foreign.name);
+    if evidence.config.valid().is_some_and(|config| config.dataplane.xdp == Xdp::Off) {
+        return vec![Opinion::ok(format!("{seen}, and podwire wants none there"))];
+    }
     let meaning = "podwire does not take its place: the data plane cannot start while it is there";
-    let is_wanted = evidence.config.valid().is_none_or(|config| config.dataplane.xdp != Xdp::Off);
-    let opinion =
-        if evidence.has_workers() && is_wanted { Opinion::error(seen, meaning) } else { Opinion::note(seen, meaning) };
+    let opinion = if evidence.has_workers() { Opinion::error(seen, meaning) } else { Opinion::note(seen, meaning) };
     vec![opinion.command(format!("ip link set dev {name} {hook} off"))]
 }
 
@@ -201,7 +202,7 @@ mod tests {
             native(e);
             config(e).dataplane.xdp = Xdp::Off;
         };
-        assert_says(foreign_xdp, unwanted, Severity::Note, "xdpdrv");
+        assert_says(foreign_xdp, unwanted, Severity::Ok, "wants none");
     }
 
     #[test]

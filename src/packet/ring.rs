@@ -27,8 +27,8 @@ const LARGE: usize = 8;
 /// and the bytes of each: the largest super-packet (64 KiB of IP) with its headers.
 const LARGE_BYTES: usize = 66 << 10;
 
-/// Bytes of such packets that may wait for us, of which the kernel makes twice as many.
-const RECEIVE_BUFFER: libc::c_int = 32 << 20;
+/// Half of what the kernel's buffer for such a packet takes: it makes twice as much of what a socket asks for.
+const LARGE_BUFFER: u32 = 34 << 10;
 
 const TP_STATUS_KERNEL: u32 = 0;
 const TP_STATUS_USER: u32 = 1;
@@ -87,12 +87,16 @@ impl Ring {
         set(fd.as_fd(), "PACKET_VNET_HDR", libc::PACKET_VNET_HDR, &1)?;
         set(fd.as_fd(), "PACKET_IGNORE_OUTGOING", libc::PACKET_IGNORE_OUTGOING, &1)?;
         set(fd.as_fd(), "PACKET_COPY_THRESH", libc::PACKET_COPY_THRESH, &1)?;
-        // Best effort: without the privilege fewer super-packets may wait, and what exceeds them is counted.
-        let _unprivileged = sys::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER);
         // An odd number of lines, so that the headers of all slots do not share a few sets of the cache.
         let lines = (BEFORE_PACKET + usize::from(mtu)).div_ceil(LINE) | 1;
         let blocks = slots.div_ceil(SLOTS_PER_BLOCK).max(1);
         let (slots, slot_bytes) = (blocks * SLOTS_PER_BLOCK, lines * LINE);
+        // As many as there are slots: whoever finds a slot finds room. Without the privilege fewer may wait, and what exceeds
+        // them is counted.
+        let buffer = slots.saturating_mul(LARGE_BUFFER);
+        if let Err(error) = sys::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &buffer) {
+            tracing::warn!(%error, "few super-packets of pods may wait for a worker");
+        }
         let failed = |source| Error::Map { slots, source };
         let request = request(blocks, slot_bytes);
         sys::set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_RX_RING, &request).map_err(failed)?;
@@ -136,8 +140,13 @@ impl Ring {
             if status & TP_STATUS_COPY != 0 {
                 let start = self.large.len() * LARGE_BYTES;
                 let Some(buffer) = self.buffer.get_mut(start..start + LARGE_BYTES) else { break };
-                let len = recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT).unwrap_or(0);
-                self.large.push((index, start..start + len));
+                let fd = self.fd.as_raw_fd();
+                let read = recv(fd, buffer, MsgFlags::MSG_DONTWAIT).or_else(|_| {
+                    // The error that a device leaves that went down, told once and before any packet.
+                    self.down = true;
+                    recv(fd, buffer, MsgFlags::MSG_DONTWAIT)
+                });
+                self.large.push((index, start..start + read.unwrap_or(0)));
             }
             self.fetched += 1;
         }
@@ -160,7 +169,7 @@ impl Ring {
         let tagged = header.tp_status & TP_STATUS_VLAN_VALID != 0;
         let vlan = if tagged { header.tp_vlan_tci & 0xfff } else { 0 };
         if header.tp_status & TP_STATUS_COPY != 0 {
-            let (virtio, frame) = self.large(index)?.split_first_chunk()?;
+            let (virtio, frame) = self.large(index).and_then(<[u8]>::split_first_chunk).unwrap_or((&[0; _], &[]));
             return Some(Slot { virtio, vlan, frame: (frame.len() == header.tp_len as usize).then_some(frame) });
         }
         // SAFETY: the offset is inside the slot, as just checked (invariant 3).

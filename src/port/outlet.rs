@@ -35,6 +35,11 @@ impl Outlet {
         self.dead
     }
 
+    /// Whether frames of one outer flow leave together, as far as is known.
+    pub fn sends_trains(&self) -> bool {
+        !self.no_trains
+    }
+
     /// System calls made to send.
     pub fn calls(&self) -> u64 {
         self.sender.calls()

@@ -82,7 +82,7 @@ impl Uplink {
 
 impl WirePort for Uplink {
     fn entropy(&self) -> Entropy {
-        if self.outlet.is_some() { Entropy::Few } else { Entropy::Full }
+        if self.outlet.as_ref().is_some_and(Outlet::sends_trains) { Entropy::Few } else { Entropy::Full }
     }
 
     fn receive(&mut self, burst: &mut Vec<Frame>) {

@@ -102,8 +102,8 @@ pub struct SteerConfig {
     pub known_vteps_only: bool,
     /// Whether workers take what comes for pods without a tunnel.
     pub takes_bare: bool,
-    /// Whether all TCP of pods takes the kernel path.
-    pub tcp_by_kernel: bool,
+    /// Whether workers take nothing but UDP of pods.
+    pub udp_only: bool,
 }
 
 /// Which way the packets of a pod of this node take.

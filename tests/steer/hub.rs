@@ -15,10 +15,13 @@ use crate::lab::Lab;
 use crate::packets::*;
 use crate::rig::{POD_A_IFINDEX, Rig, config, is_root, pod};
 
+/// Slots of the ring: more than the 256 that pods share which send too much.
+const SLOTS: u32 = 1024;
+
 /// The port of the one worker of `rig`, on `pwhub0`, which it makes.
 fn open(lab: &Lab, rig: &Rig) -> Hub {
     let ifindex = lab.ifindex("pwhub0");
-    let (receiver, sender) = lab.within(|| (Ring::open(ifindex, 64, 1450, None).unwrap(), Sender::open().unwrap()));
+    let (receiver, sender) = lab.within(|| (Ring::open(ifindex, SLOTS, 1450, None).unwrap(), Sender::open().unwrap()));
     let traffic: Arc<[Traffic]> = (0..=PodId::MAX).map(|_| Traffic::default()).collect();
     let share = Share { worker: 0, workers: 1 };
     Hub::new(receiver, sender, rig.steer.credits(), share, Arc::new(AtomicU16::new(2)), traffic)
@@ -80,7 +83,7 @@ fn pods_that_were_refused_share_the_ring_evenly_until_they_are_refused_no_more()
         return;
     }
     let (lab, rig) = world();
-    rig.steer.set_config(&SteerConfig { slots: 64, ..config(V4) }).unwrap();
+    rig.steer.set_config(&SteerConfig { slots: SLOTS.into(), ..config(V4) }).unwrap();
     let mut hub = open(&lab, &rig);
     let mut tally = Tally::default();
     // As many of their frames as may be, from the same device, and none of them arrives.
@@ -99,11 +102,11 @@ fn pods_that_were_refused_share_the_ring_evenly_until_they_are_refused_no_more()
         hub.settle(&mut tally);
         in_flight
     };
-    assert_eq!(greed(&[1, 2]), [32, 16], "as many as are left");
-    assert_eq!(greed(&[1, 2]), [21, 21], "a third each");
-    assert_eq!(greed(&[2]), [21]);
+    assert_eq!(greed(&[1, 2]), [512, 256], "as many as are left");
+    assert_eq!(greed(&[1, 2]), [85, 85], "a third of 256 each");
+    assert_eq!(greed(&[2]), [85]);
     assert!(greed(&[]).is_empty(), "nobody was refused since");
-    assert_eq!(greed(&[1]), [32]);
+    assert_eq!(greed(&[1]), [512]);
 }
 
 #[test]
@@ -175,6 +178,20 @@ fn packets_of_any_size_are_read_whole_and_in_order() {
         }
         assert_eq!((ring.ready(1), ring.fetch(1), ring.lost()), (0, 0, 0));
     }
+    // A device that went down leaves an error, which is told before the packet that waits.
+    sender.send(&frame(4));
+    wait_until(|| ring.ready(1) == 1);
+    lab.ip("link set pwhub0 down");
+    assert_eq!(ring.fetch(64), 1);
+    assert!(ring.slot(0).unwrap().frame == Some(&frame(4)));
+    ring.release(1);
+    assert!(ring.is_dead());
+    lab.ip("link set pwhub0 up");
+    assert!(!ring.is_dead());
+    sender.send(&frame(5));
+    wait_until(|| ring.ready(1) == 1);
+    assert_eq!(ring.fetch(64), 1);
+    assert!(ring.slot(0).unwrap().frame == Some(&frame(5)), "no packet stays behind");
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
