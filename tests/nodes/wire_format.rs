@@ -64,7 +64,8 @@ fn frames_are_exact(wire: Wire) {
     assert!(ports.values().all(|used| used.len() == 1), "a flow changes its outer source port: {ports:?}");
     let spread: BTreeSet<_> =
         ports.iter().filter(|(flow, _)| flow.protocol == UDP).flat_map(|(_, used)| used).collect();
-    assert!(spread.len() > 100, "128 UDP flows share {} outer source ports", spread.len());
+    // Where AF_XDP copies, as on these wires, there are 16 of them, so that frames of many flows leave together.
+    assert!((12..=16).contains(&spread.len()), "128 UDP flows share {} outer source ports", spread.len());
     assert!(sent.iter().any(|frame| frame.inner_len == wire.overlay_mtu() as usize), "no segment fills the MTU");
 }
 
