@@ -108,6 +108,16 @@ struct {
 	__type(value, struct local_pod);
 } local6 SEC(".maps");
 
+/* The host end of a pod's veth pair, by the pod's id. The kernel takes out what
+ * goes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, MAX_POD_IDS);
+	__type(key, __u32);
+	__type(value, __u32);
+} pod_devices SEC(".maps");
+
 /* A prefix that the workers can reach now. */
 struct remote {
 	__u32 mtu;		/* largest inner IP packet */
@@ -172,7 +182,8 @@ struct credit {
 	__u64 consumed;		/* by the worker */
 	__u64 refused;		/* by pod_steer: a pod's, without credit */
 	__u64 quota;		/* by the worker, for each pod; 0: none */
-	__u64 pad[4];
+	__u64 gone;		/* by hub_deliver: to a pod without a device */
+	__u64 pad[3];
 };
 
 struct {

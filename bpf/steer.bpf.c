@@ -6,6 +6,7 @@
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 
+#include "deliver.h"
 #include "maps.h"
 #include "nic.h"
 #include "pod.h"
@@ -67,6 +68,17 @@ int hub_drop(struct __sk_buff *skb)
 {
 	(void)skb;
 	return TC_ACT_SHOT;
+}
+
+/* On the hub's far end, at ingress: packets from workers to pods. The device is
+ * in the pod's namespace before anything else sees the packet.
+ */
+SEC("tcx/ingress")
+int hub_deliver(struct __sk_buff *skb)
+{
+	__u32 device = deliver(skb);
+
+	return device ? bpf_redirect_peer(device, 0) : TC_ACT_SHOT;
 }
 
 /* Spreads the hub's frames over the workers' rings: a pod stays with a worker,

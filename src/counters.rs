@@ -68,6 +68,7 @@ table! {
         PodTxBytes => "pod_tx_bytes", "bytes handed to pods";
         PodTxSuper => "pod_tx_super", "super-packets handed to pods, merged of several frames from the uplink";
         PodTxMerged => "pod_tx_merged", "frames that were merged into them";
+        PodTxTrains => "pod_tx_trains", "frames handed to pods in trains, several by one system call";
         HubLost => "hub_lost", "frames from pods lost because the packet ring was full";
         ClaimsLost => "claims_lost", "frames from pods that were claimed and never came out of the packet ring, hub_lost among them; found some time later";
         UplinkLost => "uplink_lost", "frames from the wire lost because the AF_XDP receive ring was full or the fill ring empty";

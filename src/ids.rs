@@ -13,6 +13,20 @@ impl IfIndex {
     pub const NONE: Self = Self(0);
 }
 
+/// The two ends of the hub, a veth pair of our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubEnds {
+    /// Where pods' frames arrive for the workers, and workers send packets for pods.
+    pub near: IfIndex,
+    /// Where these arrive.
+    pub far: IfIndex,
+}
+
+impl HubEnds {
+    /// No hub.
+    pub const NONE: Self = Self { near: IfIndex::NONE, far: IfIndex::NONE };
+}
+
 /// Whether a text can be a device's name to the kernel (`dev_valid_name` in `net/core/dev.c`), is no pattern (`%d`), and
 /// needs no quoting.
 pub fn is_device_name(text: &str) -> bool {

@@ -144,6 +144,8 @@ pub struct Dataplane {
     pub frames: u32,
     /// Slots of each worker's packet ring at the hub, each for a frame of the pods' MTU. Default 2048.
     pub hub_slots: u32,
+    /// Whether workers hand packets for pods over in trains, past the host ends of their veth pairs. Default true.
+    pub pod_trains: bool,
     /// The age at which a silent worker's traffic goes to the kernel path. Default 20, at least 10.
     pub stale_ms: u64,
     /// Whether tunnel packets that do not come from a peer's `underlay` are dropped. Default true; false where the

@@ -125,7 +125,8 @@ impl Dataplane {
         match Self::open(settings) {
             Ok(dataplane) => Ok(Box::new(dataplane)),
             Err(error) => {
-                let devices: Vec<_> = view.pods.iter().map(|pod| pod.pod.ifindex).chain([settings.hub]).collect();
+                let devices: Vec<_> =
+                    view.pods.iter().map(|pod| pod.pod.ifindex).chain([settings.hub.near, settings.hub.far]).collect();
                 if let Err(error) = remove(&devices) {
                     tracing::error!(%error, "what an earlier data plane has attached stays, and is out of date");
                 }
@@ -273,7 +274,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, 
         stale_ns: settings.stale_ms * 1_000_000,
         slots: settings.hub_slots.into(),
         bulk_bytes,
-        hub: settings.hub,
+        hub: settings.hub.near,
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,
         takes_bare: view.takes_bare,

@@ -12,7 +12,7 @@ use super::vtep::{Uplink, Vtep};
 use super::wiring::Pod;
 use crate::config::{Config, Mode, Peer};
 use crate::fib::LocalPod;
-use crate::ids::IfIndex;
+use crate::ids::HubEnds;
 use crate::steer::{NatCheck, PodPath};
 use crate::wire::TunnelEnd;
 
@@ -27,7 +27,7 @@ impl Node {
             let reason = if awaits { self.obstacles() } else { self.observed.problems.join("; ") };
             return Wanted::Impossible { reason, settings: None };
         };
-        let settings = Box::new(settings(&self.config, vtep, self.observed.hub.unwrap_or(IfIndex::NONE)));
+        let settings = Box::new(settings(&self.config, vtep, self.observed.hub.unwrap_or(HubEnds::NONE)));
         match self.obstacle(vtep) {
             Some(reason) => Wanted::Impossible { reason, settings: Some(settings) },
             None => Wanted::Running(settings),
@@ -117,7 +117,7 @@ impl Node {
     }
 }
 
-fn settings(config: &Config, vtep: &Vtep, hub: IfIndex) -> Settings {
+fn settings(config: &Config, vtep: &Vtep, hub: HubEnds) -> Settings {
     let (vxlan, dataplane) = (&config.vxlan, &config.dataplane);
     Settings {
         uplink: vtep.uplink.index,
@@ -139,6 +139,7 @@ fn settings(config: &Config, vtep: &Vtep, hub: IfIndex) -> Settings {
         bulk: dataplane.bulk,
         frames: dataplane.frames,
         hub_slots: dataplane.hub_slots,
+        pod_trains: dataplane.pod_trains,
         stale_ms: dataplane.stale_ms,
         pod_cidrs: config.node.pod_cidrs.clone(),
     }

@@ -1,21 +1,23 @@
-//! The hub: a veth pair of our own through which the steering programs hand pods' frames to the
-//! workers' packet rings. It carries nothing else, and the kernel sends nothing on it.
+//! The hub: a veth pair of our own. At its near end the steering programs hand pods' frames to the workers' packet rings;
+//! through it the workers send trains of packets for pods to the far end. It carries nothing else, and the kernel sends
+//! nothing on it.
 
 use super::kernel::{Kernel, KernelError, delete_link, request};
 use super::netlink::{Link, LinkKind, LinkSettings, Veth, VethEnd};
 use super::plan::{ALIAS, Change};
 use super::sysctl;
 use super::vtep::ETH_MAX_MTU;
-use crate::ids::IfIndex;
+use crate::ids::{HubEnds, IfIndex};
+use crate::xsk;
 
 /// Its ends: frames from pods arrive at the near one.
 pub(super) const NEAR: &str = "pwhub0";
 const FAR: &str = "pwhub1";
 
 impl Kernel {
-    /// The hub's near end; the pair is made when missing and set right when not. Super-packets
-    /// pass it whole. A device of either name that is not ours is left as it is.
-    pub fn ensure_hub(&mut self, changes: &mut Vec<Change>) -> Result<IfIndex, KernelError> {
+    /// The hub's ends; the pair is made when missing and set right when not. Super-packets that enter at the near end
+    /// pass whole; those that leave by it are taken apart. A device of either name that is not ours is left as it is.
+    pub fn ensure_hub(&mut self, changes: &mut Vec<Change>) -> Result<HubEnds, KernelError> {
         let (near, far) = (self.hub_end(NEAR)?, self.hub_end(FAR)?);
         if near.is_none() || far.is_none() {
             if let Some(alone) = near.or(far) {
@@ -26,8 +28,14 @@ impl Kernel {
             self.netlink.add_veth(&veth).map_err(request(format!("create the hub {NEAR}, {FAR}")))?;
             changes.push(Change::CreateDevice { name: NEAR.to_owned() });
         }
-        self.set_up_hub_end(FAR, changes)?;
-        self.set_up_hub_end(NEAR, changes)
+        let far = self.set_up_hub_end(FAR, changes)?;
+        let near = self.set_up_hub_end(NEAR, changes)?;
+        // The kernel cuts what a device could not complete. Datagrams with checksums to complete, in place of the pods'
+        // own, would pass theirs unseen.
+        if xsk::complete_checksums(NEAR).map_err(|source| KernelError::Checksums { device: NEAR.to_owned(), source })? {
+            changes.push(Change::CompleteChecksums { name: NEAR.to_owned() });
+        }
+        Ok(HubEnds { near, far })
     }
 
     /// Removes the hub and says whether there was one; a device of its name that is not ours is none.

@@ -160,6 +160,7 @@ fn subject(change: &Change) -> String {
         Change::Sysctl(changed) => changed.key.clone(),
         Change::SetDevice { .. }
         | Change::RenameDevice { .. }
+        | Change::CompleteChecksums { .. }
         | Change::CreateDevice { .. }
         | Change::DeleteDevice { .. } => change.to_string(),
         Change::Object(ObjectChange { object, device, .. }) => format!("{object} dev {device}"),

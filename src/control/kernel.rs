@@ -95,6 +95,8 @@ pub enum KernelError {
     ForeignDevice(String),
     #[error("{0} exists and is not one end of podwire's hub (a veth with the alias podwire); remove or rename it")]
     ForeignHub(String),
+    #[error("cannot have the kernel complete the checksums of {device}: {source}")]
+    Checksums { device: String, source: std::io::Error },
     #[error("{0} was removed while it was being set up")]
     Vanished(String),
     #[error("cannot {what}: {source}")]

@@ -363,7 +363,7 @@ mod tests {
     use crate::config::{Bulk, Mode, Xdp, ZeroCopy};
     use crate::control::view::{PodView, TimesStatus, WorkerStatus};
     use crate::fib::LocalPod;
-    use crate::ids::{IfIndex, PodId};
+    use crate::ids::{HubEnds, IfIndex, PodId};
     use crate::steer::PodPath;
     use crate::wire::{Mac, Vni};
 
@@ -442,7 +442,7 @@ mod tests {
             uplink_name: "eth0".into(),
             uplink_mac: Mac::default(),
             queues: crate::xsk::Queues { receive: 1, send: 1 },
-            hub: IfIndex(3),
+            hub: HubEnds { near: IfIndex(3), far: IfIndex(4) },
             vtep: IpAddr::V4(Ipv4Addr::LOCALHOST),
             vtep_mac: Mac::default(),
             second: None,
@@ -457,6 +457,7 @@ mod tests {
             bulk: Bulk::Auto,
             frames: 1024,
             hub_slots: 64,
+            pod_trains: true,
             stale_ms: 20,
             pod_cidrs: Vec::new(),
         }))

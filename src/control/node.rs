@@ -32,7 +32,7 @@ use super::uninstall::remove_programs;
 use super::vtep::Vtep;
 use super::wiring::Pod;
 use crate::config::{Config, Mode, Vxlan};
-use crate::ids::{IfIndex, PodId};
+use crate::ids::{HubEnds, PodId};
 
 /// The state of one node.
 pub struct Node {
@@ -74,7 +74,7 @@ pub struct Node {
 #[derive(Debug, Default)]
 pub struct Observed {
     pub vtep: Option<Vtep>,
-    pub hub: Option<IfIndex>,
+    pub hub: Option<HubEnds>,
     /// This node's own addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// The way to each peer's end of a tunnel, by its underlay address.
@@ -417,7 +417,7 @@ impl Node {
     }
 
     /// The hub as the mode wants it: there, or gone, and with it all that any data plane has attached.
-    fn hub(&mut self, changes: &mut Vec<Change>) -> Result<Option<IfIndex>, Box<dyn Error>> {
+    fn hub(&mut self, changes: &mut Vec<Change>) -> Result<Option<HubEnds>, Box<dyn Error>> {
         if self.config.dataplane.mode != Mode::Kernel {
             return Ok(Some(self.kernel.ensure_hub(changes)?));
         }

@@ -91,6 +91,10 @@ pub enum Change {
         name: String,
         settings: LinkSettings,
     },
+    /// A device's checksums were taken from it: the kernel completes them.
+    CompleteChecksums {
+        name: String,
+    },
     Object(ObjectChange),
     /// A change of a pod's own end.
     InPod {
@@ -318,6 +322,7 @@ impl fmt::Display for Change {
             Self::CreateDevice { name } => write!(f, "create device {name}"),
             Self::DeleteDevice { name } => write!(f, "delete device {name}"),
             Self::RenameDevice { from, to } => write!(f, "rename device {from} to {to}"),
+            Self::CompleteChecksums { name } => write!(f, "set device {name} checksums off"),
             Self::SetDevice { name, settings } => {
                 write!(f, "set device {name}")?;
                 if let Some(mac) = settings.mac {

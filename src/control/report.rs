@@ -53,7 +53,7 @@ impl Node {
                 }),
                 mtu: vtep.map(|vtep| vtep.mtu),
             },
-            hub: self.observed.hub.map(|hub| Hub { ifindex: hub.0 }),
+            hub: self.observed.hub.map(|hub| Hub { ifindex: hub.near.0 }),
             nat: Nat {
                 check: match self.nat.check() {
                     steer::NatCheck::None => NatCheck::None,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Bulk, Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
-use crate::ids::IfIndex;
+use crate::ids::{HubEnds, IfIndex};
 use crate::steer::{NatCheck, PodPath};
 use crate::wire::{Mac, TunnelEnd, Vni};
 use crate::worker;
@@ -24,8 +24,8 @@ pub struct Settings {
     pub uplink_name: String,
     pub uplink_mac: Mac,
     pub queues: Queues,
-    /// The end of the hub pair that the packet rings tap.
-    pub hub: IfIndex,
+    /// The packet rings tap its near end.
+    pub hub: HubEnds,
     /// Our outer address.
     pub vtep: IpAddr,
     /// Our inner MAC.
@@ -49,6 +49,8 @@ pub struct Settings {
     pub frames: u32,
     /// Slots of each worker's packet ring.
     pub hub_slots: u32,
+    /// Whether packets for pods may go in trains.
+    pub pod_trains: bool,
     /// The age at which a silent worker's traffic goes to the kernel path.
     pub stale_ms: u64,
     /// This node's own ranges.

@@ -5,6 +5,7 @@
 
 mod checksum;
 mod gro;
+mod pod_train;
 mod segment;
 mod tcp;
 mod train;
@@ -12,6 +13,7 @@ mod virtio;
 
 pub use checksum::{complete, copy_plain};
 pub use gro::{Delivery, Gro, MAX_FRAMES, Segment};
+pub use pod_train::PodTrain;
 pub use segment::Segmenter;
 pub use train::Train;
 pub use virtio::{Checksum, GsoType, OffloadError, VirtioNetHdr};

@@ -15,12 +15,12 @@ use crate::frame::Frame;
 use crate::wire::{EtherType, Ethernet, Ipv4, Ipv6, Protocol, pseudo_v4, pseudo_v6};
 
 /// Frames of a train at most: `UDP_MAX_SEGMENTS` of kernels before 6.9.
-const MAX_FRAMES: usize = 64;
+pub(super) const MAX_FRAMES: usize = 64;
 
 /// Bytes from the IP header on at most: what an IPv4 header can say.
-const MAX_PACKET: usize = u16::MAX as usize;
+pub(super) const MAX_PACKET: usize = u16::MAX as usize;
 
-const UDP_LEN: usize = 8;
+pub(super) const UDP_LEN: usize = 8;
 
 /// Consecutive frames that differ only in what cutting makes different.
 #[derive(Debug)]
@@ -113,9 +113,9 @@ fn identification(frame: &[u8]) -> u16 {
     bytes.map_or(0, |bytes| u16::from_be_bytes(*bytes))
 }
 
-/// Turns the headers of the first frame into those of a packet of `packet_len` bytes, whose UDP checksum is left to
+/// Turns the headers at the head of a frame into those of a packet of `packet_len` bytes, whose UDP checksum is left to
 /// whoever cuts it.
-fn make_super(first: &mut [u8], l4: usize, frame_len: usize, packet_len: usize) -> Option<VirtioNetHdr> {
+pub(super) fn make_super(first: &mut [u8], l4: usize, frame_len: usize, packet_len: usize) -> Option<VirtioNetHdr> {
     let (headers, datagram) = first.split_at_mut_checked(l4)?;
     let packet = headers.get_mut(Ethernet::LEN..)?;
     let l4_len = u16::try_from(Ethernet::LEN + packet_len - l4).ok()?;

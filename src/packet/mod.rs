@@ -23,7 +23,7 @@ use std::io;
 
 pub use filter::{Filter, Step, Then};
 pub use ring::{Fanout, Ring, Slot};
-pub use sender::Sender;
+pub use sender::{Outgoing, Sender, Sent};
 pub use tap::Tap;
 
 use crate::ids::IfIndex;

@@ -25,12 +25,47 @@ const SEND_BUFFER: libc::c_int = 512 << 20;
 #[expect(clippy::cast_possible_truncation, reason = "20")]
 const ADDRESS_BYTES: u32 = mem::size_of::<libc::sockaddr_ll>() as u32;
 
-/// A packet to send: the next so many frames.
+/// Bytes that may go before a packet's frames.
+const HEADERS: usize = 64;
+
+/// What to send as one packet.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// Its bytes, one frame after another; taken.
+    pub frames: &'a mut Vec<Frame>,
+    pub virtio: VirtioNetHdr,
+    /// Bytes before those of the frames, 64 at most.
+    pub headers: &'a [u8],
+    pub to: IfIndex,
+    /// What to count it as.
+    pub sent: Sent,
+}
+
+/// What was sent as one packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// Packets that its receivers get.
+    pub packets: usize,
+    pub frames: usize,
+    pub bytes: u64,
+}
+
+impl<'a> Outgoing<'a> {
+    /// Frames that are one packet to its receiver.
+    pub fn packet(frames: &'a mut Vec<Frame>, virtio: VirtioNetHdr, to: IfIndex) -> Self {
+        let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
+        let sent = Sent { packets: 1, frames: frames.len(), bytes };
+        Self { frames, virtio, headers: &[], to, sent }
+    }
+}
+
+/// A packet that waits: its head, and the next so many frames.
 #[derive(Debug)]
 struct Message {
-    frames: usize,
-    bytes: u64,
-    virtio: [u8; VIRTIO_HEADER],
+    sent: Sent,
+    /// The virtio header, and what goes before the frames.
+    head: [u8; VIRTIO_HEADER + HEADERS],
+    head_len: usize,
     to: IfIndex,
 }
 
@@ -48,7 +83,7 @@ pub struct Sender {
 /// What `sendmmsg` reads, rebuilt for every batch.
 struct Headers {
     messages: [libc::mmsghdr; BATCH],
-    /// For each message its virtio header and its frames.
+    /// For each message its head and its frames.
     parts: [libc::iovec; BATCH + FRAMES],
     addresses: [libc::sockaddr_ll; BATCH],
 }
@@ -85,21 +120,31 @@ impl Sender {
         self.frames.len()
     }
 
-    /// Adds a packet for the device `to`, takes its frames, and returns its length in bytes; `None`, and nothing taken,
-    /// when the batch is full: then [`Sender::flush`] first.
-    pub fn push(&mut self, frames: &mut Vec<Frame>, virtio: VirtioNetHdr, to: IfIndex) -> Option<u64> {
-        if self.messages.len() == BATCH || self.frames.len() + frames.len() > FRAMES {
-            return None;
+    /// Whether so many packets can be added, of so many frames together.
+    pub fn has_room(&self, packets: usize, frames: usize) -> bool {
+        self.messages.len() + packets <= BATCH && self.frames.len() + frames <= FRAMES
+    }
+
+    /// Adds a packet and takes its frames; false, and nothing taken, when the batch is full ([`Sender::flush`] first), or
+    /// its headers are too long.
+    #[must_use]
+    pub fn push(&mut self, packet: Outgoing<'_>) -> bool {
+        let Outgoing { frames, virtio, headers, to, sent } = packet;
+        let (mut head, head_len) = ([0; VIRTIO_HEADER + HEADERS], VIRTIO_HEADER + headers.len());
+        if !self.has_room(1, frames.len()) || head_len > head.len() {
+            return false;
         }
-        let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
-        self.messages.push(Message { frames: frames.len(), bytes, virtio: virtio.to_bytes(), to });
+        for (place, byte) in head.iter_mut().zip(virtio.to_bytes().iter().chain(headers)) {
+            *place = *byte;
+        }
+        self.messages.push(Message { sent, head, head_len, to });
         self.frames.append(frames);
-        Some(bytes)
+        true
     }
 
     /// Sends the batch and puts its frames into the pool: the kernel has copied them by then. `done` hears of each
-    /// packet's frames and bytes, and whether the kernel took it, or its error number.
-    pub fn flush(&mut self, pool: &mut Pool, mut done: impl FnMut(usize, u64, Result<(), i32>)) {
+    /// packet, and whether the kernel took it, or its error number.
+    pub fn flush(&mut self, pool: &mut Pool, mut done: impl FnMut(Sent, Result<(), i32>)) {
         let total = self.messages.len();
         self.fill_headers();
         // The headers point into `self.messages` and the frames, which therefore stay as they are until the last call
@@ -115,7 +160,7 @@ impl Sender {
             }
         }
         for (message, outcome) in self.messages.drain(..).zip(outcomes) {
-            done(message.frames, message.bytes, outcome);
+            done(message.sent, outcome);
         }
         for frame in self.frames.drain(..) {
             pool.put(frame);
@@ -126,12 +171,13 @@ impl Sender {
         let Headers { messages, parts, addresses } = &mut *self.headers;
         let (mut parts, mut frames) = (parts.as_mut_slice(), self.frames.as_mut_slice());
         for (message, (header, to)) in self.messages.iter_mut().zip(messages.iter_mut().zip(addresses)) {
-            let Some((own, rest)) = mem::take(&mut parts).split_at_mut_checked(1 + message.frames) else { return };
-            let Some((own_frames, rest_frames)) = mem::take(&mut frames).split_at_mut_checked(message.frames) else {
+            let Some((own, rest)) = mem::take(&mut parts).split_at_mut_checked(1 + message.sent.frames) else { return };
+            let Some((own_frames, rest_frames)) = mem::take(&mut frames).split_at_mut_checked(message.sent.frames)
+            else {
                 return;
             };
-            let bytes =
-                iter::once(message.virtio.as_mut_slice()).chain(own_frames.iter_mut().map(|frame| &mut **frame));
+            let head = message.head.get_mut(..message.head_len).unwrap_or_default();
+            let bytes = iter::once(head).chain(own_frames.iter_mut().map(|frame| &mut **frame));
             for (part, bytes) in own.iter_mut().zip(bytes) {
                 *part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
             }

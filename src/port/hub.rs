@@ -3,12 +3,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use super::{PodPort, Slot, count_sent};
+use super::{PodOutlet, PodPort, Slot};
 use crate::counters::{Count, DropReason, Tally, Traffic};
 use crate::frame::Pool;
 use crate::ids::{PodId, WorkerId};
 use crate::offload::Delivery;
-use crate::packet::{Ring, Sender};
+use crate::packet::Ring;
 use crate::shared::{Account, Credits};
 
 /// Slots that pods share of which some send more than the worker can take. What waits in them delays everybody else's
@@ -30,11 +30,11 @@ impl Share {
     }
 }
 
-/// One worker's share of the pods: its packet ring on the hub, and its way out to every pod's device.
+/// One worker's share of the pods: its packet ring on the hub, and its way to every pod.
 #[derive(Debug)]
 pub struct Hub {
     ring: Ring,
-    sender: Sender,
+    outlet: PodOutlet,
     credits: Credits,
     share: Share,
     /// The highest pod id in use; control raises it before a pod is steered.
@@ -44,6 +44,8 @@ pub struct Hub {
     /// By pod id, how many of its frames had been claimed and refused at the last [`Hub::settle`].
     claimed: Vec<u64>,
     refused: Vec<u64>,
+    /// By pod id, how many packets had found it gone by then.
+    gone: Vec<u64>,
     /// Slots released since then.
     released: u32,
 }
@@ -53,7 +55,7 @@ impl Hub {
     /// nothing may be claimed for the worker yet.
     pub fn new(
         ring: Ring,
-        sender: Sender,
+        outlet: PodOutlet,
         credits: Credits,
         share: Share,
         highest: Arc<AtomicU16>,
@@ -63,9 +65,12 @@ impl Hub {
         credits.resync(WorkerId(share.worker));
         credits.set_quota(WorkerId(share.worker), 0);
         let ids = 0..=PodId::MAX;
-        let refused: Vec<_> = ids.map(|id| PodId::new(id).map_or(0, |pod| credits.refused(pod))).collect();
+        let by_id = |count: fn(&Credits, PodId) -> u64| {
+            ids.clone().map(|id| PodId::new(id).map_or(0, |pod| count(&credits, pod))).collect::<Vec<_>>()
+        };
+        let (refused, gone) = (by_id(Credits::refused), by_id(Credits::gone));
         let claimed = vec![0; refused.len()];
-        Self { ring, sender, credits, share, highest, traffic, claimed, refused, released: 0 }
+        Self { ring, outlet, credits, share, highest, traffic, claimed, refused, gone, released: 0 }
     }
 
     /// The ring's descriptor, for epoll.
@@ -87,6 +92,7 @@ impl Hub {
     /// get into the ring.
     pub fn settle(&mut self, tally: &mut Tally) {
         self.share_out();
+        self.count_gone(tally);
         if self.ring.ready(1) == 0 || self.released >= self.ring.slots() {
             self.released = 0;
             self.give_up_lost(tally);
@@ -104,6 +110,15 @@ impl Hub {
         }
         let share = (u64::from(self.ring.slots().min(SHARED)) / (greedy + 1)).max(1);
         self.credits.set_quota(self.worker(), if greedy > 0 { share } else { 0 });
+    }
+
+    /// Counts the packets whose pods were gone when their trains got there.
+    fn count_gone(&mut self, tally: &mut Tally) {
+        for pod in self.pods() {
+            let Some(last) = self.gone.get_mut(usize::from(pod.get())) else { continue };
+            let gone = self.credits.gone(pod);
+            tally.drop_all(DropReason::PodRefused, usize::try_from(gone - mem::replace(last, gone)).unwrap_or(0));
+        }
     }
 
     /// Gives the credit of frames back that were lost between the steering program and the ring: those that were claimed
@@ -166,7 +181,10 @@ impl PodPort for Hub {
     }
 
     fn send(&mut self, packet: &mut Delivery) -> bool {
-        let Some(bytes) = self.sender.push(&mut packet.frames, packet.virtio, packet.to.ifindex) else { return false };
+        let bytes = packet.frames.iter().map(|frame| frame.len() as u64).sum();
+        if !self.outlet.send(packet) {
+            return false;
+        }
         if let Some(traffic) = self.traffic(packet.to.id) {
             traffic.count_tx(1, bytes);
         }
@@ -174,12 +192,6 @@ impl PodPort for Hub {
     }
 
     fn flush(&mut self, pool: &mut Pool, tally: &mut Tally) {
-        self.sender.flush(pool, |frames, bytes, taken| {
-            if taken.is_ok() {
-                count_sent(tally, frames, bytes);
-            } else {
-                tally.drop_all(DropReason::PodRefused, frames);
-            }
-        });
+        self.outlet.flush(pool, tally);
     }
 }

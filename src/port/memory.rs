@@ -7,7 +7,7 @@ use crate::counters::{DropReason, Tally};
 use crate::frame::{Frame, HEADROOM, Pool};
 use crate::ids::PodId;
 use crate::offload::{Delivery, VirtioNetHdr};
-use crate::packet::VIRTIO_HEADER;
+use crate::packet::{Sent, VIRTIO_HEADER};
 use crate::wire::Entropy;
 
 /// An underlay in memory.
@@ -174,7 +174,7 @@ impl PodPort for MemoryPods {
                 }
                 pool.put(frame);
             }
-            count_sent(tally, count, bytes);
+            count_sent(tally, Sent { packets: 1, frames: count, bytes });
             if let Some(delivered) = &mut self.delivered {
                 delivered.push(ToPod { pod, virtio, frame: packet });
             }

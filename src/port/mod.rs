@@ -7,6 +7,7 @@
 mod hub;
 pub mod memory;
 mod outlet;
+mod pod_outlet;
 mod uplink;
 
 use crate::counters::{Count, Tally};
@@ -14,9 +15,11 @@ use crate::frame::{Frame, Pool};
 use crate::offload::Delivery;
 use crate::wire::Entropy;
 
+use crate::packet::Sent;
 pub use crate::packet::Slot;
 pub use hub::{Hub, Share};
 pub use outlet::Outlet;
+pub use pod_outlet::PodOutlet;
 pub use uplink::Uplink;
 
 /// The underlay: whole Ethernet frames, in packet memory in both directions.
@@ -58,11 +61,13 @@ pub trait PodPort {
     fn flush(&mut self, pool: &mut Pool, tally: &mut Tally);
 }
 
-/// Counts a packet of so many frames that a pod got.
-fn count_sent(tally: &mut Tally, frames: usize, bytes: u64) {
-    tally.add(Count::PodTxPackets, 1);
+/// Counts what pods got.
+fn count_sent(tally: &mut Tally, Sent { packets, frames, bytes }: Sent) {
+    tally.add(Count::PodTxPackets, packets as u64);
     tally.add(Count::PodTxBytes, bytes);
-    if frames > 1 {
+    if packets > 1 {
+        tally.add(Count::PodTxTrains, packets as u64);
+    } else if frames > 1 {
         tally.add(Count::PodTxSuper, 1);
         tally.add(Count::PodTxMerged, frames as u64);
     }

@@ -4,7 +4,7 @@ use crate::counters::{DropReason, Tally};
 use crate::frame::{Frame, Pool};
 use crate::ids::IfIndex;
 use crate::offload::Train;
-use crate::packet::Sender;
+use crate::packet::{Outgoing, Sender};
 
 /// Frames handed to the kernel in one call at most: a few trains, still in the cache when it copies them.
 const BATCH: usize = 64;
@@ -57,10 +57,10 @@ impl Outlet {
         let mut departed = self.train.is_empty() || self.depart();
         loop {
             let Self { sender, no_trains, dead, .. } = self;
-            sender.flush(pool, |frames, _, taken| {
+            sender.flush(pool, |sent, taken| {
                 if let Err(errno) = taken {
-                    tally.drop_all(DropReason::UplinkRefused, frames);
-                    *no_trains |= frames > 1 && errno == libc::EINVAL;
+                    tally.drop_all(DropReason::UplinkRefused, sent.frames);
+                    *no_trains |= sent.frames > 1 && errno == libc::EINVAL;
                     *dead |= matches!(errno, libc::ENETDOWN | libc::ENXIO | libc::ENODEV);
                 }
             });
@@ -77,6 +77,6 @@ impl Outlet {
             return false;
         }
         let (virtio, frames) = self.train.finish();
-        self.sender.push(frames, virtio, self.device).is_some()
+        self.sender.push(Outgoing::packet(frames, virtio, self.device))
     }
 }

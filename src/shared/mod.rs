@@ -35,6 +35,7 @@ const PRODUCED: usize = 0;
 const CONSUMED: usize = 1;
 const REFUSED: usize = 2;
 const QUOTA: usize = 3;
+const GONE: usize = 4;
 
 /// Where the credits of rings begin, after those of pods, and how many there are (`MAX_POD_IDS` and `MAX_WORKERS`).
 const RINGS: usize = 4096;
@@ -240,6 +241,11 @@ impl Credits {
     /// How many frames of `pod` were refused, since the programs were loaded.
     pub fn refused(&self, pod: PodId) -> u64 {
         self.word(pod.into(), REFUSED).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// How many packets came for `pod` when it had no device any more, since the programs were loaded.
+    pub fn gone(&self, pod: PodId) -> u64 {
+        self.word(pod.into(), GONE).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Has no pod have more than `quota` frames in the ring of `worker`; 0 sets no bound. Only that worker calls this.

@@ -2,15 +2,26 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::link::PinnedLink;
 use super::pins::{self, Pins};
+use super::tc::Attachment;
 use super::{Steer, SteerError, TcChoice, XdpChoice, XdpMode, clsact, link, tc, xdp};
-use crate::ids::IfIndex;
+use crate::ids::{HubEnds, IfIndex};
 
 const POD: &str = "pod_steer";
 const HUB: &str = "hub_drop";
+const HUB_FAR: &str = "hub_deliver";
+
+/// A program on its end of the hub.
+#[derive(Debug)]
+pub(super) struct HubEnd {
+    program: &'static str,
+    ifindex: IfIndex,
+    attached: Attachment,
+}
 
 /// An attachment that somebody else had undone.
 #[derive(Debug)]
@@ -61,12 +72,23 @@ impl Steer {
         self.pins.remove_pods(|name| ours.iter().any(|our| our == name))
     }
 
-    /// Attaches `hub_drop` to the hub, or puts it in the place of an earlier one there.
-    pub fn attach_hub(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
-        self.hub = None;
-        let attached = tc::attach(HUB, &self.programs.hub_drop, ifindex, &self.pins.link(pins::HUB), self.tc)?;
-        self.hub = Some((ifindex, attached));
+    /// Attaches `hub_drop` and `hub_deliver` to the hub's ends, or puts them in the places of earlier ones there.
+    pub fn attach_hub(&mut self, hub: HubEnds) -> Result<(), SteerError> {
+        self.hub.clear();
+        for (program, ifindex) in [(HUB, hub.near), (HUB_FAR, hub.far)] {
+            let end = self.attach_hub_end(program, ifindex)?;
+            self.hub.push(end);
+        }
         Ok(())
+    }
+
+    fn attach_hub_end(&self, program: &'static str, ifindex: IfIndex) -> Result<HubEnd, SteerError> {
+        let (own, pin): (&OwnedFd, _) = match program {
+            HUB => (&self.programs.hub_drop, pins::HUB),
+            _ => (&self.programs.hub_deliver, pins::HUB_FAR),
+        };
+        let attached = tc::attach(program, own, ifindex, &self.pins.link(pin), self.tc)?;
+        Ok(HubEnd { program, ifindex, attached })
     }
 
     /// Attaches again what somebody else has detached, and pins what has lost its pin. Returns what was not as it
@@ -79,11 +101,13 @@ impl Steer {
             let outcome = attached.map(|uplink| self.uplink = Some(uplink));
             repairs.push(Repair { program: "nic_steer", ifindex, outcome });
         }
-        if let Some(ifindex) = self.hub.as_ref().and_then(|(ifindex, hub)| (!hub.is_on(*ifindex)).then_some(*ifindex)) {
-            let attached = tc::attach(HUB, &self.programs.hub_drop, ifindex, &self.pins.link(pins::HUB), self.tc);
-            let outcome = attached.map(|hub| self.hub = Some((ifindex, hub)));
-            repairs.push(Repair { program: HUB, ifindex, outcome });
+        let mut hub = mem::take(&mut self.hub);
+        for lost in hub.iter_mut().filter(|end| !end.attached.is_on(end.ifindex)) {
+            let HubEnd { program, ifindex, .. } = *lost;
+            let outcome = self.attach_hub_end(program, ifindex).map(|end| *lost = end);
+            repairs.push(Repair { program, ifindex, outcome });
         }
+        self.hub = hub;
         let lost: Vec<_> = self.pods.iter().filter(|(ifindex, pod)| !pod.is_on(**ifindex)).map(|(i, _)| *i).collect();
         for ifindex in lost {
             repairs.push(Repair { program: POD, ifindex, outcome: self.attach_pod(ifindex) });
@@ -95,7 +119,7 @@ impl Steer {
     /// Pins the links whose pins somebody else has removed.
     fn pin_again(&self) -> Vec<Repair> {
         let uplink = self.uplink.iter().map(|uplink| ("nic_steer", uplink.ifindex, &uplink.link));
-        let hub = self.hub.iter().filter_map(|(ifindex, hub)| Some((HUB, *ifindex, hub.link()?)));
+        let hub = self.hub.iter().filter_map(|end| Some((end.program, end.ifindex, end.attached.link()?)));
         let pods = self.pods.iter().filter_map(|(ifindex, pod)| Some((POD, *ifindex, pod.link()?)));
         let bare = uplink.chain(hub).chain(pods).filter(|(_, ifindex, link)| link.is_on(*ifindex) && !link.is_pinned());
         bare.map(|(program, ifindex, link)| Repair { program, ifindex, outcome: self.pin_link(link) }).collect()
@@ -147,5 +171,5 @@ pub fn remove(pins: Option<Pins>, devices: &[IfIndex]) -> Result<bool, SteerErro
 fn detach_filter(ifindex: IfIndex) -> io::Result<bool> {
     // libbpf wants a descriptor where it asks for none
     let any = File::open("/dev/null")?;
-    clsact::detach(any.as_fd(), ifindex, &[POD, HUB])
+    clsact::detach(any.as_fd(), ifindex, &[POD, HUB, HUB_FAR])
 }

@@ -177,7 +177,7 @@ mod tests {
         assert_eq!((size, words["beat_ns"], words["asleep"], words["called_ns"]), (64, 0, 8, 16));
         let (size, words) = btf::layout("credit");
         assert_eq!((size, words["produced"], words["consumed"]), (64, 0, 8));
-        assert_eq!((words["refused"], words["quota"]), (16, 24));
+        assert_eq!((words["refused"], words["quota"], words["gone"]), (16, 24, 32));
     }
 
     #[test]

@@ -11,8 +11,9 @@
 //!
 //! ```text
 //!   wire ─▶ nic_steer ─┬─ claimed ─▶ xsks[queue] ─▶ worker       pod ─▶ pod_steer ─┬─ claimed ─▶ hub ─▶ worker
-//!                      └─ kernel path                                             ├─ local ─▶ the other pod
-//!                                                                                 └─ kernel path, or dropped
+//!                      └─ kernel path                │                            ├─ local ─▶ the other pod
+//!                                                    ▼                            └─ kernel path, or dropped
+//!            pod ◀─ hub_deliver ◀─ trains of packets ◀─ hub
 //! ```
 
 mod attach;
@@ -42,6 +43,7 @@ use ipnet::IpNet;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, PrintLevel};
 
+use attach::HubEnd;
 pub use attach::{Repair, foreign_programs, is_our_filter, remove};
 pub use error::SteerError;
 pub use nat::{NatCheck, knows_conntrack};
@@ -120,6 +122,7 @@ struct Programs {
     nic_steer: OwnedFd,
     pod_steer: OwnedFd,
     hub_drop: OwnedFd,
+    hub_deliver: OwnedFd,
     hub_fanout: OwnedFd,
 }
 
@@ -131,6 +134,7 @@ impl Programs {
             nic_steer: own(skel.progs.nic_steer.as_fd())?,
             pod_steer: own(skel.progs.pod_steer.as_fd())?,
             hub_drop: own(skel.progs.hub_drop.as_fd())?,
+            hub_deliver: own(skel.progs.hub_deliver.as_fd())?,
             hub_fanout: own(skel.progs.hub_fanout.as_fd())?,
         })
     }
@@ -143,6 +147,7 @@ struct Maps {
     queue_worker: Map,
     local4: Map,
     local6: Map,
+    pod_devices: Map,
     remote4: Map,
     remote6: Map,
     vteps: Map,
@@ -162,7 +167,7 @@ pub struct Steer {
     pins: Pins,
     uplink: Option<Uplink>,
     tc: TcChoice,
-    hub: Option<(IfIndex, Attachment)>,
+    hub: Vec<HubEnd>,
     pods: HashMap<IfIndex, Attachment>,
 }
 
@@ -183,6 +188,7 @@ impl Steer {
             queue_worker: Map::of("queue_worker", &skel.maps.queue_worker)?,
             local4: Map::of("local4", &skel.maps.local4)?,
             local6: Map::of("local6", &skel.maps.local6)?,
+            pod_devices: Map::of("pod_devices", &skel.maps.pod_devices)?,
             remote4: Map::of("remote4", &skel.maps.remote4)?,
             remote6: Map::of("remote6", &skel.maps.remote6)?,
             vteps: Map::of("vteps", &skel.maps.vteps)?,
@@ -204,7 +210,7 @@ impl Steer {
             pins,
             uplink: None,
             tc: TcChoice::default(),
-            hub: None,
+            hub: Vec::new(),
             pods: HashMap::new(),
         };
         steer.set_config(config)?;
@@ -248,6 +254,11 @@ impl Steer {
 
     /// Says that `address` belongs to `pod`, whose packets take `path`. What was said before is replaced in one step.
     pub fn add_local(&self, address: IpAddr, pod: &LocalPod, path: PodPath) -> Result<(), SteerError> {
+        let (id, device) = (u32::from(pod.id.get()).to_ne_bytes(), pod.ifindex.0.to_ne_bytes());
+        if let Err(error) = self.maps.pod_devices.set(&id, &device, &pod.id.get()) {
+            // It has just gone, and the pod will: what comes for it meanwhile is counted.
+            tracing::debug!(%error, "no packet train stops at the pod");
+        }
         self.local(address).set(&layout::address(address), &layout::local_pod(pod, path), &address)
     }
 

@@ -2,8 +2,8 @@
 //! by the namespace's cookie, so that instances never meet.
 //!
 //! ```text
-//!   /sys/fs/bpf/podwire/COOKIE/links/{uplink,hub,pod_IFINDEX}   the links that hold the programs on their devices
-//!                             /maps/NAME                        for `bpftool map dump pinned`
+//!   /sys/fs/bpf/podwire/COOKIE/links/{uplink,hub,hub_far,pod_IFINDEX}   the links that hold the programs on their devices
+//!                             /maps/NAME                                for `bpftool map dump pinned`
 //! ```
 
 use std::fs::{self, DirBuilder, File};
@@ -28,6 +28,7 @@ const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 /// The names of links.
 pub(super) const UPLINK: &str = "uplink";
 pub(super) const HUB: &str = "hub";
+pub(super) const HUB_FAR: &str = "hub_far";
 const POD: &str = "pod_";
 
 /// The name of the link of a pod's device.

@@ -199,6 +199,7 @@ fn place(count: Count) -> (Metric, Option<&'static str>) {
         Count::PodTxBytes => (Metric::WorkerBytes, Some(TO_PODS)),
         Count::PodTxSuper => (Metric::WorkerSuperPackets, Some(TO_PODS)),
         Count::PodTxMerged => (Metric::WorkerMerged, None),
+        Count::PodTxTrains => (Metric::WorkerInTrains, None),
         Count::HubLost => (Metric::WorkerLost, Some("hub")),
         Count::ClaimsLost => (Metric::WorkerLostClaims, None),
         Count::UplinkLost => (Metric::WorkerLost, Some("uplink")),

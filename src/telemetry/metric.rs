@@ -76,6 +76,7 @@ metrics! {
     WorkerBytes => COUNTER "podwire_worker_bytes_total" ["worker", "direction"], "Bytes that the worker has carried, outer headers included on the wire";
     WorkerSuperPackets => COUNTER "podwire_worker_super_packets_total" ["worker", "direction"], "TCP super-packets that the worker has taken from pods or handed to them";
     WorkerMerged => COUNTER "podwire_worker_merged_packets_total" ["worker"], "Packets from the wire that were merged into super-packets for pods";
+    WorkerInTrains => COUNTER "podwire_worker_packets_in_trains_total" ["worker"], "Packets that the worker has handed to pods several by one system call";
     WorkerDropped => COUNTER "podwire_worker_dropped_packets_total" ["worker", "reason"], "Packets that the worker has dropped, by reason";
     WorkerLost => COUNTER "podwire_worker_lost_packets_total" ["worker", "ring"], "Packets that the kernel lost on their way to the worker, because a ring was full";
     WorkerLostClaims => COUNTER "podwire_worker_lost_claims_total" ["worker"], "Packets of pods that were claimed for the worker and never came, for whatever reason";

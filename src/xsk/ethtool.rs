@@ -14,6 +14,10 @@ const GET_RINGS: u32 = 0x10;
 const GET_HASH: u32 = 0x29;
 const GET_CHANNELS: u32 = 0x3c;
 
+/// `ETHTOOL_GTXCSUM`, `ETHTOOL_STXCSUM`.
+const GET_CHECKSUMS: u32 = 0x16;
+const SET_CHECKSUMS: u32 = 0x17;
+
 /// `UDP_V4_FLOW`, `UDP_V6_FLOW`.
 const UDP_V4: u32 = 0x02;
 const UDP_V6: u32 = 0x06;
@@ -65,6 +69,14 @@ struct FlowHash {
     flow: u32,
     fields: u64,
     rest: [u64; 30],
+}
+
+/// `struct ethtool_value`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Value {
+    cmd: u32,
+    data: u32,
 }
 
 /// The descriptors of each queue of a device, as they are and as they can be at most.
@@ -121,6 +133,20 @@ pub fn hashes_udp_ports(device: &str, ipv6: bool) -> io::Result<bool> {
     // SAFETY: the structure is no smaller than that of `GET_HASH`.
     unsafe { ask(device, &mut hash) }?;
     Ok(hash.fields & HASHED_PORTS == HASHED_PORTS)
+}
+
+/// Has the kernel complete checksums before a device sees them, and says whether it did not before.
+pub fn complete_checksums(device: &str) -> io::Result<bool> {
+    let mut value = Value { cmd: GET_CHECKSUMS, data: 0 };
+    // SAFETY: this is the structure of `GET_CHECKSUMS`.
+    unsafe { ask(device, &mut value) }?;
+    if value.data == 0 {
+        return Ok(false);
+    }
+    let mut value = Value { cmd: SET_CHECKSUMS, data: 0 };
+    // SAFETY: this is the structure of `SET_CHECKSUMS`.
+    unsafe { ask(device, &mut value) }?;
+    Ok(true)
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -28,7 +28,7 @@ mod ring;
 mod socket;
 pub(crate) mod sys;
 
-pub use ethtool::{Driver, Rings, hashes_udp_ports};
+pub use ethtool::{Driver, Rings, complete_checksums, hashes_udp_ports};
 pub use ledger::Ledger;
 pub use mapping::Mapping;
 pub use queues::Queues;

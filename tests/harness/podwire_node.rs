@@ -45,7 +45,7 @@ pub struct Options {
     pub vxlan: &'static str,
     /// Whether it serves metrics, at [`PodwireNode::METRICS`] and on a Unix socket.
     pub metrics: bool,
-    /// More sections of the file.
+    /// More keys of the section `dataplane`, and more sections of the file.
     pub sections: &'static str,
 }
 

@@ -295,7 +295,7 @@ fn the_hub_is_made_once_kept_quiet_and_removed() {
         let shown = one.lab.ip("a", &format!("address show {name}"));
         assert!(shown.contains("mtu 65535") && shown.contains("UP,LOWER_UP") && !shown.contains("inet6"), "{shown}");
     }
-    assert!(one.lab.ip("a", "link show pwhub0").starts_with(&format!("{hub}:")));
+    assert!(one.lab.ip("a", "link show pwhub0").starts_with(&format!("{}:", hub.near)));
     one.lab.kernel("a", |kernel| {
         kernel.remove_hub().unwrap();
         kernel.remove_hub().unwrap();
@@ -352,7 +352,7 @@ fn foreign_devices_with_the_hubs_names_are_named_and_left_as_they_are() {
         lab.ip("a", &format!("link del {name}"));
     }
     let hub = lab.kernel("a", |kernel| kernel.ensure_hub(&mut Vec::new()).unwrap());
-    assert!(lab.ip("a", "link show pwhub0").starts_with(&format!("{hub}:")));
+    assert!(lab.ip("a", "link show pwhub0").starts_with(&format!("{}:", hub.near)));
     assert!(lab.ip("a", "link show pwhub1").contains("alias podwire"));
 }
 

@@ -4,7 +4,7 @@ use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use podwire::frame::Region;
 use podwire::ids::IfIndex;
 use podwire::offload::{Segmenter, VirtioNetHdr};
-use podwire::packet::Sender;
+use podwire::packet::{Outgoing, Sender};
 use podwire::steer::{Program, Verdict};
 
 use super::cluster;
@@ -115,8 +115,9 @@ fn cut_by_kernel(netns: &Netns, frame: &[u8], request: VirtioNetHdr, file: &std:
     let mut frames: Vec<_> = frames.into_iter().map(|(_, frame)| frame).collect();
     let index = netns.link("here")["ifindex"].as_u64().expect("an index");
     let mut sender = netns.within(Sender::open).expect("a packet socket");
-    sender.push(&mut frames, request, IfIndex(u32::try_from(index).expect("an index"))).expect("room");
-    sender.flush(&mut pool, |_, _, taken| taken.expect("the kernel takes it"));
+    let index = IfIndex(u32::try_from(index).expect("an index"));
+    assert!(sender.push(Outgoing::packet(&mut frames, request, index)), "there is room");
+    sender.flush(&mut pool, |_, taken| taken.expect("the kernel takes it"));
     assert_eq!(pool.len(), 8);
     capture.frames()
 }

@@ -39,6 +39,7 @@ mod soak;
 mod tables;
 mod top;
 mod trace;
+mod trains;
 mod wire_format;
 
 use harness::{Cluster, Options, Prefix, Wire, is_root};

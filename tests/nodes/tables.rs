@@ -10,7 +10,7 @@ use podwire::control::wiring::GATEWAY_MAC;
 use podwire::frame::Region;
 use podwire::ids::IfIndex;
 use podwire::offload::VirtioNetHdr;
-use podwire::packet::Sender;
+use podwire::packet::{Outgoing, Sender};
 
 use super::cluster;
 use super::harness::{Cluster, Netns, Options, Pod, Wire, assert_all_pairs_talk, pings, udp_echo, wait_until};
@@ -34,9 +34,9 @@ fn send(netns: &Netns, device: &str, frames: &[Vec<u8>]) {
             let mut frame = pool.take().expect("a frame");
             assert!(frame.set_len(bytes.len()));
             frame.copy_from_slice(bytes);
-            sender.push(&mut vec![frame], VirtioNetHdr::default(), index).expect("room");
+            assert!(sender.push(Outgoing::packet(&mut vec![frame], VirtioNetHdr::default(), index)), "there is room");
         }
-        sender.flush(&mut pool, |_, _, taken| taken.expect("the kernel takes it"));
+        sender.flush(&mut pool, |_, taken| taken.expect("the kernel takes it"));
     }
 }
 

@@ -98,12 +98,13 @@ const DEVICES: [Row<'static>; 12] = [
     (Place::Node, "ip link set pw1 mtu 1400 down address 02:00:00:00:00:01", "set device pw1 address"),
 ];
 
-const HUB: [Row<'static>; 5] = [
+const HUB: [Row<'static>; 6] = [
     (Place::Node, "ip link del pwhub0", "create device pwhub0"),
     (Place::Node, "ip link set pwhub0 down", "set device pwhub0 up"),
     (Place::Node, "ip link set pwhub1 down", "set device pwhub1 up"),
     (Place::Node, "ip link set pwhub0 mtu 1500", "set device pwhub0 mtu 65535"),
     (Place::Node, "ip link set pwhub1 alias ''", "set device pwhub1 alias podwire"),
+    (Place::Node, "ethtool -K pwhub0 tx on", "set device pwhub0 checksums off"),
 ];
 
 const SETTINGS: [Row<'static>; 13] = [

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use podwire::counters::{Count, Tally, Traffic};
 use podwire::ids::{PodId, WorkerId};
 use podwire::packet::{Ring, Sender};
-use podwire::port::{Hub, PodPort, Share};
+use podwire::port::{Hub, PodOutlet, PodPort, Share};
 use podwire::steer::{PodPath, SteerConfig, Verdict};
 
 use crate::lab::Lab;
@@ -24,7 +24,7 @@ fn open(lab: &Lab, rig: &Rig) -> Hub {
     let (receiver, sender) = lab.within(|| (Ring::open(ifindex, SLOTS, 1450, None).unwrap(), Sender::open().unwrap()));
     let traffic: Arc<[Traffic]> = (0..=PodId::MAX).map(|_| Traffic::default()).collect();
     let share = Share { worker: 0, workers: 1 };
-    Hub::new(receiver, sender, rig.steer.credits(), share, Arc::new(AtomicU16::new(2)), traffic)
+    Hub::new(receiver, PodOutlet::new(sender, None), rig.steer.credits(), share, Arc::new(AtomicU16::new(2)), traffic)
 }
 
 fn world() -> (Lab, Rig) {

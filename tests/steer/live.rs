@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::{Xdp, XdpFlags};
-use podwire::ids::{QueueId, WorkerId};
+use podwire::ids::{HubEnds, QueueId, WorkerId};
 use podwire::steer::{
     self, Pins, PodPath, Program, Steer, SteerConfig, SteerError, TcChoice, Verdict, XdpChoice, XdpMode,
 };
@@ -47,7 +47,8 @@ impl Node {
         for range in REMOTE_RANGE {
             steer.add_remote(range.parse().unwrap(), MTU).unwrap();
         }
-        host.within(|| steer.attach_hub(host.ifindex("pwhub0"))).unwrap();
+        let hub = HubEnds { near: host.ifindex("pwhub0"), far: host.ifindex("pwhub1") };
+        host.within(|| steer.attach_hub(hub)).unwrap();
         let sockets = [0, 1].map(|worker| {
             let socket = xdp_socket().unwrap();
             steer.register_queue(QueueId(worker.into()), WorkerId(worker), socket.as_fd()).unwrap();

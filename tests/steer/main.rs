@@ -6,6 +6,7 @@
 mod bare;
 mod bulk;
 mod clsact;
+mod delivery;
 mod hub;
 mod lab;
 mod live;

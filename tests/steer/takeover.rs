@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use libbpf_rs::{Link, MapCore, MapHandle, Program as Loaded};
-use podwire::ids::IfIndex;
+use podwire::ids::{HubEnds, IfIndex};
 use podwire::steer::{self, Pins, PodPath, Program, Steer, SteerError, TcChoice, XdpChoice, XdpMode};
 
 use crate::lab::Lab;
@@ -40,7 +40,8 @@ impl Scene {
     }
 
     fn attach_all(&self, steer: &mut Steer) -> XdpMode {
-        let [uplink, hub, pod] = ["uplink", "pwhub0", "pw1"].map(|name| self.lab.ifindex(name));
+        let [uplink, near, far, pod] = ["uplink", "pwhub0", "pwhub1", "pw1"].map(|name| self.lab.ifindex(name));
+        let hub = HubEnds { near, far };
         self.lab.within(|| {
             steer.attach_hub(hub).unwrap();
             steer.attach_pod(pod).unwrap();
@@ -57,8 +58,8 @@ impl Scene {
         Held { link: info.id, program: info.prog_id }
     }
 
-    fn links(&self) -> [Held; 3] {
-        [&self.pod_link(), "hub", "uplink"].map(|name| self.held(name))
+    fn links(&self) -> [Held; 4] {
+        [&self.pod_link(), "hub", "uplink", "hub_far"].map(|name| self.held(name))
     }
 
     fn pinned_links(&self) -> Vec<String> {
@@ -163,7 +164,7 @@ fn a_link_whose_device_has_gone_is_replaced() {
     assert!(before.iter().all(|before| after.iter().all(|after| after.link != before.link)), "{before:?} {after:?}");
     assert!(scene.pinned_links().contains(&gone));
     next.detach_other_pods().unwrap();
-    assert_eq!(scene.pinned_links(), ["hub", &scene.pod_link(), "uplink"]);
+    assert_eq!(scene.pinned_links(), ["hub", "hub_far", &scene.pod_link(), "uplink"]);
 }
 
 #[test]
@@ -176,7 +177,7 @@ fn a_pin_with_another_devices_link_or_no_link_at_all_is_replaced() {
     std::fs::rename(scene.pins.join("maps/configs"), links.join("hub")).unwrap();
     let mut next = scene.lab.load(&config(V4));
     scene.attach_all(&mut next);
-    let [pod, hub, _] = scene.links();
+    let [pod, hub, ..] = scene.links();
     assert_eq!(pod.program, program_id(&next, Program::Pod));
     assert_ne!(hub.link, pod.link);
 }
@@ -191,7 +192,8 @@ fn what_the_kernel_does_not_tell_about_stays_attached() {
     let mut first = scene.lab.load(&config(V4));
     scene.attach_all(&mut first);
     let before = scene.links();
-    let [uplink, hub, pod] = ["uplink", "pwhub0", "pw1"].map(|name| scene.lab.ifindex(name));
+    let [uplink, near, far, pod] = ["uplink", "pwhub0", "pwhub1", "pw1"].map(|name| scene.lab.ifindex(name));
+    let hub = HubEnds { near, far };
     let mut next = scene.lab.load(&config(V4));
     for command in [OBJ_GET, OBJ_GET_INFO_BY_FD, LINK_UPDATE] {
         let refused = scene.lab.within(|| {
@@ -246,12 +248,14 @@ fn what_somebody_detaches_is_attached_again() {
         scene.detach_by_hand("uplink");
         if choice == TcChoice::Tcx {
             scene.detach_by_hand("hub");
+            scene.detach_by_hand("hub_far");
             scene.detach_by_hand(&scene.pod_link());
         } else {
             scene.lab.tc("qdisc del dev pw1 clsact");
             scene.lab.tc("qdisc del dev pwhub0 clsact");
+            scene.lab.tc("qdisc del dev pwhub1 clsact");
         }
-        assert_eq!(repair(), ["hub_drop", "nic_steer", "pod_steer"]);
+        assert_eq!(repair(), ["hub_deliver", "hub_drop", "nic_steer", "pod_steer"]);
         assert_eq!(repair(), [""; 0], "{choice:?}");
         scene.held("uplink");
         std::fs::remove_file(scene.pins.join("links/uplink")).unwrap();
@@ -279,14 +283,14 @@ fn removal_leaves_nothing_while_the_owner_lives_and_can_be_repeated() {
         let mut steer = scene.lab.load(&config(V4));
         steer.set_tc(choice);
         scene.attach_all(&mut steer);
-        let devices = ["pw1", "pwhub0"].map(|name| scene.lab.ifindex(name));
+        let devices = ["pw1", "pwhub0", "pwhub1"].map(|name| scene.lab.ifindex(name));
         for _ in 0..2 {
             scene.lab.within(|| steer::remove(Pins::find(scene.lab.cookie()), &devices)).unwrap();
             assert!(!scene.pins.exists());
             assert!(!scene.lab.ip_output("link show uplink").contains("xdp"));
         }
         let repairs = scene.lab.within(|| steer.repair());
-        assert_eq!(repairs.len(), 3, "nothing was attached any more: {repairs:?}");
+        assert_eq!(repairs.len(), 4, "nothing was attached any more: {repairs:?}");
     }
 }
 

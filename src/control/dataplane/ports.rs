@@ -10,7 +10,7 @@ use crate::counters::Traffic;
 use crate::frame::{Pool, Region};
 use crate::ids::{PodId, QueueId, WorkerId};
 use crate::packet::{Fanout, Ring, Sender};
-use crate::port::{Hub, Outlet, Share, Uplink};
+use crate::port::{Hub, Outlet, PodOutlet, Share, Uplink};
 use crate::steer::XdpMode;
 use crate::worker::{Inbox, Sleep};
 use crate::xsk::{Binding, Options, Socket};
@@ -76,11 +76,13 @@ impl Ports {
 fn open_hub(common: Common<'_>, worker: WorkerId, pods: Arc<[Traffic]>) -> Result<Hub, DataplaneError> {
     let Common { settings, steer, workers, highest_pod, .. } = common;
     // A group of the hub's own: groups are numbered per network namespace, and so are devices.
-    let group = u16::try_from(settings.hub.0 % (1 << 16)).unwrap_or_default();
+    let near = settings.hub.near;
+    let group = u16::try_from(near.0 % (1 << 16)).unwrap_or_default();
     let fanout = Fanout { group, program: steer.fanout_fd() };
-    let ring = Ring::open(settings.hub, settings.hub_slots, settings.mtu, (workers > 1).then_some(fanout))?;
+    let ring = Ring::open(near, settings.hub_slots, settings.mtu, (workers > 1).then_some(fanout))?;
     let share = Share { worker: worker.0, workers };
-    Ok(Hub::new(ring, Sender::open()?, steer.credits(), share, Arc::clone(highest_pod), pods))
+    let outlet = PodOutlet::new(Sender::open()?, settings.pod_trains.then_some(near));
+    Ok(Hub::new(ring, outlet, steer.credits(), share, Arc::clone(highest_pod), pods))
 }
 
 /// The way out through the kernel's stack, where AF_XDP would copy.
