@@ -83,10 +83,10 @@ static __always_inline __s64 in_flight(const struct credit *credit)
 	return READ_ONCE(credit->produced) - READ_ONCE(credit->consumed);
 }
 
-/* Whether a pod may have one more frame on its way. The ring must have more
- * slots left than the pod has frames in it: whoever has none finds one (Choudhury
- * and Hahne, "Dynamic queue length thresholds for shared-memory packet switches",
- * 1998). And the quota keeps pods that send more than the worker can take to equal
+/* Whether a pod may have one more frame on its way. It may have up to four times
+ * as many as the ring has slots left: one pod alone four fifths of the ring, and
+ * whoever has none finds a slot (Choudhury and Hahne, "Dynamic queue length
+ * thresholds for shared-memory packet switches", 1998). And the quota keeps pods that send more than the worker can take to equal
  * shares, also while a burst has just been taken and many slots are left.
  */
 static __always_inline bool has_room(const struct credit *own,
@@ -96,7 +96,7 @@ static __always_inline bool has_room(const struct credit *own,
 	__s64 quota = READ_ONCE(ring->quota);
 	__s64 mine = in_flight(own);
 
-	return left > 0 && mine < left && (!quota || mine < quota);
+	return left > 0 && mine < 4 * left && (!quota || mine < quota);
 }
 
 /* Takes one credit of the pod. CPUs that race may exceed what there is by one

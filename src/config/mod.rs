@@ -142,7 +142,7 @@ pub struct Dataplane {
     pub zero_copy: ZeroCopy,
     /// Packet memory of each worker, in chunks of a frame. Default 8192.
     pub frames: u32,
-    /// Slots of each worker's packet ring at the hub, each for a frame of the pods' MTU. Default 2048.
+    /// Slots of each worker's packet ring at the hub, each for a frame of the pods' MTU. Default 4096.
     pub hub_slots: u32,
     /// Whether workers hand packets for pods over in trains, past the host ends of their veth pairs. Default true.
     pub pod_trains: bool,

@@ -240,7 +240,7 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
         xdp: xdp.as_ref().map_or(Xdp::Auto, |xdp| xdp.value),
         zero_copy: section.or("zero_copy", ZeroCopy::Auto, |_| Ok(())),
         frames: section.or("frames", 8192, |frames: &u32| within(512, 1 << 20)(u64::from(*frames))),
-        hub_slots: section.or("hub_slots", 2048, |slots: &u32| within(8, 16384)(u64::from(*slots))),
+        hub_slots: section.or("hub_slots", 4096, |slots: &u32| within(8, 16384)(u64::from(*slots))),
         pod_trains: section.or("pod_trains", true, |_| Ok(())),
         stale_ms: section.or("stale_ms", 20, |ms: &u64| within(10, 10_000)(*ms)),
         known_vteps_only: section.or("known_vteps_only", true, |_| Ok(())),

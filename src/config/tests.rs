@@ -128,7 +128,7 @@ fn sections_with_defaults_may_be_left_out() {
     .unwrap();
     assert_eq!((config.vxlan.device.as_str(), config.vxlan.port), ("podwire.7", 8472));
     let dataplane = &config.dataplane;
-    assert_eq!((dataplane.frames, dataplane.hub_slots, dataplane.stale_ms), (8192, 2048, 20));
+    assert_eq!((dataplane.frames, dataplane.hub_slots, dataplane.stale_ms), (8192, 4096, 20));
     assert!(dataplane.pod_trains);
     assert!(dataplane.known_vteps_only);
     assert_eq!(dataplane.bulk, Bulk::Auto);

@@ -163,8 +163,8 @@ impl Heartbeat {
 }
 
 /// The frames between the steering program and the workers, of each pod and in each worker's ring. The program refuses a
-/// pod's frame when the pod has as many on their way as the ring has slots left, or as the ring's quota says, so that no
-/// pod fills a ring that others share.
+/// pod's frame when the pod has four times as many on their way as the ring has slots left, or as many as the ring's quota
+/// says, so that no pod fills a ring that others share.
 #[derive(Clone, Debug)]
 pub struct Credits {
     table: Arc<Table>,

@@ -102,11 +102,11 @@ fn pods_that_were_refused_share_the_ring_evenly_until_they_are_refused_no_more()
         hub.settle(&mut tally);
         in_flight
     };
-    assert_eq!(greed(&[1, 2]), [512, 256], "as many as are left");
+    assert_eq!(greed(&[1, 2]), [820, 164], "four times as many as are left");
     assert_eq!(greed(&[1, 2]), [85, 85], "a third of 256 each");
     assert_eq!(greed(&[2]), [85]);
     assert!(greed(&[]).is_empty(), "nobody was refused since");
-    assert_eq!(greed(&[1]), [512]);
+    assert_eq!(greed(&[1]), [820]);
 }
 
 #[test]
