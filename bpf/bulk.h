@@ -79,15 +79,20 @@ static __always_inline void connection_of(const struct packet *packet,
 	}
 }
 
+/* Packets of at least 3/4 of @mtu are full: super-packets, and segments of one. */
+static __always_inline bool is_full(__u32 bytes, __u32 mtu)
+{
+	return bytes * 4ULL >= mtu * 3ULL;
+}
+
 /* Counts a packet that comes at @now_ns, and whether its connection has moved
- * @limit bytes by now. Packets of at least 3/4 of @mtu are full: super-packets,
- * and segments of one. CPUs that race may lose some of the count.
+ * @limit bytes by now. CPUs that race may lose some of the count.
  */
 static __always_inline bool moves_much(const struct connection *connection,
 				       __u32 bytes, __u32 mtu, __u64 limit,
 				       __u64 now_ns)
 {
-	const bool full = bytes * 4ULL >= mtu * 3ULL;
+	const bool full = is_full(bytes, mtu);
 	struct pace first = { .last_ns = now_ns, .bytes = bytes };
 	struct pace *pace = bpf_map_lookup_elem(&paces, connection);
 
@@ -103,6 +108,33 @@ static __always_inline bool moves_much(const struct connection *connection,
 		pace->last_ns = now_ns;
 	}
 	return pace->bytes >= limit;
+}
+
+/* Whether a connection is known to move much, and its full packet was counted: to
+ * be asked before anything else, as that is what most frames from the wire are.
+ * The clock may be some milliseconds behind.
+ */
+static __always_inline bool goes_on_in_bulk(const struct packet *packet,
+					    void *end,
+					    const struct config *cfg)
+{
+	struct udphdr *ports = packet->is6 ? (void *)(packet->ip6 + 1) :
+					     (void *)(packet->ip4 + 1);
+	__u64 now_ns = bpf_ktime_get_coarse_ns();
+	struct connection connection = {};
+	struct pace *pace;
+
+	if (!cfg->bulk_bytes || packet->protocol != IPPROTO_TCP ||
+	    !is_full(packet->bytes, cfg->pod_mtu) || (void *)(ports + 1) > end)
+		return false;
+	connection_of(packet, &ports->source, &connection);
+	pace = bpf_map_lookup_elem(&paces, &connection);
+	if (!pace || pace->bytes < cfg->bulk_bytes ||
+	    (__s64)(now_ns - pace->last_ns) >= BULK_PAUSE_NS)
+		return false;
+	pace->bytes += packet->bytes;
+	pace->last_ns = now_ns;
+	return true;
 }
 
 /* @packet: plain, its headers before @end. */

@@ -53,6 +53,24 @@ fn a_connection_that_moves_much_is_left_to_the_kernel_in_both_directions() {
     }
 }
 
+/// It is asked first, and whoever goes on is not asked for anything else.
+#[test]
+fn what_goes_on_from_the_wire_in_bulk_is_known_before_its_worker_is_looked_for() {
+    if !is_root() {
+        return;
+    }
+    let mut rig = rig();
+    let full = received(V4, 1000, FULL);
+    while rig.nic(&full) == Verdict::Claimed {}
+    assert_eq!(rig.nic(&full), Verdict::Bulk);
+    rig.close_socket();
+    assert_eq!(rig.nic(&full), Verdict::Bulk);
+    assert_eq!(rig.nic(&received(V4, 1000, 0)), Verdict::NoSocket, "what is small is asked all");
+    assert_eq!(rig.nic(&received(V4, 1001, FULL)), Verdict::NoSocket, "another connection");
+    sleep(Duration::from_millis(1100));
+    assert_eq!(rig.nic(&full), Verdict::NoSocket, "after a pause it begins anew");
+}
+
 #[test]
 fn full_segments_from_the_wire_count_and_small_ones_do_not() {
     if !is_root() {
