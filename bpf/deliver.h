@@ -19,74 +19,90 @@
 #include "maps.h"
 
 /* The Ethernet header for the pod, with its id where the protocol was, and the
- * head of the packet as far as its length.
+ * packet's header.
  */
 struct delivery {
 	__u8 macs[2 * ETH_ALEN];
 	__be16 pod;
 	union {
-		struct {
-			__u8 skipped[2];
-			__be16 total_len;
-		} ip4;
-		struct {
-			__u8 skipped[4];
-			__be16 payload_len;
-		} ip6;
+		struct iphdr ip4;
+		struct ipv6hdr ip6;
 	};
-};
+} __attribute__((packed));
 
-_Static_assert(sizeof(struct delivery) == ETH_HLEN + 6, "no padding");
-
-/* The host end of a pod's veth pair, or NULL, which is counted. */
-static __always_inline const __u32 *device_of(__u32 pod)
+/* Whether the packet's destination is still that pod's, as the worker has seen it:
+ * the id may have become another pod's while the packet was on its way.
+ */
+static __always_inline bool is_for(__u32 pod, const struct delivery *delivery,
+				   bool is6)
 {
-	const __u32 *device = bpf_map_lookup_elem(&pod_devices, &pod);
-	struct credit *credit;
+	const struct local_pod *local;
+	struct key6 dst6;
+	__be32 dst4;
 
-	if (device)
-		return device;
-	credit = bpf_map_lookup_elem(&credits, &pod);
-	if (credit && pod < MAX_POD_IDS)
-		__sync_fetch_and_add(&credit->gone, 1);
-	return NULL;
+	if (is6) {
+		__builtin_memcpy(&dst6, &delivery->ip6.daddr, sizeof(dst6));
+		local = bpf_map_lookup_elem(&local6, &dst6);
+	} else {
+		dst4 = delivery->ip4.daddr;
+		local = bpf_map_lookup_elem(&local4, &dst4);
+	}
+	return local && local->id == pod;
 }
 
-/* Makes the frame the one that its pod is to get; the device to redirect it to,
- * or 0.
- */
+static __always_inline void count_gone(__u32 pod)
+{
+	struct credit *credit = bpf_map_lookup_elem(&credits, &pod);
+
+	if (credit && pod < MAX_POD_IDS)
+		__sync_fetch_and_add(&credit->gone, 1);
+}
+
+/* Makes the frame the one that the pod is to get; false if that cannot be. */
+static __always_inline bool unpack(struct __sk_buff *skb, bool is6, __u32 outer,
+				   const struct delivery *delivery)
+{
+	const __u32 start = ETH_HLEN + outer + ETH_HLEN;
+	const __u32 end = start +
+			  (is6 ? sizeof(struct ipv6hdr) +
+					 bpf_ntohs(delivery->ip6.payload_len) :
+				 bpf_ntohs(delivery->ip4.tot_len));
+
+	if (skb->len < end)
+		return false;
+	/* all datagrams of a super-packet are as long as the longest */
+	if (skb->len > end && bpf_skb_change_tail(skb, end, 0))
+		return false;
+	return !bpf_skb_adjust_room(skb, -(__s32)(outer + ETH_HLEN),
+				    BPF_ADJ_ROOM_MAC, 0) &&
+	       !bpf_skb_store_bytes(skb, 0, delivery->macs,
+				    sizeof(delivery->macs), 0) &&
+	       !bpf_skb_change_type(skb, PACKET_HOST);
+}
+
+/* The device to redirect the unpacked frame to, or 0. */
 static __always_inline __u32 deliver(struct __sk_buff *skb)
 {
 	const bool is6 = skb->protocol == bpf_htons(ETH_P_IPV6);
-	const __u32 outer = sizeof(struct udphdr) +
-			    (is6 ? sizeof(struct ipv6hdr) :
-				   sizeof(struct iphdr));
-	const __u32 start = ETH_HLEN + outer + ETH_HLEN;
-	struct delivery delivery;
+	const __u32 header = is6 ? sizeof(struct ipv6hdr) :
+				   sizeof(struct iphdr);
+	const __u32 outer = sizeof(struct udphdr) + header;
+	struct delivery delivery = {};
 	const __u32 *device;
-	__u32 end;
+	__u32 pod;
 
 	if (!is6 && skb->protocol != bpf_htons(ETH_P_IP))
 		return 0;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + outer, &delivery,
-			       sizeof(delivery)))
+			       ETH_HLEN + header))
 		return 0;
-	end = start + (is6 ? sizeof(struct ipv6hdr) +
-				     bpf_ntohs(delivery.ip6.payload_len) :
-			     bpf_ntohs(delivery.ip4.total_len));
-	device = device_of(bpf_ntohs(delivery.pod));
-	if (!device || skb->len < end)
-		return 0;
-	/* all datagrams of a super-packet are as long as the longest */
-	if (skb->len > end && bpf_skb_change_tail(skb, end, 0))
-		return 0;
-	if (bpf_skb_adjust_room(skb, -(__s32)(outer + ETH_HLEN),
-				BPF_ADJ_ROOM_MAC, 0) ||
-	    bpf_skb_store_bytes(skb, 0, delivery.macs, sizeof(delivery.macs),
-				0) ||
-	    bpf_skb_change_type(skb, PACKET_HOST))
-		return 0;
-	return *device;
+	pod = bpf_ntohs(delivery.pod);
+	device = bpf_map_lookup_elem(&pod_devices, &pod);
+	if (device && is_for(pod, &delivery, is6) &&
+	    unpack(skb, is6, outer, &delivery))
+		return *device;
+	count_gone(pod);
+	return 0;
 }
 
 #endif

@@ -182,7 +182,7 @@ struct credit {
 	__u64 consumed;		/* by the worker */
 	__u64 refused;		/* by pod_steer: a pod's, without credit */
 	__u64 quota;		/* by the worker, for each pod; 0: none */
-	__u64 gone;		/* by hub_deliver: to a pod without a device */
+	__u64 gone;		/* by hub_deliver: to a pod that is not there */
 	__u64 pad[3];
 };
 

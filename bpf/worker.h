@@ -86,7 +86,8 @@ static __always_inline __s64 in_flight(const struct credit *credit)
 /* Whether a pod may have one more frame on its way. It may have up to four times
  * as many as the ring has slots left: one pod alone four fifths of the ring, and
  * whoever has none finds a slot (Choudhury and Hahne, "Dynamic queue length
- * thresholds for shared-memory packet switches", 1998). And the quota keeps pods that send more than the worker can take to equal
+ * thresholds for shared-memory packet switches", 1998). With hundreds of such
+ * pods only the quota leaves some. And the quota keeps pods that send more than the worker can take to equal
  * shares, also while a burst has just been taken and many slots are left.
  */
 static __always_inline bool has_room(const struct credit *own,

@@ -77,7 +77,6 @@ table! {
         BusyPolls => "busy_polls", "passes that found work";
         Sleeps => "sleeps", "times the worker went to sleep in epoll";
         Absences => "absences", "times the worker was away for longer than its heartbeat may age: it hung, was stopped, or waited for its core";
-        Delays => "delays", "times the worker was found to answer calls late, again and again: softirqs kept its core";
         Starvations => "starvations", "times the worker ran out of packet memory and none came back";
         Probations => "probations", "times the worker lost its heartbeat for a probation, in which the kernel path carries";
         Wakeups => "wakeups", "system calls made to start the kernel's sending";

@@ -211,7 +211,6 @@ fn workers(figures: &DataplaneStatus) -> Table {
 pub(super) fn probation(probation: &ProbationStatus) -> String {
     let reason = match probation.reason {
         Ailment::Away => "was away",
-        Ailment::Late => "woke up late",
         Ailment::Starved => "out of packet memory",
     };
     format!("{reason}, on probation for {} ms", probation.remaining_ms)

@@ -220,8 +220,6 @@ pub struct ProbationStatus {
 pub enum Ailment {
     /// It hung, was stopped, or waited for its core, for longer than its heartbeat may age.
     Away,
-    /// It woke up milliseconds after it was called, again and again.
-    Late,
     /// It had no packet memory.
     Starved,
 }
@@ -230,7 +228,6 @@ impl From<worker::Ailment> for Ailment {
     fn from(ailment: worker::Ailment) -> Self {
         match ailment {
             worker::Ailment::Away => Self::Away,
-            worker::Ailment::Late => Self::Late,
             worker::Ailment::Starved => Self::Starved,
         }
     }

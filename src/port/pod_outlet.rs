@@ -9,7 +9,8 @@ use crate::packet::{Outgoing, Sender, Sent};
 const LEAST: usize = 4;
 
 /// The way to the pods: super-packets, and what comes alone, to the host ends of their veth pairs; what comes in numbers
-/// in trains through the hub. Both end in the same queue of the worker's CPU, so neither overtakes the other.
+/// in trains through the hub. Both end in the same queue of the worker's CPU, so neither overtakes the other; but for pods
+/// whose own end has queues of its own (NAPI, by XDP or GRO there), or with receive packet steering.
 #[derive(Debug)]
 pub struct PodOutlet {
     sender: Sender,

@@ -13,6 +13,7 @@ pub(super) fn os_error(error: &libbpf_rs::Error) -> io::Error {
         ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
         ErrorKind::Unsupported => io::ErrorKind::Unsupported,
         ErrorKind::OutOfMemory => io::ErrorKind::OutOfMemory,
+        ErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, format!("{error:#}"))

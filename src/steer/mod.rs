@@ -255,9 +255,10 @@ impl Steer {
     /// Says that `address` belongs to `pod`, whose packets take `path`. What was said before is replaced in one step.
     pub fn add_local(&self, address: IpAddr, pod: &LocalPod, path: PodPath) -> Result<(), SteerError> {
         let (id, device) = (u32::from(pod.id.get()).to_ne_bytes(), pod.ifindex.0.to_ne_bytes());
-        if let Err(error) = self.maps.pod_devices.set(&id, &device, &pod.id.get()) {
+        match self.maps.pod_devices.set(&id, &device, &pod.id.get()) {
             // It has just gone, and the pod will: what comes for it meanwhile is counted.
-            tracing::debug!(%error, "no packet train stops at the pod");
+            Err(SteerError::Map { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => {}
+            told => told?,
         }
         self.local(address).set(&layout::address(address), &layout::local_pod(pod, path), &address)
     }

@@ -141,7 +141,6 @@ fn put_worker(page: &mut Page, status: &WorkerStatus) {
     page.flag(Metric::WorkerPinned, &[worker], status.pinned);
     let health = status.probation.map_or("well", |probation| match probation.reason {
         Ailment::Away => "away",
-        Ailment::Late => "late",
         Ailment::Starved => "starved",
     });
     page.state(Metric::WorkerHealth, &[worker], &["well", "away", "starved"], health);
@@ -209,7 +208,6 @@ fn place(count: Count) -> (Metric, Option<&'static str>) {
         Count::BusyPolls => (Metric::WorkerBusyPolls, None),
         Count::Sleeps => (Metric::WorkerSleeps, None),
         Count::Absences => (Metric::WorkerAbsences, None),
-        Count::Delays => (Metric::WorkerDelays, None),
         Count::Starvations => (Metric::WorkerStarvations, None),
         Count::Probations => (Metric::WorkerProbations, None),
         Count::Wakeups => (Metric::WorkerWakeups, None),

@@ -86,7 +86,6 @@ metrics! {
     WorkerSleeps => COUNTER "podwire_worker_sleeps_total" ["worker"], "Times that the worker went to sleep";
     WorkerWakeups => COUNTER "podwire_worker_wakeups_total" ["worker"], "System calls that the worker made to start the kernel's sending";
     WorkerAbsences => COUNTER "podwire_worker_absences_total" ["worker"], "Times that the worker was away for longer than its heartbeat may age";
-    WorkerDelays => COUNTER "podwire_worker_delays_total" ["worker"], "Times that the worker was found to wake up late again and again";
     WorkerStarvations => COUNTER "podwire_worker_starvations_total" ["worker"], "Times that the worker ran out of packet memory and none came back";
     WorkerProbations => COUNTER "podwire_worker_probations_total" ["worker"], "Times that the worker lost its heartbeat for a probation, in which the kernel path carries";
     WorkerFrames => GAUGE "podwire_worker_frames" ["worker", "place"], "The worker's packet memory in frames, by where they are: pool (free), fill (lent to the kernel to receive), send (lent to send), hands";

@@ -1,11 +1,11 @@
 //! Whether a worker may say that it is alive.
 //!
 //! A worker that was away for longer than its heartbeat may age, or that has no packet memory left, has already cost
-//! packets, and may do so again the next moment. One that keeps waking up late costs its packets time. So it is not trusted at once: for a probation it withholds its
+//! packets, and may do so again the next moment. So it is not trusted at once: for a probation it withholds its
 //! heartbeat, carries what is still in its rings, and the kernel path has the rest.
 //!
 //! ```text
-//!            away, late, or out of memory               the probation is over
+//!            away, or out of memory                     the probation is over
 //!   well ───────────────────────────▶ on probation ──────────────────────────────▶ well
 //!                                      ▲        │
 //!                                      └────────┘ away, or still out of memory: it takes longer
@@ -36,29 +36,13 @@ const FORGIVEN_NS: u64 = 1_000_000_000;
 /// ring.
 const STARVED_NS: u64 = 5_000_000;
 
-/// How long after it was called a worker may wake up. The scheduler gives it the core within microseconds, but not while
-/// softirqs keep it: where these have much to do, the kernel path, which is made of them, is before the workers.
-const LATE_NS: u64 = 500_000;
-
-/// What a late wake-up adds to a worker's lateness, from which one in time takes 1,
-const LATE_WEIGHT: u32 = 32;
-
-/// and the lateness that is too much: two late ones with at most 16 between them.
-const TOO_LATE: u32 = LATE_WEIGHT + LATE_WEIGHT / 2;
-
 /// What can be wrong with a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ailment {
     /// It did not run: it hung, was stopped, or waited for its core.
     Away,
-    /// It woke up late again and again.
-    Late,
     /// It has no packet memory to send or to receive with.
     Starved,
-}
-
-impl Ailment {
-    pub const ALL: [Self; 3] = [Self::Away, Self::Late, Self::Starved];
 }
 
 /// A worker's packet memory between two passes.
@@ -92,8 +76,6 @@ impl Probation {
 pub struct Toll {
     pub absences: u64,
     pub starvations: u64,
-    /// Times that it was late again and again.
-    pub delays: u64,
     /// Times that the heartbeat was lost.
     pub probations: u64,
 }
@@ -111,7 +93,6 @@ pub struct Health {
     /// Of the last probation; 0 at first.
     last_length_ns: u64,
     well_since_ns: u64,
-    lateness: u32,
     toll: Toll,
 }
 
@@ -126,7 +107,6 @@ impl Health {
             probation: None,
             last_length_ns: 0,
             well_since_ns: now_ns,
-            lateness: 0,
             toll: Toll::default(),
         }
     }
@@ -143,15 +123,12 @@ impl Health {
     /// Takes in that the worker wakes up at `now_ns`, having been called for the first time at `called_ns`, if at all.
     /// Sleep is no absence, but not to answer a call is.
     pub fn wake(&mut self, now_ns: u64, called_ns: Option<u64>) {
-        let took_ns = called_ns.map(|called_ns| now_ns.saturating_sub(called_ns));
-        let away = took_ns.is_some_and(|took_ns| took_ns >= self.limit_ns);
-        let late = took_ns.is_some_and(|took_ns| self.is_too_late(took_ns));
+        let late = called_ns.is_some_and(|called_ns| now_ns.saturating_sub(called_ns) >= self.limit_ns);
         // Who slept has not looked at its memory.
         let hungry = self.dry_since_ns.is_some()
             && self.probation.is_some_and(|probation| probation.ailment == Ailment::Starved);
         self.looked_ns = now_ns;
-        let ailment = away.then_some(Ailment::Away).or(hungry.then_some(Ailment::Starved));
-        self.judge(now_ns, ailment.or(late.then_some(Ailment::Late)));
+        self.judge(now_ns, late.then_some(Ailment::Away).or(hungry.then_some(Ailment::Starved)));
     }
 
     /// The probation that the worker is on.
@@ -161,19 +138,6 @@ impl Health {
 
     pub fn toll(&self) -> Toll {
         self.toll
-    }
-
-    /// Takes in how long it took to answer a call.
-    fn is_too_late(&mut self, took_ns: u64) -> bool {
-        if took_ns < LATE_NS {
-            self.lateness = self.lateness.saturating_sub(1);
-            return false;
-        }
-        self.lateness += LATE_WEIGHT;
-        let is_too_late = self.lateness >= TOO_LATE;
-        // The next one soon is too much again.
-        self.lateness = self.lateness.min(TOO_LATE - 1);
-        is_too_late
     }
 
     fn is_starved(&mut self, now_ns: u64, memory: Memory) -> bool {
@@ -205,7 +169,6 @@ impl Health {
         let lasts = before.is_some_and(|before| before.ailment == ailment);
         match ailment {
             Ailment::Away => self.toll.absences += 1,
-            Ailment::Late => self.toll.delays += 1,
             Ailment::Starved => self.toll.starvations += u64::from(!lasts),
         }
     }
@@ -421,7 +384,7 @@ mod tests {
         ward.recover();
         ward.leave(25);
         ward.leave(25);
-        assert_eq!(ward.health.toll(), Toll { absences: 2, starvations: 1, probations: 2, delays: 0 });
+        assert_eq!(ward.health.toll(), Toll { absences: 2, starvations: 1, probations: 2 });
     }
 
     #[test]
@@ -437,32 +400,6 @@ mod tests {
         // Asleep for the rest of the probation.
         assert_eq!(wake(30_049, None), Some(30_050));
         assert_eq!(wake(30_050, None), None);
-    }
-
-    #[test]
-    fn who_wakes_up_late_again_and_again_is_on_probation_and_soon_again_if_it_stays_so() {
-        let mut ward = Ward::new();
-        let mut wake = |took_ns: u64| {
-            ward.now_ns += 10 * MS;
-            ward.health.wake(ward.now_ns, Some(ward.now_ns - took_ns));
-            let probation = ward.health.probation();
-            if let Some(probation) = probation {
-                ward.now_ns = probation.until_ns;
-                ward.health.wake(ward.now_ns, None);
-            }
-            probation.map(|probation| (probation.ailment, probation.length_ns / MS))
-        };
-        assert_eq!([LATE_NS, LATE_NS - 1].map(&mut wake), [None; 2], "one alone");
-        assert!((0..40).all(|_| wake(0).is_none()));
-        assert_eq!(wake(LATE_NS), None, "it was long ago");
-        assert!((0..17).all(|_| wake(LATE_NS / 2).is_none()));
-        assert_eq!(wake(LATE_NS), None, "just not soon enough");
-        assert!((0..30).all(|_| wake(0).is_none()));
-        assert_eq!(wake(LIMIT - 1), Some((Ailment::Late, 50)));
-        assert_eq!(wake(LATE_NS), Some((Ailment::Late, 100)), "nothing has become better");
-        assert!((0..200).all(|_| wake(0).is_none()));
-        assert_eq!([LATE_NS; 2].map(&mut wake), [None, Some((Ailment::Late, 50))]);
-        assert_eq!(ward.health.toll(), Toll { delays: 3, probations: 3, ..Toll::default() });
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod sleep;
 mod times;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::confine;
@@ -73,20 +73,20 @@ pub struct Board {
     pub pinned: AtomicBool,
     /// Until when the worker is on probation, or 0.
     probation_until_ns: AtomicU64,
-    /// Why, as the place in [`Ailment::ALL`].
-    ailment: AtomicU8,
+    /// That is for lack of packet memory.
+    starved: AtomicBool,
 }
 
 impl Board {
     /// The probation that the worker is on, and until when.
     pub fn probation(&self) -> Option<(Ailment, u64)> {
         let until_ns = self.probation_until_ns.load(Ordering::Acquire);
-        let ailment = Ailment::ALL.get(usize::from(self.ailment.load(Ordering::Relaxed)))?;
-        (until_ns != 0).then_some((*ailment, until_ns))
+        let ailment = if self.starved.load(Ordering::Relaxed) { Ailment::Starved } else { Ailment::Away };
+        (until_ns != 0).then_some((ailment, until_ns))
     }
 
     fn show(&self, probation: Option<Probation>) {
-        self.ailment.store(probation.map_or(0, |it| it.ailment as u8), Ordering::Relaxed);
+        self.starved.store(probation.is_some_and(|it| it.ailment == Ailment::Starved), Ordering::Relaxed);
         // Pairs with the reader: who sees the probation sees its reason.
         self.probation_until_ns.store(probation.map_or(0, |it| it.until_ns), Ordering::Release);
     }
@@ -245,9 +245,8 @@ impl Worker<Uplink, Hub> {
     /// Whether the worker is to say that it is alive. Without the uplink or the hub it carries nothing: the kernel path
     /// does, until control starts it again, or the hub is up again.
     fn may_beat(&mut self, around: &Surroundings, health: &Health) -> bool {
-        let Toll { absences, delays, starvations, probations } = health.toll();
+        let Toll { absences, starvations, probations } = health.toll();
         self.tally.set(Count::Absences, absences);
-        self.tally.set(Count::Delays, delays);
         self.tally.set(Count::Starvations, starvations);
         self.tally.set(Count::Probations, probations);
         around.board.show(health.probation());

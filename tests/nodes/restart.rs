@@ -301,7 +301,7 @@ fn kernel_mode_leaves_no_program_pin_or_hub() {
         assert!(!node.pins().exists());
         assert!(!node.host.netns.output("ip link show pwhub0").status.success(), "the hub stays");
         let attached = node.host.netns.run("bpftool net show");
-        assert!(!attached.contains("_steer") && !attached.contains("hub_drop"), "{attached}");
+        assert!(!attached.contains("_steer") && !attached.contains("hub_d"), "{attached}");
         let unloaded = || programs.iter().all(|id| Loaded::fd_from_id(*id).is_err());
         assert!(wait_until(PATIENCE, unloaded), "programs stay loaded");
     };
