@@ -56,13 +56,21 @@ static __always_inline bool is_lower(const struct endpoint *a,
 	return a->port < b->port;
 }
 
-static __always_inline void connection_of(const struct packet *packet,
-					  const __be16 ports[2],
+/* The connection of a TCP packet, which is plain; false: it ends before its ports. */
+static __always_inline bool connection_of(const struct packet *packet,
+					  void *end,
 					  struct connection *connection)
 {
-	struct endpoint src = { .port = ports[0] };
-	struct endpoint dst = { .port = ports[1] };
+	/* TCP's header begins as UDP's does */
+	struct udphdr *ports = packet->is6 ? (void *)(packet->ip6 + 1) :
+					     (void *)(packet->ip4 + 1);
+	struct endpoint src = {};
+	struct endpoint dst = {};
 
+	if ((void *)(ports + 1) > end)
+		return false;
+	src.port = ports->source;
+	dst.port = ports->dest;
 	if (packet->is6) {
 		__builtin_memcpy(src.addr, &packet->ip6->saddr, 16);
 		__builtin_memcpy(dst.addr, &packet->ip6->daddr, 16);
@@ -77,6 +85,7 @@ static __always_inline void connection_of(const struct packet *packet,
 		connection->low = dst;
 		connection->high = src;
 	}
+	return true;
 }
 
 /* Packets of at least 3/4 of @mtu are full: super-packets, and segments of one. */
@@ -118,19 +127,19 @@ static __always_inline bool goes_on_in_bulk(const struct packet *packet,
 					    void *end,
 					    const struct config *cfg)
 {
-	struct udphdr *ports = packet->is6 ? (void *)(packet->ip6 + 1) :
-					     (void *)(packet->ip4 + 1);
-	__u64 now_ns = bpf_ktime_get_coarse_ns();
 	struct connection connection = {};
 	struct pace *pace;
+	__u64 now_ns;
 
 	if (!cfg->bulk_bytes || packet->protocol != IPPROTO_TCP ||
-	    !is_full(packet->bytes, cfg->pod_mtu) || (void *)(ports + 1) > end)
+	    !is_full(packet->bytes, cfg->pod_mtu) ||
+	    !connection_of(packet, end, &connection))
 		return false;
-	connection_of(packet, &ports->source, &connection);
 	pace = bpf_map_lookup_elem(&paces, &connection);
-	if (!pace || pace->bytes < cfg->bulk_bytes ||
-	    (__s64)(now_ns - pace->last_ns) >= BULK_PAUSE_NS)
+	if (!pace || pace->bytes < cfg->bulk_bytes)
+		return false;
+	now_ns = bpf_ktime_get_coarse_ns();
+	if ((__s64)(now_ns - pace->last_ns) >= BULK_PAUSE_NS)
 		return false;
 	pace->bytes += packet->bytes;
 	pace->last_ns = now_ns;
@@ -143,16 +152,12 @@ static __always_inline enum verdict not_bulk(const struct packet *packet,
 					     const struct config *cfg,
 					     __u64 now_ns)
 {
-	struct udphdr *ports = packet->is6 ? (void *)(packet->ip6 + 1) :
-					     (void *)(packet->ip4 + 1);
 	struct connection connection = {};
 
 	if (!cfg->bulk_bytes || packet->protocol != IPPROTO_TCP)
 		return VERDICT_CLAIMED;
-	/* TCP's header begins as UDP's does */
-	if ((void *)(ports + 1) > end)
+	if (!connection_of(packet, end, &connection))
 		return VERDICT_TRUNCATED;
-	connection_of(packet, &ports->source, &connection);
 	return moves_much(&connection, packet->bytes, cfg->pod_mtu,
 			  cfg->bulk_bytes, now_ns) ?
 		       VERDICT_BULK :

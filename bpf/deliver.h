@@ -17,6 +17,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "maps.h"
+#include "parse.h"
 
 /* The Ethernet header for the pod, with its id where the protocol was, and the
  * packet's header.
@@ -36,17 +37,12 @@ struct delivery {
 static __always_inline bool is_for(__u32 pod, const struct delivery *delivery,
 				   bool is6)
 {
-	const struct local_pod *local;
-	struct key6 dst6;
-	__be32 dst4;
+	const struct packet packet = {
+		.ip4 = (void *)&delivery->ip4,
+		.is6 = is6,
+	};
+	const struct local_pod *local = local_by_dst(&packet);
 
-	if (is6) {
-		__builtin_memcpy(&dst6, &delivery->ip6.daddr, sizeof(dst6));
-		local = bpf_map_lookup_elem(&local6, &dst6);
-	} else {
-		dst4 = delivery->ip4.daddr;
-		local = bpf_map_lookup_elem(&local4, &dst4);
-	}
 	return local && local->id == pod;
 }
 

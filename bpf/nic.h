@@ -159,21 +159,27 @@ static __always_inline enum verdict vxlan_header(const struct vxlan *vxlan,
 	return VERDICT_CLAIMED;
 }
 
-/* Whether @packet, whose headers are at @at, is for a worker. */
-static __always_inline enum verdict for_pod(const struct packet *packet,
-					    void *at, void *end,
-					    const struct config *cfg)
+/* Whether @packet, whose headers are at @at, is one that workers carry, before
+ * anybody is looked up.
+ */
+static __always_inline enum verdict for_anybody(const struct packet *packet,
+						void *at, void *end,
+						const struct config *cfg)
 {
 	enum verdict verdict = plain_ip(packet, end - at);
-	const struct local_pod *pod;
 
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	if (packet->bytes > cfg->pod_mtu)
 		return VERDICT_TOO_BIG;
-	if (goes_on_in_bulk(packet, end, cfg))
-		return VERDICT_BULK;
-	pod = local_by_dst(packet);
+	return goes_on_in_bulk(packet, end, cfg) ? VERDICT_BULK :
+						   VERDICT_CLAIMED;
+}
+
+/* Whether such a packet is for a worker; @pod: who has its destination, if anybody. */
+static __always_inline enum verdict for_pod(const struct packet *packet,
+					    const struct local_pod *pod)
+{
 	if (!pod)
 		return VERDICT_UNKNOWN_DESTINATION;
 	if (pod->by_kernel)
@@ -199,9 +205,11 @@ static __always_inline enum verdict inner_frame(void *at, void *end,
 	    same_mac(eth->h_source, vtep->mac) || eth->h_source[0] & 1)
 		return VERDICT_INNER_MAC;
 	verdict = find_ip(eth + 1, end, eth->h_proto, inner);
+	if (verdict == VERDICT_CLAIMED)
+		verdict = for_anybody(inner, eth + 1, end, cfg);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return for_pod(inner, eth + 1, end, cfg);
+	return for_pod(inner, local_by_dst(inner));
 }
 
 /* @outer: checked by outer_ip(). */
@@ -294,10 +302,12 @@ static __always_inline enum verdict bare(struct xdp_md *ctx,
 {
 	void *end = pointer(ctx->data_end);
 	void *data = pointer(ctx->data);
+	const struct local_pod *pod = local_by_dst(packet);
 	struct ethhdr *eth = data;
+	enum verdict verdict;
 
 	/* nor what a device in promiscuous mode sees of others */
-	if (!local_by_dst(packet) || (void *)(eth + 1) > end ||
+	if (!pod || (void *)(eth + 1) > end ||
 	    !same_mac(eth->h_dest, cfg->uplink_mac))
 		return VERDICT_NOT_VXLAN;
 	if (local_by_src(packet))
@@ -306,7 +316,8 @@ static __always_inline enum verdict bare(struct xdp_md *ctx,
 		return VERDICT_BARE;
 	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
 		return VERDICT_MULTI_BUFFER;
-	return for_pod(packet, eth + 1, end, cfg);
+	verdict = for_anybody(packet, eth + 1, end, cfg);
+	return verdict == VERDICT_CLAIMED ? for_pod(packet, pod) : verdict;
 }
 
 static __always_inline enum verdict judge_nic(struct xdp_md *ctx)

@@ -86,9 +86,9 @@ static __always_inline __s64 in_flight(const struct credit *credit)
 /* Whether a pod may have one more frame on its way. It may have up to four times
  * as many as the ring has slots left: one pod alone four fifths of the ring, and
  * whoever has none finds a slot (Choudhury and Hahne, "Dynamic queue length
- * thresholds for shared-memory packet switches", 1998). With hundreds of such
- * pods only the quota leaves some. And the quota keeps pods that send more than the worker can take to equal
- * shares, also while a burst has just been taken and many slots are left.
+ * thresholds for shared-memory packet switches", 1998), unless there are hundreds
+ * of such pods. And the quota keeps pods that send more than the worker can take
+ * to equal shares, also while a burst has just been taken and many slots are left.
  */
 static __always_inline bool has_room(const struct credit *own,
 				     const struct credit *ring, __u64 slots)

@@ -262,7 +262,7 @@ pub const OF_WORKERS: &[(Metric, Proof)] = &[
     (Metric::WorkerSleeps, |story, name| story.counts_up(name, WORKER, "sleeps")),
     (Metric::WorkerWakeups, |story, name| story.counts_up(name, WORKER, "wakeups")),
     (Metric::WorkerAbsences, |story, name| story.counts_up(name, WORKER, "absences")),
-    (Metric::WorkerInTrains, |story, name| story.counts(name, WORKER, "pod_tx_trains")),
+    (Metric::WorkerInTrains, |story, name| story.counts_up(name, WORKER, "pod_tx_trains")),
     (Metric::WorkerStarvations, |story, name| story.counts_up(name, WORKER, "starvations")),
     (Metric::WorkerProbations, |story, name| story.counts_up(name, WORKER, "probations")),
     (Metric::WorkerFrames, |story, name| {
