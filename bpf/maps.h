@@ -52,7 +52,7 @@ struct config {
 	__u8 uplink_mac[6];
 	__u8 known_vteps_only;	/* drop tunnel packets of others */
 	__u8 takes_bare;	/* claim what comes without a tunnel */
-	__u8 udp_only;	/* of pods, workers take nothing else */
+	__u8 udp_only;	/* workers take nothing else */
 	__u8 pad;
 };
 
@@ -174,21 +174,24 @@ struct {
 	__type(value, struct heartbeat);
 } heartbeats SEC(".maps");
 
-/* Frames on their way to a worker, one cache line each: those of a pod, by its
- * id, and after the pods those of all pods of a worker, by its number.
+/* Frames on their way to a worker by the hub, one cache line each: those from a
+ * pod, by its id; after the pods those of all pods of a worker, by its number; and
+ * after these those from the wire for a pod, by its id.
  */
 struct credit {
-	__u64 produced;		/* by pod_steer */
+	__u64 produced;		/* by pod_steer and nic_steer_tc */
 	__u64 consumed;		/* by the worker */
-	__u64 refused;		/* by pod_steer: a pod's, without credit */
+	__u64 refused;		/* by these programs: a pod's, without credit */
 	__u64 quota;		/* by the worker, for each pod; 0: none */
 	__u64 gone;		/* by hub_deliver: to a pod that is not there */
 	__u64 pad[3];
 };
 
+#define FROM_WIRE_CREDITS (MAX_POD_IDS + MAX_WORKERS)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_POD_IDS + MAX_WORKERS);
+	__uint(max_entries, FROM_WIRE_CREDITS + MAX_POD_IDS);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct credit);

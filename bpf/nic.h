@@ -13,9 +13,8 @@
 #include <linux/udp.h>
 
 #include "bulk.h"
-#include "ct.h"
+#include "claim.h"
 #include "parse.h"
-#include "worker.h"
 
 #define VXLAN_FLAG_VNI 0x08000000
 
@@ -25,6 +24,10 @@ struct vxlan {
 	__be32 flags;
 	__be32 vni;		/* upper 24 bits; the rest is reserved */
 };
+
+#define OUTER_MAX                                                              \
+	(ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct udphdr) +           \
+	 sizeof(struct vxlan))
 
 /* Where a frame begins or ends. The compiler is not to know that it comes from
  * 32 bits: short of registers it would spill as many, and the verifier refuses
@@ -37,6 +40,20 @@ static __always_inline void *pointer(__u32 from)
 	asm volatile("" : "+r"(at));
 	return at;
 }
+
+/* A frame from the wire. */
+struct frame {
+	void *data;
+	void *end;		/* of what can be read here */
+	__u32 bytes;
+	enum verdict apart;	/* CLAIMED: it is one packet in one piece */
+};
+
+/* What a frame holds. */
+struct arrival {
+	struct packet packet;
+	const struct local_pod *pod;	/* who has its destination, if anybody */
+};
 
 /* The VTEP of ours that a packet is addressed to, or NULL. */
 static __always_inline const struct vtep *vtep_of(const struct packet *outer,
@@ -162,84 +179,91 @@ static __always_inline enum verdict vxlan_header(const struct vxlan *vxlan,
 /* Whether @packet, whose headers are at @at, is one that workers carry, before
  * anybody is looked up.
  */
-static __always_inline enum verdict for_anybody(const struct packet *packet,
-						void *at, void *end,
+static __always_inline enum verdict for_anybody(const struct frame *frame,
+						const struct packet *packet,
+						void *at,
 						const struct config *cfg)
 {
-	enum verdict verdict = plain_ip(packet, end - at);
+	enum verdict verdict = plain_ip(packet, frame->bytes - (at - frame->data));
 
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	if (packet->bytes > cfg->pod_mtu)
 		return VERDICT_TOO_BIG;
-	return goes_on_in_bulk(packet, end, cfg) ? VERDICT_BULK :
+	verdict = is_taken(packet, cfg);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	return goes_on_in_bulk(packet, frame->end, cfg) ? VERDICT_BULK :
 						   VERDICT_CLAIMED;
 }
 
-/* Whether such a packet is for a worker; @pod: who has its destination, if anybody. */
-static __always_inline enum verdict for_pod(const struct packet *packet,
-					    const struct local_pod *pod)
+/* Whether such a packet is for a worker. */
+static __always_inline enum verdict for_pod(const struct arrival *arrival)
 {
-	if (!pod)
+	if (!arrival->pod)
 		return VERDICT_UNKNOWN_DESTINATION;
-	if (pod->by_kernel)
+	if (arrival->pod->by_kernel)
 		return VERDICT_FOREIGN_TC;
 	/* The answers would take the kernel path, whose conntrack then has to
 	 * see the questions too.
 	 */
-	return remote_by_src(packet) ? VERDICT_CLAIMED : VERDICT_UNKNOWN_SOURCE;
+	return remote_by_src(&arrival->packet) ? VERDICT_CLAIMED :
+						 VERDICT_UNKNOWN_SOURCE;
 }
 
-static __always_inline enum verdict inner_frame(void *at, void *end,
+static __always_inline enum verdict inner_frame(const struct frame *frame,
+						void *at,
 						const struct vtep *vtep,
 						const struct config *cfg,
-						struct packet *inner)
+						struct arrival *arrival)
 {
+	struct packet *inner = &arrival->packet;
 	struct ethhdr *eth = at;
 	enum verdict verdict;
 
-	if ((void *)(eth + 1) > end)
+	if ((void *)(eth + 1) > frame->end)
 		return VERDICT_TRUNCATED;
 	/* our own MAC as the source is a loop, or a peer with our MAC */
 	if (!same_mac(eth->h_dest, vtep->mac) ||
 	    same_mac(eth->h_source, vtep->mac) || eth->h_source[0] & 1)
 		return VERDICT_INNER_MAC;
-	verdict = find_ip(eth + 1, end, eth->h_proto, inner);
+	verdict = find_ip(eth + 1, frame->end, eth->h_proto, inner);
 	if (verdict == VERDICT_CLAIMED)
-		verdict = for_anybody(inner, eth + 1, end, cfg);
+		verdict = for_anybody(frame, inner, eth + 1, cfg);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return for_pod(inner, local_by_dst(inner));
+	arrival->pod = local_by_dst(inner);
+	return for_pod(arrival);
 }
 
 /* @outer: checked by outer_ip(). */
-static __always_inline enum verdict outer_udp(void *data, void *end,
+static __always_inline enum verdict outer_udp(const struct frame *frame,
 					      const struct packet *outer,
 					      const struct vtep *vtep,
 					      const struct config *cfg,
-					      struct packet *inner)
+					      struct arrival *arrival)
 {
-	struct udphdr *udp = data + ETH_HLEN + outer->header;
+	struct udphdr *udp = frame->data + ETH_HLEN + outer->header;
 	struct vxlan *vxlan = (void *)(udp + 1);
 	enum verdict verdict;
 
-	if ((void *)(udp + 1) > end)
+	if ((void *)(udp + 1) > frame->end)
 		return VERDICT_TRUNCATED;
 	if (udp->dest != cfg->port)
 		return VERDICT_NOT_VXLAN;
-	if (end - data > cfg->max_frame)
+	if (frame->bytes > cfg->max_frame)
 		return VERDICT_TOO_BIG;
 	if (bpf_ntohs(udp->len) != outer->bytes - outer->header)
 		return VERDICT_MALFORMED;
 	/* refused by the kernel unless a device asks for it (RFC 6935) */
 	if (outer->is6 && !udp->check)
 		return VERDICT_OUTER_CHECKSUM;
-	if ((void *)(vxlan + 1) > end)
+	if ((void *)(vxlan + 1) > frame->end)
 		return VERDICT_TRUNCATED;
 	verdict = vxlan_header(vxlan, cfg);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return inner_frame(vxlan + 1, end, vtep, cfg, inner);
+	return inner_frame(frame, vxlan + 1, vtep, cfg, arrival);
 }
 
 /* The queue's socket is looked up before the claim: bpf_redirect_map() alone
@@ -270,81 +294,163 @@ static __always_inline enum verdict claim_for_queue(struct xdp_md *ctx,
 	return verdict;
 }
 
-/* A packet to @vtep; @inner: what is for a pod in it. */
-static __always_inline enum verdict tunnelled(struct xdp_md *ctx,
+/* A packet to @vtep. */
+static __always_inline enum verdict tunnelled(const struct frame *frame,
 					      const struct packet *outer,
 					      const struct vtep *vtep,
 					      const struct config *cfg,
-					      struct packet *inner)
+					      struct arrival *arrival)
 {
-	void *end = pointer(ctx->data_end);
-	void *data = pointer(ctx->data);
 	enum verdict verdict;
 
-	if (is_injected(outer, end, cfg))
+	if (is_injected(outer, frame->end, cfg))
 		return VERDICT_UNKNOWN_VTEP;
-	/* a worker takes frames of one piece only */
-	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
-		return VERDICT_MULTI_BUFFER;
-	verdict = outer_ip(outer, end - data - ETH_HLEN);
+	if (frame->apart != VERDICT_CLAIMED)
+		return frame->apart;
+	verdict = outer_ip(outer, frame->bytes - ETH_HLEN);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return outer_udp(data, end, outer, vtep, cfg, inner);
+	return outer_udp(frame, outer, vtep, cfg, arrival);
 }
 
 /* A packet that is not to a VTEP of ours. Taken without a tunnel where the kernel's
  * reverse path filter takes it: as with the tunnel, whoever is on the link can
  * claim any source, but none of our own.
  */
-static __always_inline enum verdict bare(struct xdp_md *ctx,
-					 const struct packet *packet,
-					 const struct config *cfg)
+static __always_inline enum verdict bare(const struct frame *frame,
+					 const struct config *cfg,
+					 struct arrival *arrival)
 {
-	void *end = pointer(ctx->data_end);
-	void *data = pointer(ctx->data);
-	const struct local_pod *pod = local_by_dst(packet);
-	struct ethhdr *eth = data;
+	const struct packet *packet = &arrival->packet;
+	struct ethhdr *eth = frame->data;
 	enum verdict verdict;
 
+	arrival->pod = local_by_dst(packet);
 	/* nor what a device in promiscuous mode sees of others */
-	if (!pod || (void *)(eth + 1) > end ||
+	if (!arrival->pod || (void *)(eth + 1) > frame->end ||
 	    !same_mac(eth->h_dest, cfg->uplink_mac))
 		return VERDICT_NOT_VXLAN;
 	if (local_by_src(packet))
 		return VERDICT_SPOOF_WIRE;
 	if (!cfg->takes_bare)
 		return VERDICT_BARE;
-	if (bpf_xdp_get_buff_len(ctx) != (__u64)(end - data))
-		return VERDICT_MULTI_BUFFER;
-	verdict = for_anybody(packet, eth + 1, end, cfg);
-	return verdict == VERDICT_CLAIMED ? for_pod(packet, pod) : verdict;
+	if (frame->apart != VERDICT_CLAIMED)
+		return frame->apart;
+	verdict = for_anybody(frame, packet, eth + 1, cfg);
+	return verdict == VERDICT_CLAIMED ? for_pod(arrival) : verdict;
 }
 
-static __always_inline enum verdict judge_nic(struct xdp_md *ctx)
+/* Whether a frame holds what a worker may carry: @arrival, for a pod of ours. */
+static __always_inline enum verdict judge_frame(const struct frame *frame,
+						const struct config *cfg,
+						struct arrival *arrival)
 {
-	void *end = pointer(ctx->data_end);
-	void *data = pointer(ctx->data);
-	const struct config *cfg = config_get();
-	struct ethhdr *eth = data;
-	struct packet outer, inner;
+	struct ethhdr *eth = frame->data;
 	const struct vtep *vtep;
 	enum verdict verdict;
+	struct packet outer;
 
-	if (!cfg || (void *)(eth + 1) > end)
+	if ((void *)(eth + 1) > frame->end)
 		return VERDICT_TRUNCATED;
-	verdict = find_ip(eth + 1, end, eth->h_proto, &outer);
+	verdict = find_ip(eth + 1, frame->end, eth->h_proto, &outer);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	vtep = vtep_of(&outer, cfg);
-	if (vtep) {
-		verdict = tunnelled(ctx, &outer, vtep, cfg, &inner);
-	} else {
-		verdict = bare(ctx, &outer, cfg);
-		inner = outer;
-	}
+	if (vtep)
+		return tunnelled(frame, &outer, vtep, cfg, arrival);
+	arrival->packet = outer;
+	return bare(frame, cfg, arrival);
+}
+
+/* XDP: the frame is in the driver, on its way to the queue's socket. */
+static __always_inline enum verdict judge_xdp(struct xdp_md *ctx)
+{
+	const struct config *cfg = config_get();
+	struct frame frame = {
+		.data = pointer(ctx->data),
+		.end = pointer(ctx->data_end),
+		.bytes = bpf_xdp_get_buff_len(ctx),
+	};
+	struct arrival arrival;
+	enum verdict verdict;
+
+	if (!cfg)
+		return VERDICT_TRUNCATED;
+	/* a worker takes frames of one piece only */
+	frame.apart = frame.bytes == (__u64)(frame.end - frame.data) ?
+			      VERDICT_CLAIMED :
+			      VERDICT_MULTI_BUFFER;
+	verdict = judge_frame(&frame, cfg, &arrival);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return claim_for_queue(ctx, end, &inner, cfg);
+	return claim_for_queue(ctx, frame.end, &arrival.packet, cfg);
+}
+
+/* When several datagrams came as one, as they do over virtual wires that do not cut
+ * them. They are the kernel path's, and so is what may follow in their flows.
+ */
+__u64 merged_ns;
+
+/* What a merged frame is: TCP's are part of what moves much. */
+static __always_inline enum verdict judge_merged(const struct frame *frame,
+						 __u64 now_ns)
+{
+	struct ethhdr *eth = frame->data;
+	struct packet packet;
+
+	if ((void *)(eth + 1) > frame->end ||
+	    find_ip(eth + 1, frame->end, eth->h_proto, &packet) !=
+		    VERDICT_CLAIMED)
+		return VERDICT_MULTI_BUFFER;
+	if (packet.protocol == IPPROTO_UDP) {
+		/* of a tunnel, as far as it matters */
+		eth = (void *)(eth + 1) + packet.header +
+		      sizeof(struct udphdr) + sizeof(struct vxlan);
+		if ((void *)(eth + 1) <= frame->end &&
+		    find_ip(eth + 1, frame->end, eth->h_proto, &packet) ==
+			    VERDICT_CLAIMED &&
+		    packet.protocol == IPPROTO_TCP)
+			return VERDICT_BULK;
+		WRITE_ONCE(merged_ns, now_ns);
+		return VERDICT_MULTI_BUFFER;
+	}
+	return packet.protocol == IPPROTO_TCP ? VERDICT_BULK :
+						VERDICT_MULTI_BUFFER;
+}
+
+/* tc: the kernel has received the frame, and merged with others what it merges.
+ * Workers get it by the hub, as they get what pods send.
+ */
+static __always_inline enum verdict judge_skb(struct __sk_buff *skb,
+					      struct target *to)
+{
+	const struct config *cfg = config_get();
+	__u64 now_ns = bpf_ktime_get_ns();
+	struct arrival arrival;
+	enum verdict verdict;
+	struct frame frame;
+
+	if (!cfg)
+		return VERDICT_TRUNCATED;
+	if (skb->vlan_present)
+		return VERDICT_VLAN;
+	pull_headers(skb, OUTER_MAX + HEADERS_MAX);
+	frame.data = pointer(skb->data);
+	frame.end = pointer(skb->data_end);
+	frame.bytes = skb->len;
+	frame.apart = skb->gso_size ? VERDICT_MULTI_BUFFER : VERDICT_CLAIMED;
+	verdict = judge_frame(&frame, cfg, &arrival);
+	if (verdict == VERDICT_MULTI_BUFFER)
+		return judge_merged(&frame, now_ns);
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	if (READ_ONCE(merged_ns) &&
+	    younger(READ_ONCE(merged_ns), now_ns, BULK_PAUSE_NS))
+		return VERDICT_MULTI_BUFFER;
+	to->pod = arrival.pod->id;
+	to->now_ns = now_ns;
+	return claim_for_pod(skb, frame.end, &arrival.packet,
+			     FROM_WIRE_CREDITS + to->pod, cfg, to);
 }
 
 #endif

@@ -10,36 +10,9 @@
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 
-#include "bulk.h"
+#include "claim.h"
 #include "ct.h"
 #include "parse.h"
-#include "worker.h"
-
-/* All that is read of a frame: Ethernet, IPv6 and fixed TCP header. */
-#define HEADERS_MAX (ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct tcphdr))
-
-/* What the verdict asks for. */
-struct target {
-	const struct local_pod *local;	/* VERDICT_LOCAL: the receiver */
-	bool is6;			/* VERDICT_LOCAL */
-	bool by_kernel;			/* all that the sender sends */
-	__u16 pod;			/* VERDICT_CLAIMED: the sender's id */
-	__u32 hub;			/* VERDICT_CLAIMED: ifindex */
-};
-
-/* Brings the headers into the linear part if they are not in it. Not done when
- * they are: pulling copies the head of a cloned skb, as TCP's are.
- */
-static __always_inline void pull_headers(struct __sk_buff *skb)
-{
-	__u32 linear = skb->data_end - skb->data;
-	__u32 want = HEADERS_MAX;
-
-	if (want > skb->len)
-		want = skb->len;
-	if (linear < want)
-		bpf_skb_pull_data(skb, want);
-}
 
 /* Neighbour discovery and the like: the link's own traffic (RFC 4291). */
 static __always_inline bool from_link(const struct packet *packet)
@@ -93,62 +66,6 @@ static __always_inline enum verdict fits(struct __sk_buff *skb, void *end,
 	return VERDICT_CLAIMED;
 }
 
-/* Whether a pod's worker has its socket. A worker serves the queue of its own
- * number. The kernel takes the socket out when the process ends, before its
- * heartbeat is stale.
- */
-static __always_inline bool has_socket(__u16 pod, const struct config *cfg)
-{
-	__u32 worker;
-
-	if (!cfg->workers)
-		return false;
-	worker = pod % cfg->workers;
-	return bpf_map_lookup_elem(&xsks, &worker);
-}
-
-static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
-						  void *end,
-						  const struct packet *packet,
-						  __u16 pod,
-						  const struct config *cfg)
-{
-	const struct context in = { .skb = skb };
-	__u64 now_ns = bpf_ktime_get_ns();
-	struct heartbeat *beat;
-	enum verdict verdict;
-	__u32 worker;
-
-	/* Where the kernel path receives, its conntrack has to see both ways of
-	 * what it would else call invalid.
-	 */
-	if (cfg->udp_only && packet->protocol != IPPROTO_UDP)
-		return packet->protocol == IPPROTO_TCP ? VERDICT_BULK :
-							 VERDICT_PROTOCOL;
-	if (!cfg->workers)
-		return VERDICT_STALE;
-	worker = pod % cfg->workers;
-	if (!has_socket(pod, cfg))
-		return VERDICT_NO_SOCKET;
-	beat = fresh_worker(worker, cfg, now_ns);
-	if (!beat)
-		return VERDICT_STALE;
-	verdict = untranslated(in, packet, end, cfg->nat);
-	if (verdict == VERDICT_CLAIMED)
-		verdict = not_bulk(packet, end, cfg, now_ns);
-	if (verdict != VERDICT_CLAIMED)
-		return verdict;
-	/* A pod that sends more than its share of what its worker can take
-	 * loses the rest: the kernel path would reorder the flow. But if the
-	 * worker takes nothing at the moment, that is not the pod's fault.
-	 */
-	if (!take_credit(pod, worker, cfg->slots))
-		return is_at_work(beat, now_ns, cfg->stale_ns) ? VERDICT_QUOTA :
-								 VERDICT_LATE;
-	call_worker(beat, now_ns);
-	return VERDICT_CLAIMED;
-}
-
 /* For a pod of this node. When the process has ended, nobody says that something
  * has come to be translated since.
  */
@@ -196,7 +113,8 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 	verdict = fits(skb, end, packet, remote->mtu);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return claim_for_pod(skb, end, packet, to->pod, cfg);
+	to->now_ns = bpf_ktime_get_ns();
+	return claim_for_pod(skb, end, packet, to->pod, cfg, to);
 }
 
 /* The sender's address and MAC must be those of the pod behind the device. */
@@ -225,12 +143,11 @@ static __always_inline enum verdict judge_pod(struct __sk_buff *skb,
 	struct ethhdr *eth;
 	void *end;
 
-	pull_headers(skb);
+	pull_headers(skb, HEADERS_MAX);
 	end = (void *)(long)skb->data_end;
 	eth = (void *)(long)skb->data;
 	if (!cfg || (void *)(eth + 1) > end)
 		return VERDICT_TRUNCATED;
-	to->hub = cfg->hub;
 	/* A tag would keep the addresses from is_honest(), but not from the
 	 * stack, which believes a tag of VLAN 0 to be none
 	 * (__netif_receive_skb_core() in net/core/dev.c). No host end has a

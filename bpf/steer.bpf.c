@@ -6,6 +6,7 @@
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 
+#include "claim.h"
 #include "deliver.h"
 #include "maps.h"
 #include "nic.h"
@@ -13,15 +14,26 @@
 #include "trace.h"
 #include "verdict.h"
 
+/* Hands a frame to the worker of the pod whose it is. */
+static __always_inline int to_hub(struct __sk_buff *skb,
+				  const struct target *to, __u16 tag)
+{
+	/* so that the ring does not read a clock for it */
+	skb->tstamp = to->now_ns;
+	/* cannot fail: the frame has no tag yet */
+	bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), to->pod | tag);
+	return bpf_redirect(to->hub, BPF_F_INGRESS);
+}
+
 /* On the uplink. "frags", because a program without it makes drivers refuse or
  * cap large MTUs, and generic XDP copy every nonlinear frame into one piece.
  */
 SEC("xdp.frags")
 int nic_steer(struct xdp_md *ctx)
 {
-	enum verdict verdict = judge_nic(ctx);
+	enum verdict verdict = judge_xdp(ctx);
 
-	conclude_nic(ctx, verdict);
+	conclude_xdp(ctx, verdict);
 	switch (verdict) {
 	case VERDICT_CLAIMED:
 		return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
@@ -33,6 +45,26 @@ int nic_steer(struct xdp_md *ctx)
 	}
 }
 
+/* On the uplink, at ingress, where there is no XDP. */
+SEC("tcx/ingress")
+int nic_steer_tc(struct __sk_buff *skb)
+{
+	struct target to = {};
+	enum verdict verdict = judge_skb(skb, &to);
+
+	conclude_skb(skb, PROGRAM_NIC, verdict);
+	switch (verdict) {
+	case VERDICT_CLAIMED:
+		return to_hub(skb, &to, TAG_FROM_WIRE);
+	case VERDICT_UNKNOWN_VTEP:
+	case VERDICT_SPOOF_WIRE:
+	case VERDICT_QUOTA:
+		return TC_ACT_SHOT;
+	default:
+		return TC_ACT_UNSPEC;
+	}
+}
+
 /* On the host end of each pod's veth pair, at ingress. */
 SEC("tcx/ingress")
 int pod_steer(struct __sk_buff *skb)
@@ -40,12 +72,10 @@ int pod_steer(struct __sk_buff *skb)
 	struct target to = {};
 	enum verdict verdict = judge_pod(skb, &to);
 
-	conclude_pod(skb, verdict);
+	conclude_skb(skb, PROGRAM_POD, verdict);
 	switch (verdict) {
 	case VERDICT_CLAIMED:
-		/* cannot fail: the frame has no tag yet */
-		bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), to.pod);
-		return bpf_redirect(to.hub, BPF_F_INGRESS);
+		return to_hub(skb, &to, 0);
 	case VERDICT_LOCAL:
 		/* only without memory: drop, as the kernel would */
 		if (!to.local || forward_to(skb, &to))

@@ -94,7 +94,7 @@ static __always_inline __u32 snap(__u32 length)
 }
 
 /* The reader looks by itself: waking it would cost an interrupt. */
-static __noinline int trace_nic(struct xdp_md *ctx, enum verdict verdict)
+static __noinline int trace_xdp(struct xdp_md *ctx, enum verdict verdict)
 {
 	__u32 length = bpf_xdp_get_buff_len(ctx), kept = snap(length);
 	struct trace_record *record = new_record(PROGRAM_NIC, verdict,
@@ -108,11 +108,12 @@ static __noinline int trace_nic(struct xdp_md *ctx, enum verdict verdict)
 	return 0;
 }
 
-static __noinline int trace_pod(struct __sk_buff *skb, enum verdict verdict)
+static __noinline int trace_skb(struct __sk_buff *skb, enum program program,
+				enum verdict verdict)
 {
 	__u32 length = skb->len, kept = snap(length);
-	struct trace_record *record = new_record(PROGRAM_POD, verdict,
-						 skb->ifindex, length);
+	struct trace_record *record = new_record(program, verdict, skb->ifindex,
+						 length);
 
 	if (!record)
 		return 0;
@@ -125,19 +126,20 @@ static __noinline int trace_pod(struct __sk_buff *skb, enum verdict verdict)
 /* Counts a verdict, and tells of it if that is wanted. Apart from what judges,
  * whose registers it would take otherwise: 5 ns of pod_steer's 70.
  */
-static __noinline int conclude_nic(struct xdp_md *ctx, enum verdict verdict)
+static __noinline int conclude_xdp(struct xdp_md *ctx, enum verdict verdict)
 {
 	count(PROGRAM_NIC, verdict);
 	if (is_traced(PROGRAM_NIC, verdict))
-		trace_nic(ctx, verdict);
+		trace_xdp(ctx, verdict);
 	return 0;
 }
 
-static __noinline int conclude_pod(struct __sk_buff *skb, enum verdict verdict)
+static __noinline int conclude_skb(struct __sk_buff *skb, enum program program,
+				   enum verdict verdict)
 {
-	count(PROGRAM_POD, verdict);
-	if (is_traced(PROGRAM_POD, verdict))
-		trace_pod(skb, verdict);
+	count(program, verdict);
+	if (is_traced(program, verdict))
+		trace_skb(skb, program, verdict);
 	return 0;
 }
 

@@ -110,12 +110,12 @@ fn dataplane(report: &DataplaneReport) -> String {
     let mut text = state.to_owned();
     if let Some(figures) = &report.figures {
         let _ = match figures.xdp.as_str() {
-            "off" => write!(text, ": sends only, no XDP"),
+            "off" => write!(text, ": the kernel receives, no XDP"),
             xdp => write!(text, ": {xdp} XDP"),
         };
         let _ = write!(text, ", {} frames in {}", figures.frames, figures.memory);
         text += match (figures.xdp.as_str(), figures.leaves_bulk) {
-            ("off", _) => ", UDP alone",
+            ("off", _) => ", workers take UDP alone",
             (_, true) => ", bulk TCP by the kernel path",
             _ => "",
         };

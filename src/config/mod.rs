@@ -211,17 +211,28 @@ pub enum Mode {
     Kernel,
 }
 
-/// Where the XDP program runs.
+/// How frames from the wire get to the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Xdp {
-    /// In the driver, or not at all.
+    /// By AF_XDP, with the program in the driver, or not at all.
     Native,
-    /// In the kernel's generic hook.
+    /// By AF_XDP, with the program in the kernel's generic hook.
     Generic,
-    /// In the driver where it can, else generic.
+    /// By AF_XDP where the driver can and that costs the kernel path nothing, else as [`Xdp::Off`].
     Auto,
-    /// Nowhere: the kernel receives, and carries all but UDP both ways; the workers send that.
+    /// The kernel receives, and carries all but UDP; the program runs at the uplink's ingress (tc).
     Off,
+}
+
+impl Xdp {
+    /// Whether there must be AF_XDP, as nothing else gives what is asked for besides.
+    pub fn is_needed(self, zero_copy: ZeroCopy, bulk: Bulk) -> bool {
+        match self {
+            Self::Native | Self::Generic => true,
+            Self::Auto => zero_copy == ZeroCopy::Require || bulk == Bulk::Workers,
+            Self::Off => false,
+        }
+    }
 }
 
 /// Whether AF_XDP shares packet memory with the NIC.

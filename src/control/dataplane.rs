@@ -37,10 +37,10 @@ use crate::config::Xdp;
 use crate::frame::{MAX_FRAME, RegionError};
 use crate::ids::{IfIndex, PodId};
 use crate::packet;
-use crate::steer::{self, Pins, Steer, SteerConfig, SteerError, XdpChoice};
+use crate::steer::{self, Pins, Steer, SteerConfig, SteerError, UplinkChoice};
 use crate::wire::OuterTemplate;
 use crate::worker::Fault;
-use crate::xsk;
+use crate::xsk::{self, Driver};
 use repairs::Repairs;
 use steered::{Prefixes, Steered};
 use traced::Traced;
@@ -107,7 +107,7 @@ impl Dataplane {
     pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
         let pins = Pins::open(netns::cookie().map_err(DataplaneError::Namespace)?)?;
         Ok(Self {
-            steer: Steer::load(&steer_config(settings, 0, 0, 0, &View::default()), pins)?,
+            steer: Steer::load(&steer_config(settings, Running::default(), 0, &View::default()), pins)?,
             steered: Steered::default(),
             taken_over: false,
             workers: None,
@@ -125,8 +125,12 @@ impl Dataplane {
         match Self::open(settings) {
             Ok(dataplane) => Ok(Box::new(dataplane)),
             Err(error) => {
-                let devices: Vec<_> =
-                    view.pods.iter().map(|pod| pod.pod.ifindex).chain([settings.hub.near, settings.hub.far]).collect();
+                let devices: Vec<_> = view
+                    .pods
+                    .iter()
+                    .map(|pod| pod.pod.ifindex)
+                    .chain([settings.hub.near, settings.hub.far, settings.uplink])
+                    .collect();
                 if let Err(error) = remove(&devices) {
                     tracing::error!(%error, "what an earlier data plane has attached stays, and is out of date");
                 }
@@ -151,16 +155,7 @@ impl Dataplane {
 
     fn try_start(&mut self, settings: &Settings, view: &View) -> Result<(), DataplaneError> {
         self.steer.attach_hub(settings.hub)?;
-        let choice = match settings.xdp {
-            Xdp::Native => Some(XdpChoice::Native),
-            Xdp::Generic => Some(XdpChoice::Generic),
-            Xdp::Auto => Some(XdpChoice::Auto),
-            Xdp::Off => None,
-        };
-        let xdp = match choice {
-            Some(choice) => Some(self.steer.attach_uplink(settings.uplink, choice)?),
-            None => self.steer.detach_uplink().map(|()| None)?,
-        };
+        let xdp = self.steer.attach_uplink(settings.uplink, uplink_choice(settings))?;
         self.workers = Some(Workers::start(&self.steer, settings, xdp, view)?);
         self.rings = worker_count(settings);
         let configured = self.configure(settings);
@@ -172,10 +167,15 @@ impl Dataplane {
 
     /// Tells the programs what the node is like and how many workers run.
     fn configure(&self, settings: &Settings) -> Result<(), SteerError> {
-        let workers = if self.workers.is_some() { worker_count(settings) } else { 0 };
-        let leave_bulk = self.workers.as_ref().is_some_and(Workers::leave_bulk);
-        let bulk_bytes = if leave_bulk { BULK_BYTES } else { 0 };
-        self.steer.set_config(&steer_config(settings, workers, self.rings, bulk_bytes, &self.view))
+        let running = match &self.workers {
+            Some(workers) => Running {
+                workers: worker_count(settings),
+                bulk_bytes: if workers.leave_bulk() { BULK_BYTES } else { 0 },
+                udp_only: !workers.have_xdp(),
+            },
+            None => Running::default(),
+        };
+        self.steer.set_config(&steer_config(settings, running, self.rings, &self.view))
     }
 }
 
@@ -259,7 +259,28 @@ fn worker_count(settings: &Settings) -> u16 {
     u16::try_from(workers).unwrap_or(u16::MAX)
 }
 
-fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, view: &View) -> SteerConfig {
+/// How the uplink is attached to.
+fn uplink_choice(settings: &Settings) -> UplinkChoice {
+    match settings.xdp {
+        Xdp::Native => UplinkChoice::Native,
+        Xdp::Generic => UplinkChoice::Generic,
+        Xdp::Off => UplinkChoice::Tc,
+        Xdp::Auto if settings.xdp.is_needed(settings.zero_copy, settings.bulk) => UplinkChoice::AnyXdp,
+        Xdp::Auto if Driver::of(&settings.uplink_name).is_ok_and(|driver| driver.copies_for_xdp()) => UplinkChoice::Tc,
+        Xdp::Auto => UplinkChoice::Auto,
+    }
+}
+
+/// What the programs are told of the workers that run.
+#[derive(Clone, Copy, Debug, Default)]
+struct Running {
+    workers: u16,
+    bulk_bytes: u64,
+    udp_only: bool,
+}
+
+fn steer_config(settings: &Settings, running: Running, rings: u16, view: &View) -> SteerConfig {
+    let Running { workers, bulk_bytes, udp_only } = running;
     SteerConfig {
         vtep: settings.vtep,
         vtep_mac: settings.vtep_mac,
@@ -278,8 +299,7 @@ fn steer_config(settings: &Settings, workers: u16, rings: u16, bulk_bytes: u64, 
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,
         takes_bare: view.takes_bare,
-        // The kernel receives, and its conntrack calls connections invalid of which it knows half.
-        udp_only: settings.xdp == Xdp::Off,
+        udp_only,
     }
 }
 

@@ -89,7 +89,7 @@ pub fn explain(need: Need, refusal: Refusal) -> Option<&'static str> {
         }
         (Xdp, Unsupported) => {
             "the uplink's driver has no native XDP, or not with its present MTU, queues and offloads (LRO); \
-             `dataplane.xdp` \"auto\" or \"generic\" does without"
+             `dataplane.xdp` \"auto\" does without"
         }
         (ZeroCopy, Unsupported) => {
             "the uplink's driver cannot share packet memory with AF_XDP; `dataplane.zero_copy` \"auto\" or \"off\" copies"

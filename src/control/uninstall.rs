@@ -167,8 +167,7 @@ pub(super) fn remove_programs(kernel: &mut Kernel) -> Result<bool, Box<dyn Error
     let qdiscs = kernel.netlink.qdiscs()?.into_iter();
     let filtered: BTreeSet<_> =
         qdiscs.filter(|qdisc| qdisc.place == Place::Filters).map(|qdisc| qdisc.device).collect();
-    let ends = kernel.host_ends()?.into_iter().map(|link| link.index);
-    let devices: Vec<IfIndex> = ends.filter(|index| filtered.contains(index)).collect();
+    let devices: Vec<IfIndex> = filtered.into_iter().collect();
     Ok(dataplane::remove(&devices)?)
 }
 

@@ -106,7 +106,7 @@ pub type Counters = BTreeMap<String, u64>;
 /// What a running data plane reports, or a stopped one reported last.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataplaneStatus {
-    /// How the XDP program is attached to the uplink: `native`, `generic`, or not (`off`).
+    /// How frames from the wire get to the workers: by XDP, `native` or `generic`, or without (`off`).
     pub xdp: String,
     /// Chunks of packet memory over all workers.
     pub frames: u64,

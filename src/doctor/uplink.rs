@@ -2,7 +2,8 @@
 
 use super::evidence::{Evidence, Interrupt, Uplink};
 use super::finding::Opinion;
-use crate::config::{Xdp, ZeroCopy};
+use crate::config::{Dataplane, Xdp, ZeroCopy};
+use crate::xsk::Driver;
 
 /// The uplink, where workers use it.
 fn of_workers(evidence: &Evidence) -> Option<&Uplink> {
@@ -51,11 +52,18 @@ pub(super) fn foreign_xdp(evidence: &Evidence) -> Vec<Opinion> {
         _ => "xdpdrv",
     };
     let seen = format!("XDP program {} ({}) runs on {name} ({hook})", foreign.id, foreign.name);
-    if evidence.config.valid().is_some_and(|config| config.dataplane.xdp == Xdp::Off) {
+    let wanted = evidence.config.valid().map(|config| &config.dataplane);
+    if wanted.is_some_and(|wanted| wanted.xdp == Xdp::Off) {
         return vec![Opinion::ok(format!("{seen}, and podwire wants none there"))];
     }
     let meaning = "podwire does not take its place: the data plane cannot start while it is there";
-    let opinion = if evidence.has_workers() { Opinion::error(seen, meaning) } else { Opinion::note(seen, meaning) };
+    let opinion = match wanted {
+        _ if !evidence.has_workers() => Opinion::note(seen, meaning),
+        Some(wanted) if !needs_xdp(wanted) => {
+            Opinion::note(seen, "podwire does not take its place: the kernel receives, and the workers take UDP alone")
+        }
+        _ => Opinion::error(seen, meaning),
+    };
     vec![opinion.command(format!("ip link set dev {name} {hook} off"))]
 }
 
@@ -66,7 +74,7 @@ pub(super) fn driver(evidence: &Evidence) -> Vec<Opinion> {
     if let Some(figures) = evidence.daemon.status().and_then(|status| status.dataplane.figures.as_ref()) {
         let copies = figures.queues.iter().any(|queue| !queue.zero_copy);
         if figures.xdp == "off" {
-            return vec![Opinion::ok(format!("{name}: no XDP, as configured: the workers only send"))];
+            return vec![Opinion::ok(format!("{name}: the kernel receives, without XDP; the workers take UDP"))];
         }
         let seen = format!("{name}: {} XDP, {}", figures.xdp, if copies { "copy" } else { "zero-copy" });
         let chosen = wanted.is_some_and(|wanted| wanted.xdp == Xdp::Generic);
@@ -82,10 +90,14 @@ pub(super) fn driver(evidence: &Evidence) -> Vec<Opinion> {
     }
     let driver = uplink.xdp.as_ref().ok().and_then(|xdp| xdp.driver);
     let needs_zero_copy = wanted.is_some_and(|wanted| wanted.zero_copy == ZeroCopy::Require);
+    let does_without = wanted.is_some_and(|wanted| !needs_xdp(wanted));
     let needs_native = wanted.is_some_and(|wanted| wanted.xdp == Xdp::Native);
     vec![match driver {
         _ if wanted.is_some_and(|wanted| wanted.xdp == Xdp::Off) => {
-            Opinion::ok(format!("{name} needs no XDP, as configured: the workers only send"))
+            Opinion::ok(format!("{name} needs no XDP, as configured: the kernel receives, the workers take UDP"))
+        }
+        _ if does_without && uplink.driver.as_ref().is_ok_and(Driver::copies_for_xdp) => {
+            Opinion::ok(format!("{name} would copy each frame for XDP: the kernel receives, the workers take UDP"))
         }
         None => Opinion::ok(format!("{name} does not say what it can do; it shows when the data plane runs")),
         Some(can) if needs_zero_copy && !can.zero_copy => {
@@ -98,11 +110,19 @@ pub(super) fn driver(evidence: &Evidence) -> Vec<Opinion> {
         }
         Some(can) if !can.native => Opinion::warning(
             format!("{name} has no native XDP"),
-            "generic XDP takes its place: each frame becomes an skb first",
+            if does_without {
+                "the kernel receives, and the workers take UDP alone"
+            } else {
+                "generic XDP takes its place: each frame becomes an skb first"
+            },
         )
         .advice("use a NIC whose driver has native XDP"),
         Some(can) => Opinion::ok(format!("{name}: native XDP, {}", if can.zero_copy { "zero-copy" } else { "copy" })),
     }]
+}
+
+fn needs_xdp(wanted: &Dataplane) -> bool {
+    wanted.xdp.is_needed(wanted.zero_copy, wanted.bulk)
 }
 
 pub(super) fn queues(evidence: &Evidence) -> Vec<Opinion> {
@@ -192,9 +212,14 @@ mod tests {
     fn a_foreign_program_is_detached_from_the_hook_where_it_is() {
         let foreign = |name: &str| Some(AttachedProgram { id: 9, name: name.into() });
         let native = |e: &mut Evidence| uplink(e).xdp = Ok(XdpDevice { native: foreign("lb"), ..XdpDevice::default() });
-        assert_says(foreign_xdp, native, Severity::Error, "ip link set dev eth0 xdpdrv off");
+        assert_says(foreign_xdp, native, Severity::Note, "ip link set dev eth0 xdpdrv off");
         let generic = |e: &mut Evidence| uplink(e).xdp = Ok(XdpDevice { generic: foreign(""), ..XdpDevice::default() });
-        assert_says(foreign_xdp, generic, Severity::Error, "xdpgeneric off");
+        assert_says(foreign_xdp, generic, Severity::Note, "xdpgeneric off");
+        let needed = |e: &mut Evidence| {
+            native(e);
+            config(e).dataplane.xdp = Xdp::Native;
+        };
+        assert_says(foreign_xdp, needed, Severity::Error, "cannot start");
         let ours =
             |e: &mut Evidence| uplink(e).xdp = Ok(XdpDevice { native: foreign("nic_steer"), ..XdpDevice::default() });
         assert_says(foreign_xdp, ours, Severity::Ok, "no foreign");
@@ -212,13 +237,18 @@ mod tests {
             status.dataplane.figures.as_mut().unwrap().xdp = xdp.into();
         };
         assert_says(driver, |e| figures(e, "generic"), Severity::Warning, "generic XDP");
-        assert_says(driver, |e| figures(e, "off"), Severity::Ok, "only send");
+        assert_says(driver, |e| figures(e, "off"), Severity::Ok, "kernel receives");
         let says = |e: &mut Evidence, native, zero_copy| {
             e.daemon = Daemon::Away("none".into());
             let driver = Some(XdpDriver { native, zero_copy });
             uplink(e).xdp = Ok(XdpDevice { driver, ..XdpDevice::default() });
         };
         assert_says(driver, |e| says(e, false, false), Severity::Warning, "no native XDP");
+        let veth = |e: &mut Evidence| {
+            says(e, true, false);
+            uplink(e).driver = Ok(Driver { name: "veth".into(), bus: String::new() });
+        };
+        assert_says(driver, veth, Severity::Ok, "would copy");
         assert_says(driver, |e| says(e, true, false), Severity::Ok, "copy");
         let required = |e: &mut Evidence| {
             says(e, true, false);

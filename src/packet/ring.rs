@@ -12,6 +12,9 @@ use super::{Error, VIRTIO_HEADER};
 use crate::ids::IfIndex;
 use crate::xsk::{Mapping, sys};
 
+/// In the tag of a frame from the wire: `TAG_FROM_WIRE` of `bpf/claim.h`.
+const FROM_WIRE: u16 = 0x2000;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -51,6 +54,8 @@ pub struct Slot<'a> {
     pub virtio: &'a [u8; VIRTIO_HEADER],
     /// The VLAN id that the steering program pushed.
     pub vlan: u16,
+    /// It says that the frame is one from the wire, for the pod instead of from it.
+    pub from_wire: bool,
     /// The frame from its Ethernet header on; `None` if the slot could not hold all of it.
     pub frame: Option<&'a [u8]>,
 }
@@ -166,11 +171,12 @@ impl Ring {
         if start < least || start.checked_add(len)? > self.slot_bytes {
             return None;
         }
-        let tagged = header.tp_status & TP_STATUS_VLAN_VALID != 0;
-        let vlan = if tagged { header.tp_vlan_tci & 0xfff } else { 0 };
+        let tag = if header.tp_status & TP_STATUS_VLAN_VALID != 0 { header.tp_vlan_tci } else { 0 };
+        let (vlan, from_wire) = (tag & 0xfff, tag & FROM_WIRE != 0);
         if header.tp_status & TP_STATUS_COPY != 0 {
             let (virtio, frame) = self.large(index).and_then(<[u8]>::split_first_chunk).unwrap_or((&[0; _], &[]));
-            return Some(Slot { virtio, vlan, frame: (frame.len() == header.tp_len as usize).then_some(frame) });
+            let frame = (frame.len() == header.tp_len as usize).then_some(frame);
+            return Some(Slot { virtio, vlan, from_wire, frame });
         }
         // SAFETY: the offset is inside the slot, as just checked (invariant 3).
         let virtio = unsafe { base.add(start - VIRTIO_HEADER) };
@@ -181,7 +187,7 @@ impl Ring {
         let data = unsafe { base.add(start) };
         // SAFETY: the length is inside the slot (invariant 3); ours while `self` is borrowed.
         let frame = unsafe { slice::from_raw_parts(data.as_ptr(), len) };
-        Some(Slot { virtio, vlan, frame: (header.tp_snaplen == header.tp_len).then_some(frame) })
+        Some(Slot { virtio, vlan, from_wire, frame: (header.tp_snaplen == header.tp_len).then_some(frame) })
     }
 
     /// Gives the first `n` fetched slots back to the kernel.

@@ -7,11 +7,34 @@ use super::Node;
 pub use super::destinations::Destination;
 use crate::counters::{DropReason, Tally};
 use crate::fib::LocalPod;
-use crate::frame::{Frame, Pool};
-use crate::offload::{Delivery, Segment};
-use crate::port::PodPort;
+use crate::frame::{Frame, HEADROOM, Pool};
+use crate::offload::{Delivery, Segment, VirtioNetHdr, complete};
+use crate::port::{PodPort, Slot};
 use crate::trace::Trace;
 use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, Mac, OuterError};
+
+/// Copies a frame that the kernel has received for a pod, and completes the checksum that it may still owe.
+pub fn copy(slot: &Slot<'_>, pool: &mut Pool) -> Result<Frame, DropReason> {
+    let bytes = slot.frame.ok_or(DropReason::SlotTruncated)?;
+    let virtio = VirtioNetHdr::parse(slot.virtio).filter(|virtio| !virtio.is_gso()).ok_or(DropReason::VirtioHeader)?;
+    let mut frame = pool.take().ok_or(DropReason::NoFrame)?;
+    frame.reset(HEADROOM);
+    let copied = if frame.set_len(bytes.len()) {
+        frame.copy_from_slice(bytes);
+        let owes = virtio.flags & VirtioNetHdr::NEEDS_CSUM != 0;
+        let (start, field) = (virtio.csum_start.into(), virtio.csum_offset.into());
+        if owes && !complete(&mut frame, start, field) { Err(DropReason::VirtioHeader) } else { Ok(()) }
+    } else {
+        Err(DropReason::TooBig)
+    };
+    match copied {
+        Ok(()) => Ok(frame),
+        Err(reason) => {
+            pool.put(frame);
+            Err(reason)
+        }
+    }
+}
 
 /// A frame from the wire that holds a whole packet for a pod.
 #[derive(Clone, Copy, Debug)]

@@ -88,6 +88,14 @@ impl<W: WirePort, T: Trace> Sink<'_, W, T> {
         self.tally.drop(reason);
     }
 
+    /// Counts a frame from the wire that came the pods' way and does not go on.
+    pub fn lose_arrival(&mut self, frame: &[u8], reason: DropReason) {
+        self.tally.add(Count::WireRxPackets, 1);
+        self.tally.add(Count::WireRxBytes, frame.len() as u64);
+        self.trace.wire_rx(frame, Err(reason));
+        self.tally.drop(reason);
+    }
+
     fn try_send(&mut self, departure: &Departure<'_>, remote: &Remote) -> Result<(), DropReason> {
         if !departure.is_super() {
             let len = departure.len() - Ethernet::LEN;

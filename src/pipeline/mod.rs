@@ -81,7 +81,8 @@ impl Pipeline {
         }
     }
 
-    /// Takes a burst from the underlay to the pods. Returns how many frames were received.
+    /// Takes a burst from the underlay to the pods, and what [`Pipeline::pods_to_wire`] found for them. Returns how many
+    /// frames were received.
     pub fn wire_to_pods(
         &mut self,
         wire: &mut impl WirePort,
@@ -128,8 +129,9 @@ impl Pipeline {
         received
     }
 
-    /// Takes a burst from the pods to the underlay. Returns how many frames were received, a super-packet
-    /// counting once.
+    /// Takes a burst from the pods to the underlay, and copies what came their way from the underlay, for
+    /// [`Pipeline::wire_to_pods`], which is to follow. Returns how many frames the pods sent, a super-packet counting
+    /// once.
     pub fn pods_to_wire(
         &mut self,
         pods: &mut impl PodPort,
@@ -143,13 +145,21 @@ impl Pipeline {
         if fetched == 0 {
             return 0;
         }
-        tally.add(Count::PodRxPackets, u64::from(fetched));
         let entropy = wire.entropy();
         let mut sink = encap::Sink { wire, pool, tally, trace, next_ip_id: &mut self.next_ip_id };
         let mut departures = [const { None }; BURST];
-        let mut parsed = 0..;
+        let (mut parsed, mut arrivals) = (0.., 0);
         for index in 0..fetched {
             let slot = pods.slot(index);
+            if let Some(slot) = slot.filter(|slot| slot.from_wire) {
+                let has_room = self.received.len() < BURST;
+                match if has_room { decap::copy(&slot, sink.pool) } else { Err(DropReason::NoFrame) } {
+                    Ok(frame) => self.received.push(frame),
+                    Err(reason) => sink.lose_arrival(slot.frame.unwrap_or_default(), reason),
+                }
+                arrivals += 1;
+                continue;
+            }
             match Departure::parse(slot.as_ref(), entropy) {
                 Ok(departure) => {
                     sink.tally.add(Count::PodRxBytes, departure.len() as u64);
@@ -177,8 +187,10 @@ impl Pipeline {
                 Turns::new(flows).places().for_each(leave);
             }
         }
+        let departed = fetched - arrivals;
+        tally.add(Count::PodRxPackets, departed.into());
         pods.release(fetched);
         wire.flush(pool, tally);
-        fetched as usize
+        departed as usize
     }
 }

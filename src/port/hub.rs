@@ -9,7 +9,7 @@ use crate::frame::Pool;
 use crate::ids::{PodId, WorkerId};
 use crate::offload::Delivery;
 use crate::packet::Ring;
-use crate::shared::{Account, Credits};
+use crate::shared::{Account, Credits, Holder};
 
 /// Slots that pods share of which some send more than the worker can take. What waits in them delays everybody else's
 /// frames. The rest of a ring is for a worker that is kept from its core for a moment.
@@ -28,6 +28,11 @@ impl Share {
     fn pods(self, highest: u16) -> impl Iterator<Item = PodId> {
         (self.worker..=highest).step_by(usize::from(self.workers.max(1))).filter_map(PodId::new)
     }
+
+    /// The accounts of these: of what they send, and of what they are sent.
+    fn holders(self, highest: u16) -> impl Iterator<Item = Holder> {
+        self.pods(highest).flat_map(|pod| [Holder::Pod(pod), Holder::FromWire(pod)])
+    }
 }
 
 /// One worker's share of the pods: its packet ring on the hub, and its way to every pod.
@@ -41,7 +46,7 @@ pub struct Hub {
     highest: Arc<AtomicU16>,
     /// By pod id, what it has carried.
     traffic: Arc<[Traffic]>,
-    /// By pod id, how many of its frames had been claimed and refused at the last [`Hub::settle`].
+    /// By account, how many frames had been claimed and refused at the last [`Hub::settle`].
     claimed: Vec<u64>,
     refused: Vec<u64>,
     /// By pod id, how many packets had found it gone by then.
@@ -61,15 +66,16 @@ impl Hub {
         highest: Arc<AtomicU16>,
         traffic: Arc<[Traffic]>,
     ) -> Self {
-        share.pods(PodId::MAX).for_each(|pod| credits.resync(pod));
+        let (claimed, mut refused) = (vec![0; Credits::ACCOUNTS], vec![0; Credits::ACCOUNTS]);
+        for holder in share.holders(PodId::MAX) {
+            credits.resync(holder);
+            if let Some(refused) = refused.get_mut(holder.index()) {
+                *refused = credits.refused(holder);
+            }
+        }
         credits.resync(WorkerId(share.worker));
         credits.set_quota(WorkerId(share.worker), 0);
-        let ids = 0..=PodId::MAX;
-        let by_id = |count: fn(&Credits, PodId) -> u64| {
-            ids.clone().map(|id| PodId::new(id).map_or(0, |pod| count(&credits, pod))).collect::<Vec<_>>()
-        };
-        let (refused, gone) = (by_id(Credits::refused), by_id(Credits::gone));
-        let claimed = vec![0; refused.len()];
+        let gone = (0..=PodId::MAX).map(|id| PodId::new(id).map_or(0, |pod| credits.gone(pod))).collect();
         Self { ring, outlet, credits, share, highest, traffic, claimed, refused, gone, released: 0 }
     }
 
@@ -99,13 +105,13 @@ impl Hub {
         }
     }
 
-    /// Bounds each pod to an equal share of [`SHARED`] slots if some were refused since the last look: they share them, with
+    /// Bounds each holder to an equal share of [`SHARED`] slots if some were refused since the last look: they share them, with
     /// one share for all others.
     fn share_out(&mut self) {
         let mut greedy = 0;
-        for pod in self.pods() {
-            let Some(last) = self.refused.get_mut(usize::from(pod.get())) else { continue };
-            let refused = self.credits.refused(pod);
+        for holder in self.holders() {
+            let Some(last) = self.refused.get_mut(holder.index()) else { continue };
+            let refused = self.credits.refused(holder);
             greedy += u64::from(refused != mem::replace(last, refused));
         }
         let share = (u64::from(self.ring.slots().min(SHARED)) / (greedy + 1)).max(1);
@@ -124,17 +130,22 @@ impl Hub {
     /// Gives the credit of frames back that were lost between the steering program and the ring: those that were claimed
     /// before the last look, though the ring is empty or has gone round since.
     fn give_up_lost(&mut self, tally: &mut Tally) {
-        for pod in self.pods() {
-            let Some(claimed) = self.claimed.get_mut(usize::from(pod.get())) else { continue };
-            let account = self.credits.account(pod);
+        for holder in self.holders() {
+            let Some(claimed) = self.claimed.get_mut(holder.index()) else { continue };
+            let account = self.credits.account(holder);
             let overdue = Account { produced: *claimed, ..account }.in_flight();
             *claimed = account.produced;
             // Fewer than none on their way: some came that had been given up.
             let lost = if overdue > 0 { overdue } else { account.in_flight().min(0) };
             tally.add(Count::ClaimsLost, u64::try_from(lost).unwrap_or(0));
-            self.credits.consume(pod, lost);
+            self.credits.consume(holder, lost);
             self.credits.consume(self.worker(), lost);
         }
+    }
+
+    /// The accounts of the worker's own pods.
+    fn holders(&self) -> impl Iterator<Item = Holder> + use<> {
+        self.share.holders(self.highest.load(Ordering::Relaxed))
     }
 
     /// The worker's own pods.
@@ -169,9 +180,10 @@ impl PodPort for Hub {
         for index in 0..n {
             let Some(slot) = self.ring.slot(index) else { continue };
             let Some(pod) = PodId::new(slot.vlan) else { continue };
-            self.credits.consume(pod, 1);
+            let holder = if slot.from_wire { Holder::FromWire(pod) } else { Holder::Pod(pod) };
+            self.credits.consume(holder, 1);
             claimed += 1;
-            if let Some(traffic) = self.traffic(pod) {
+            if let Some(traffic) = self.traffic(pod).filter(|_| !slot.from_wire) {
                 traffic.count_rx(1, slot.frame.map_or(0, <[u8]>::len) as u64);
             }
         }

@@ -89,6 +89,8 @@ impl WirePort for MemoryWire {
 #[derive(Clone, Debug)]
 pub struct FromPod {
     pub pod: PodId,
+    /// Whether it is one from the wire instead, for the pod.
+    pub from_wire: bool,
     pub virtio: [u8; VIRTIO_HEADER],
     /// `None` for a frame that the ring had to truncate.
     pub frame: Option<Vec<u8>>,
@@ -147,7 +149,12 @@ impl PodPort for MemoryPods {
 
     fn slot(&self, index: u32) -> Option<Slot<'_>> {
         let from = self.incoming.get(self.next + index as usize)?;
-        Some(Slot { virtio: &from.virtio, vlan: from.pod.get(), frame: from.frame.as_deref() })
+        Some(Slot {
+            virtio: &from.virtio,
+            vlan: from.pod.get(),
+            from_wire: from.from_wire,
+            frame: from.frame.as_deref(),
+        })
     }
 
     fn release(&mut self, n: u32) {

@@ -174,6 +174,8 @@ pub struct Credits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
     Pod(PodId),
+    /// Those that come from the wire for this pod, by way of the hub.
+    FromWire(PodId),
     /// All that go by the ring of this worker.
     Ring(WorkerId),
 }
@@ -191,10 +193,12 @@ impl From<WorkerId> for Holder {
 }
 
 impl Holder {
-    fn index(self) -> usize {
+    /// The place of its account, below [`Credits::ACCOUNTS`].
+    pub fn index(self) -> usize {
         match self {
             Self::Pod(pod) => usize::from(pod.get()),
             Self::Ring(worker) => RINGS + usize::from(worker.0),
+            Self::FromWire(pod) => RINGS + MAX_RINGS + usize::from(pod.get()),
         }
     }
 }
@@ -217,9 +221,12 @@ impl Account {
 }
 
 impl Credits {
-    /// `table` has an entry for every pod id and every worker, or there are no credits.
+    /// How many accounts there are: two for every pod id, and one for every worker.
+    pub const ACCOUNTS: usize = 2 * RINGS + MAX_RINGS;
+
+    /// `table` has an entry for every account, or there are no credits.
     pub fn new(table: Arc<Table>) -> Option<Self> {
-        (table.len >= RINGS + MAX_RINGS).then_some(Self { table })
+        (table.len >= Self::ACCOUNTS).then_some(Self { table })
     }
 
     /// Gives back `n` credits of `holder`: that many of its frames have left the ring, or were lost. Negative where frames
@@ -238,9 +245,9 @@ impl Credits {
         Account { produced: load(PRODUCED), consumed }
     }
 
-    /// How many frames of `pod` were refused, since the programs were loaded.
-    pub fn refused(&self, pod: PodId) -> u64 {
-        self.word(pod.into(), REFUSED).map_or(0, |word| word.load(Ordering::Relaxed))
+    /// How many frames of `holder` were refused, since the programs were loaded.
+    pub fn refused(&self, holder: impl Into<Holder>) -> u64 {
+        self.word(holder.into(), REFUSED).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// How many packets came for `pod` when it had no device any more, since the programs were loaded.
@@ -347,7 +354,7 @@ mod tests {
 
     #[test]
     fn credits_count_what_is_in_flight_and_forget_what_was_lost() {
-        let credits = Credits::new(table(4352)).unwrap();
+        let credits = Credits::new(table(8448)).unwrap();
         let produce = |n| credits.word(pod(7).into(), PRODUCED).unwrap().fetch_add(n, Ordering::Relaxed);
         produce(10);
         credits.consume(pod(7), 4);
@@ -359,24 +366,27 @@ mod tests {
         credits.resync(pod(7));
         credits.consume(pod(7), 1);
         assert_eq!(credits.in_flight(pod(7)), -1, "it was not lost after all");
-        assert!(Credits::new(table(4351)).is_none(), "too small for all workers");
+        assert!(Credits::new(table(8447)).is_none(), "too small for all accounts");
     }
 
     #[test]
     fn pods_and_rings_have_accounts_of_their_own() {
-        let credits = Credits::new(table(4352)).unwrap();
-        let holders: Vec<Holder> =
-            [1, PodId::MAX].map(|id| pod(id).into()).into_iter().chain([0, 255].map(|n| WorkerId(n).into())).collect();
+        let credits = Credits::new(table(8448)).unwrap();
+        let pods = [1, PodId::MAX].map(pod);
+        let holders: Vec<Holder> = (pods.map(Holder::Pod).into_iter())
+            .chain([0, 255].map(|n| WorkerId(n).into()))
+            .chain(pods.map(Holder::FromWire))
+            .collect();
         for (n, holder) in (1..).zip(&holders) {
             credits.consume(*holder, -n);
         }
         let in_flight: Vec<_> = holders.iter().map(|holder| credits.in_flight(*holder)).collect();
-        assert_eq!(in_flight, [1, 2, 3, 4]);
+        assert_eq!(in_flight, [1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
     fn credits_survive_the_wrap_of_their_counters() {
-        let credits = Credits::new(table(4352)).unwrap();
+        let credits = Credits::new(table(8448)).unwrap();
         credits.word(pod(1).into(), CONSUMED).unwrap().store(u64::MAX - 1, Ordering::Relaxed);
         credits.word(pod(1).into(), PRODUCED).unwrap().store(2, Ordering::Relaxed);
         assert_eq!(credits.in_flight(pod(1)), 4);

@@ -8,16 +8,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::link::PinnedLink;
 use super::pins::{self, Pins};
 use super::tc::Attachment;
-use super::{Steer, SteerError, TcChoice, XdpChoice, XdpMode, clsact, link, tc, xdp};
+use super::{Steer, SteerError, TcChoice, UplinkChoice, XdpMode, clsact, link, tc, xdp};
 use crate::ids::{HubEnds, IfIndex};
 
 const POD: &str = "pod_steer";
 const HUB: &str = "hub_drop";
 const HUB_FAR: &str = "hub_deliver";
+const UPLINK_TC: &str = "nic_steer_tc";
 
-/// A program on its end of the hub.
+/// A program at the ingress of the uplink, or on its end of the hub.
 #[derive(Debug)]
-pub(super) struct HubEnd {
+pub(super) struct End {
     program: &'static str,
     ifindex: IfIndex,
     attached: Attachment,
@@ -33,18 +34,51 @@ pub struct Repair {
 }
 
 impl Steer {
-    /// Attaches `nic_steer` to the uplink, or puts it in the place of an earlier one there, never of another's program.
-    /// An attachment to another device, or in a mode that `choice` does not take, is given up.
-    pub fn attach_uplink(&mut self, ifindex: IfIndex, choice: XdpChoice) -> Result<XdpMode, SteerError> {
+    /// Attaches `nic_steer` to the uplink, or puts it in the place of an earlier one there, never of another's program;
+    /// without XDP, which is told by `None`, it is `nic_steer_tc`. An attachment to another device, or in a way that
+    /// `choice` does not take, is given up.
+    pub fn attach_uplink(&mut self, ifindex: IfIndex, choice: UplinkChoice) -> Result<Option<XdpMode>, SteerError> {
         self.uplink = None;
-        let uplink = xdp::attach(&self.pins.link(pins::UPLINK), self.programs.nic_steer.as_fd(), ifindex, choice)?;
-        Ok(self.uplink.insert(uplink).mode)
+        let (pin, program) = (self.pins.link(pins::UPLINK), self.programs.nic_steer.as_fd());
+        let xdp = |mode| xdp::attach(&pin, program, ifindex, mode);
+        let uplink = match choice {
+            UplinkChoice::Native => Some(xdp(XdpMode::Native)?),
+            UplinkChoice::Generic => Some(xdp(XdpMode::Generic)?),
+            UplinkChoice::Tc => None,
+            UplinkChoice::AnyXdp | UplinkChoice::Auto => match xdp(XdpMode::Native) {
+                Ok(native) => Some(native),
+                Err(error @ SteerError::Attach { .. }) if choice == UplinkChoice::AnyXdp => {
+                    tracing::info!(%ifindex, %error, "taking generic XDP");
+                    Some(xdp(XdpMode::Generic)?)
+                }
+                Err(error @ (SteerError::Attach { .. } | SteerError::UplinkTaken { .. }))
+                    if choice == UplinkChoice::Auto =>
+                {
+                    tracing::info!(%ifindex, %error, "doing without XDP");
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let Some(uplink) = uplink else {
+            self.attach(UPLINK_TC, ifindex)?;
+            xdp::detach(&pin)?;
+            return Ok(None);
+        };
+        let mode = self.uplink.insert(uplink).mode;
+        self.detach_uplink_tc(ifindex).map(|()| Some(mode))
     }
 
-    /// Detaches `nic_steer` from the uplink, whoever attached it.
-    pub fn detach_uplink(&mut self) -> Result<(), SteerError> {
-        self.uplink = None;
-        xdp::detach(&self.pins.link(pins::UPLINK))
+    /// Detaches `nic_steer_tc`, whoever has attached it.
+    fn detach_uplink_tc(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
+        self.detach_end(UPLINK_TC)?;
+        // Where the hub's ends have filters, there is no tcx.
+        let has_tcx = self.ends.iter().all(|end| end.attached.link().is_some());
+        PinnedLink::open(&self.pins.link(pins::UPLINK_TC))
+            .and_then(|link| link.map_or(Ok(()), PinnedLink::remove))
+            .and_then(|()| if has_tcx { Ok(false) } else { detach_filter(ifindex, &[UPLINK_TC]) })
+            .map(drop)
+            .map_err(|source| SteerError::Detach { program: UPLINK_TC, ifindex, source })
     }
 
     /// Says how pods and the hub are attached from now on; [`TcChoice::Auto`] if this is not called.
@@ -74,21 +108,35 @@ impl Steer {
 
     /// Attaches `hub_drop` and `hub_deliver` to the hub's ends, or puts them in the places of earlier ones there.
     pub fn attach_hub(&mut self, hub: HubEnds) -> Result<(), SteerError> {
-        self.hub.clear();
-        for (program, ifindex) in [(HUB, hub.near), (HUB_FAR, hub.far)] {
-            let end = self.attach_hub_end(program, ifindex)?;
-            self.hub.push(end);
+        self.attach(HUB, hub.near)?;
+        self.attach(HUB_FAR, hub.far)
+    }
+
+    /// Attaches the program of an end to a device, and gives up where it was before.
+    fn attach(&mut self, program: &'static str, ifindex: IfIndex) -> Result<(), SteerError> {
+        if self.ends.iter().any(|end| end.program == program && end.ifindex != ifindex) {
+            self.detach_end(program)?;
         }
+        let end = self.attach_end(program, ifindex)?;
+        self.ends.retain(|end| end.program != program);
+        self.ends.push(end);
         Ok(())
     }
 
-    fn attach_hub_end(&self, program: &'static str, ifindex: IfIndex) -> Result<HubEnd, SteerError> {
+    fn attach_end(&self, program: &'static str, ifindex: IfIndex) -> Result<End, SteerError> {
         let (own, pin): (&OwnedFd, _) = match program {
             HUB => (&self.programs.hub_drop, pins::HUB),
-            _ => (&self.programs.hub_deliver, pins::HUB_FAR),
+            HUB_FAR => (&self.programs.hub_deliver, pins::HUB_FAR),
+            _ => (&self.programs.nic_steer_tc, pins::UPLINK_TC),
         };
         let attached = tc::attach(program, own, ifindex, &self.pins.link(pin), self.tc)?;
-        Ok(HubEnd { program, ifindex, attached })
+        Ok(End { program, ifindex, attached })
+    }
+
+    fn detach_end(&mut self, program: &'static str) -> Result<(), SteerError> {
+        let Some(at) = self.ends.iter().position(|end| end.program == program) else { return Ok(()) };
+        let End { ifindex, attached, .. } = self.ends.swap_remove(at);
+        attached.detach().map_err(|source| SteerError::Detach { program, ifindex, source })
     }
 
     /// Attaches again what somebody else has detached, and pins what has lost its pin. Returns what was not as it
@@ -97,17 +145,17 @@ impl Steer {
         let mut repairs = Vec::new();
         if let Some(lost) = self.uplink.as_ref().filter(|uplink| !uplink.link.is_on(uplink.ifindex)) {
             let (pin, program) = (self.pins.link(pins::UPLINK), self.programs.nic_steer.as_fd());
-            let (ifindex, attached) = (lost.ifindex, xdp::attach(&pin, program, lost.ifindex, lost.choice));
+            let (ifindex, attached) = (lost.ifindex, xdp::attach(&pin, program, lost.ifindex, lost.mode));
             let outcome = attached.map(|uplink| self.uplink = Some(uplink));
             repairs.push(Repair { program: "nic_steer", ifindex, outcome });
         }
-        let mut hub = mem::take(&mut self.hub);
-        for lost in hub.iter_mut().filter(|end| !end.attached.is_on(end.ifindex)) {
-            let HubEnd { program, ifindex, .. } = *lost;
-            let outcome = self.attach_hub_end(program, ifindex).map(|end| *lost = end);
+        let mut ends = mem::take(&mut self.ends);
+        for lost in ends.iter_mut().filter(|end| !end.attached.is_on(end.ifindex)) {
+            let End { program, ifindex, .. } = *lost;
+            let outcome = self.attach_end(program, ifindex).map(|end| *lost = end);
             repairs.push(Repair { program, ifindex, outcome });
         }
-        self.hub = hub;
+        self.ends = ends;
         let lost: Vec<_> = self.pods.iter().filter(|(ifindex, pod)| !pod.is_on(**ifindex)).map(|(i, _)| *i).collect();
         for ifindex in lost {
             repairs.push(Repair { program: POD, ifindex, outcome: self.attach_pod(ifindex) });
@@ -119,9 +167,10 @@ impl Steer {
     /// Pins the links whose pins somebody else has removed.
     fn pin_again(&self) -> Vec<Repair> {
         let uplink = self.uplink.iter().map(|uplink| ("nic_steer", uplink.ifindex, &uplink.link));
-        let hub = self.hub.iter().filter_map(|end| Some((end.program, end.ifindex, end.attached.link()?)));
+        let ends = self.ends.iter().filter_map(|end| Some((end.program, end.ifindex, end.attached.link()?)));
         let pods = self.pods.iter().filter_map(|(ifindex, pod)| Some((POD, *ifindex, pod.link()?)));
-        let bare = uplink.chain(hub).chain(pods).filter(|(_, ifindex, link)| link.is_on(*ifindex) && !link.is_pinned());
+        let bare =
+            uplink.chain(ends).chain(pods).filter(|(_, ifindex, link)| link.is_on(*ifindex) && !link.is_pinned());
         bare.map(|(program, ifindex, link)| Repair { program, ifindex, outcome: self.pin_link(link) }).collect()
     }
 
@@ -160,7 +209,7 @@ pub fn remove(pins: Option<Pins>, devices: &[IfIndex]) -> Result<bool, SteerErro
     let mut any = pins.is_some();
     let mut result = pins.map_or(Ok(()), Pins::remove);
     for &ifindex in devices {
-        match detach_filter(ifindex) {
+        match detach_filter(ifindex, &[POD, HUB, HUB_FAR, UPLINK_TC]) {
             Ok(detached) => any |= detached,
             Err(source) => result = result.and(Err(SteerError::Detach { program: POD, ifindex, source })),
         }
@@ -168,8 +217,9 @@ pub fn remove(pins: Option<Pins>, devices: &[IfIndex]) -> Result<bool, SteerErro
     result.map(|()| any)
 }
 
-fn detach_filter(ifindex: IfIndex) -> io::Result<bool> {
+/// Detaches the filter on a device if its program bears one of `names`, and says whether one does.
+fn detach_filter(ifindex: IfIndex, names: &[&str]) -> io::Result<bool> {
     // libbpf wants a descriptor where it asks for none
     let any = File::open("/dev/null")?;
-    clsact::detach(any.as_fd(), ifindex, &[POD, HUB, HUB_FAR])
+    clsact::detach(any.as_fd(), ifindex, names)
 }

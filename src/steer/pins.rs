@@ -2,7 +2,7 @@
 //! by the namespace's cookie, so that instances never meet.
 //!
 //! ```text
-//!   /sys/fs/bpf/podwire/COOKIE/links/{uplink,hub,hub_far,pod_IFINDEX}   the links that hold the programs on their devices
+//!   /sys/fs/bpf/podwire/COOKIE/links/{uplink,uplink_tc,hub,hub_far,pod_IFINDEX}   the links that hold the programs on their devices
 //!                             /maps/NAME                                for `bpftool map dump pinned`
 //! ```
 
@@ -27,6 +27,7 @@ const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
 /// The names of links.
 pub(super) const UPLINK: &str = "uplink";
+pub(super) const UPLINK_TC: &str = "uplink_tc";
 pub(super) const HUB: &str = "hub";
 pub(super) const HUB_FAR: &str = "hub_far";
 const POD: &str = "pod_";

@@ -62,7 +62,7 @@ impl AttachedProgram {
 
     /// Whether it is one of the steering programs, as its name says.
     pub fn is_ours(&self) -> bool {
-        ["nic_steer", "pod_steer", "hub_drop", "hub_deliver"].contains(&self.name.as_str())
+        ["nic_steer", "nic_steer_tc", "pod_steer", "hub_drop", "hub_deliver"].contains(&self.name.as_str())
     }
 
     fn of(id: u32) -> Self {

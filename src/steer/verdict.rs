@@ -5,7 +5,7 @@ use crate::counters::table;
 table! {
     /// A program that gives every frame one verdict.
     pub enum Program {
-        Nic => "nic_steer", "XDP on the uplink: frames from the wire";
+        Nic => "nic_steer", "XDP or, without it, tc on the uplink: frames from the wire";
         Pod => "pod_steer", "tc on the host end of each pod's veth pair: frames from pods";
     }
 }
@@ -18,12 +18,12 @@ table! {
         SpoofIp => "spoof_ip", "the source address is not the pod's";
         SpoofMac => "spoof_mac", "the source MAC is not the pod's";
         PodVlan => "pod_vlan", "VLAN-tagged by a pod, whose source address was not looked at";
-        Quota => "quota", "the pod has as many frames on their way to the worker as it may";
+        Quota => "quota", "the pod has as many frames on their way to the worker as it may; from the wire, without XDP: those for the pod";
         UnknownVtep => "unknown_vtep", "of a tunnel to our VTEP, but from no peer's VTEP address (dataplane.known_vteps_only)";
         SpoofWire => "spoof_wire", "from the wire without a tunnel, with the source address of a pod of this node";
         NotIp => "not_ip", "neither IPv4 nor IPv6";
         Vlan => "vlan", "VLAN-tagged, outside or inside of a tunnel";
-        MultiBuffer => "multi_buffer", "in more than one receive buffer";
+        MultiBuffer => "multi_buffer", "in more than one receive buffer; without XDP: merged with others, or less than a second after such";
         Truncated => "truncated", "ends inside its headers";
         Malformed => "malformed", "a version or length field does not agree with the bytes that came";
         NotVxlan => "not_vxlan", "neither UDP to our VTEP address and port nor for a pod of this node";

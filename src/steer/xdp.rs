@@ -10,12 +10,16 @@ use crate::ids::IfIndex;
 
 const PROGRAM: &str = "nic_steer";
 
-/// Which kind of XDP to ask for.
+/// How to attach to the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XdpChoice {
+pub enum UplinkChoice {
     Native,
     Generic,
-    /// Native, or generic where the driver refuses. What is attached already stays.
+    /// Without XDP, by what the kernel has for tc.
+    Tc,
+    /// Native, or generic where the driver refuses.
+    AnyXdp,
+    /// Native, or without XDP where the driver refuses or another's program is there.
     Auto,
 }
 
@@ -28,50 +32,27 @@ pub enum XdpMode {
     Generic,
 }
 
-impl XdpChoice {
-    fn takes(self, mode: XdpMode) -> bool {
-        match self {
-            Self::Native => mode == XdpMode::Native,
-            Self::Generic => mode == XdpMode::Generic,
-            Self::Auto => true,
-        }
-    }
-}
-
 /// `nic_steer` on the uplink.
 #[derive(Debug)]
 pub(super) struct Uplink {
     pub(super) link: PinnedLink,
     pub(super) ifindex: IfIndex,
-    pub(super) choice: XdpChoice,
     pub(super) mode: XdpMode,
 }
 
-/// Attaches `program` to the uplink: by the link that is pinned at `pin` if that is on this device in a mode that
-/// `choice` takes, else by a new one; never in the place of another's program.
+/// Attaches `program` to the uplink in a mode: by the link that is pinned at `pin` if that is on this device so, else by
+/// a new one; never in the place of another's program.
 pub(super) fn attach(
     pin: &Path,
     program: BorrowedFd<'_>,
     ifindex: IfIndex,
-    choice: XdpChoice,
+    mode: XdpMode,
 ) -> Result<Uplink, SteerError> {
-    let native = || create(pin, program, ifindex, XdpMode::Native);
-    let generic = || create(pin, program, ifindex, XdpMode::Generic);
-    let (link, mode) = match take_over(pin, program, ifindex, choice)? {
+    let link = match take_over(pin, program, ifindex, mode)? {
         Some(taken) => taken,
-        None => match choice {
-            XdpChoice::Native => native()?,
-            XdpChoice::Generic => generic()?,
-            XdpChoice::Auto => match native() {
-                Err(SteerError::Attach { source, .. }) => {
-                    tracing::info!(%ifindex, %source, "no native XDP, taking generic");
-                    generic()?
-                }
-                other => other?,
-            },
-        },
+        None => create(pin, program, ifindex, mode)?,
     };
-    Ok(Uplink { link, ifindex, choice, mode })
+    Ok(Uplink { link, ifindex, mode })
 }
 
 /// Removes the link that is pinned at `pin`, if there is one.
@@ -85,14 +66,14 @@ fn take_over(
     pin: &Path,
     program: BorrowedFd<'_>,
     ifindex: IfIndex,
-    choice: XdpChoice,
-) -> Result<Option<(PinnedLink, XdpMode)>, SteerError> {
+    mode: XdpMode,
+) -> Result<Option<PinnedLink>, SteerError> {
     let taken = || {
         let Some(link) = PinnedLink::open(pin)? else { return Ok(None) };
-        match mode_of(&link, ifindex)? {
-            Some(mode) if choice.takes(mode) && link.run(program)? => Ok(Some((link, mode))),
-            _ => link.remove().map(|()| None),
+        if mode_of(&link, ifindex)? == Some(mode) && link.run(program)? {
+            return Ok(Some(link));
         }
+        link.remove().map(|()| None)
     };
     taken().map_err(|source| SteerError::Pins { act: "take over", path: pin.to_owned(), source })
 }
@@ -107,18 +88,13 @@ fn mode_of(link: &PinnedLink, ifindex: IfIndex) -> io::Result<Option<XdpMode>> {
     })
 }
 
-fn create(
-    pin: &Path,
-    program: BorrowedFd<'_>,
-    ifindex: IfIndex,
-    mode: XdpMode,
-) -> Result<(PinnedLink, XdpMode), SteerError> {
+fn create(pin: &Path, program: BorrowedFd<'_>, ifindex: IfIndex, mode: XdpMode) -> Result<PinnedLink, SteerError> {
     let (hook, name) = match mode {
         XdpMode::Native => (Hook::XdpNative, "native XDP"),
         XdpMode::Generic => (Hook::XdpGeneric, "generic XDP"),
     };
     match PinnedLink::create(pin, program, ifindex, hook) {
-        Ok(link) => Ok((link, mode)),
+        Ok(link) => Ok(link),
         Err(source) => match (source.raw_os_error(), foreign(ifindex)) {
             // in the same mode, or in the other one (net/core/dev.c, dev_xdp_attach); drivers say so too when they are
             // busy themselves

@@ -117,7 +117,7 @@ impl<W: WirePort, P: PodPort> Worker<W, P> {
         self.tap = tap;
     }
 
-    /// One pass: a burst from the wire to the pods, and one from the pods to the wire. Returns how many packets
+    /// One pass: a burst from the pods to the wire, and one from the wire to the pods. Returns how many packets
     /// there were.
     pub fn poll_once(&mut self) -> usize {
         let Some(mut tap) = self.tap.take() else { return self.pass(&mut trace::Off) };
@@ -130,9 +130,9 @@ impl<W: WirePort, P: PodPort> Worker<W, P> {
     fn pass(&mut self, trace: &mut impl Trace) -> usize {
         let Self { wire, pods, pool, tally, pipeline, fib, withheld, .. } = self;
         let fib = fib.get();
-        let from_wire = pipeline.wire_to_pods(wire, pods, fib, pool, tally, trace);
-        withheld.withhold(pool);
         let from_pods = pipeline.pods_to_wire(pods, wire, fib, pool, tally, trace);
+        withheld.withhold(pool);
+        let from_wire = pipeline.wire_to_pods(wire, pods, fib, pool, tally, trace);
         if from_pods == 0 {
             // Sent frames come back and the receive side gets new ones, whatever else there is to do.
             wire.flush(pool, tally);

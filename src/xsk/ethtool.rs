@@ -123,6 +123,12 @@ impl Driver {
         unsafe { ask(device, &mut info) }?;
         Ok(Self { name: text(&info.driver), bus: text(&info.bus) })
     }
+
+    /// Whether XDP has the driver copy each frame that a sender of this machine made, and not merge what it receives
+    /// (`veth_convert_skb_to_xdp_buff` in drivers/net/veth.c).
+    pub fn copies_for_xdp(&self) -> bool {
+        self.name == "veth"
+    }
 }
 
 /// Whether a device hashes the ports of UDP packets, so that one pair of hosts uses all queues; an error where the

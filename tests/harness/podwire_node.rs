@@ -66,6 +66,8 @@ impl Options {
     pub const BUSY: Self = Self { mode: "busy", ..Self::ADAPTIVE };
     /// The data plane as it comes.
     pub const DEFAULT: Self = Self { bulk: "auto", ..Self::ADAPTIVE };
+    /// The kernel receives, and the workers take datagrams.
+    pub const WITHOUT_XDP: Self = Self { xdp: "off", ..Self::DEFAULT };
     /// The kernel path alone.
     pub const KERNEL: Self = Self { mode: "kernel", ..Self::ADAPTIVE };
 

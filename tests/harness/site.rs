@@ -27,11 +27,13 @@ pub struct Wire {
     pub queues: u32,
     /// Nodes speak through `eth0.<id>` instead of `eth0`.
     pub vlan: Option<u16>,
+    /// Checksums are left unfinished and packets uncut, as between containers. Else it behaves as a cable.
+    pub uncut: bool,
 }
 
 impl Default for Wire {
     fn default() -> Self {
-        Self { ipv6: false, dual: false, mtu: 1500, queues: 1, vlan: None }
+        Self { ipv6: false, dual: false, mtu: 1500, queues: 1, vlan: None, uncut: false }
     }
 }
 
@@ -64,7 +66,8 @@ impl Switch {
 
     /// Makes the wire from the switch to a host, which has lost its end or never had one.
     pub fn plug(&self, host: &Host) {
-        let (port, Wire { queues, mtu, .. }) = (host.port(), self.wire);
+        let (port, Wire { queues, mtu, uncut, .. }) = (host.port(), self.wire);
+        let offloads = if uncut { "tx on tso on gso on" } else { "tx off tso off gso off" };
         self.netns.run_all([
             format!(
                 "ip link add {port} mtu {mtu} numtxqueues {queues} numrxqueues {queues} type veth \
@@ -72,9 +75,9 @@ impl Switch {
                 host.netns.name()
             ),
             format!("ip link set {port} master br0 up"),
-            format!("ethtool -K {port} tx off tso off gso off gro off"),
+            format!("ethtool -K {port} {offloads} gro off"),
         ]);
-        host.bring_up("ethtool -K eth0 tx off tso off gso off");
+        host.bring_up(&format!("ethtool -K eth0 {offloads}"));
     }
 }
 

@@ -33,7 +33,6 @@ mod newcomers;
 mod path;
 mod reach;
 mod restart;
-mod sending;
 mod shaping;
 mod soak;
 mod tables;
@@ -41,6 +40,7 @@ mod top;
 mod trace;
 mod trains;
 mod wire_format;
+mod without_xdp;
 
 use harness::{Cluster, Options, Prefix, Wire, is_root};
 

@@ -6,4 +6,5 @@ mod direct;
 mod drops;
 mod hostile;
 mod journey;
+mod received;
 mod world;

@@ -149,7 +149,12 @@ pub fn from_pod(worker: &mut MemoryWorker, frame: &[u8]) {
 
 /// Offers a frame with its virtio header.
 pub fn with_request(worker: &mut MemoryWorker, frame: &[u8], virtio: [u8; 10]) {
-    worker.pods.incoming.push(FromPod { pod: pod(1).id, virtio, frame: Some(frame.to_vec()) });
+    worker.pods.incoming.push(FromPod { pod: pod(1).id, from_wire: false, virtio, frame: Some(frame.to_vec()) });
+}
+
+/// Offers a frame from the wire as the kernel has received it for the pod of the worker's node.
+pub fn received(worker: &mut MemoryWorker, frame: Option<Vec<u8>>, virtio: [u8; 10]) {
+    worker.pods.incoming.push(FromPod { pod: pod(1).id, from_wire: true, virtio, frame });
 }
 
 /// All frames are back in the pool.

@@ -87,7 +87,7 @@ fn passes_them_truncated_in_pieces_translated_or_to_nobody_who_works() {
             let expected = if headers { Verdict::Truncated } else { Verdict::Malformed };
             assert_eq!(rig.nic(&whole[..length]), expected, "packet {family} cut to {length}");
         }
-        assert_eq!(rig.nic(&bare(family, 9000)), Verdict::MultiBuffer);
+        assert_eq!(rig.nic_xdp(&bare(family, 9000)), Verdict::MultiBuffer);
     }
     let whole = bare(V4, 20);
     rig.steer.set_config(&SteerConfig { nat: NatCheck::Kernel, ..config(V4) }).unwrap();

@@ -61,14 +61,14 @@ fn what_goes_on_from_the_wire_in_bulk_is_known_before_its_worker_is_looked_for()
     }
     let mut rig = rig();
     let full = received(V4, 1000, FULL);
-    while rig.nic(&full) == Verdict::Claimed {}
-    assert_eq!(rig.nic(&full), Verdict::Bulk);
+    while rig.nic_xdp(&full) == Verdict::Claimed {}
+    assert_eq!(rig.nic_xdp(&full), Verdict::Bulk);
     rig.close_socket();
-    assert_eq!(rig.nic(&full), Verdict::Bulk);
-    assert_eq!(rig.nic(&received(V4, 1000, 0)), Verdict::NoSocket, "what is small is asked all");
-    assert_eq!(rig.nic(&received(V4, 1001, FULL)), Verdict::NoSocket, "another connection");
+    assert_eq!(rig.nic_xdp(&full), Verdict::Bulk);
+    assert_eq!(rig.nic_xdp(&received(V4, 1000, 0)), Verdict::NoSocket, "what is small is asked all");
+    assert_eq!(rig.nic_xdp(&received(V4, 1001, FULL)), Verdict::NoSocket, "another connection");
     sleep(Duration::from_millis(1100));
-    assert_eq!(rig.nic(&full), Verdict::NoSocket, "after a pause it begins anew");
+    assert_eq!(rig.nic_xdp(&full), Verdict::NoSocket, "after a pause it begins anew");
 }
 
 #[test]
@@ -79,9 +79,9 @@ fn full_segments_from_the_wire_count_and_small_ones_do_not() {
     let rig = rig();
     for family in FAMILIES {
         for n in 0..200 {
-            assert_eq!(rig.nic(&received(family, 2000, 500)), Verdict::Claimed, "{n} small ones");
+            assert_eq!(rig.nic_xdp(&received(family, 2000, 500)), Verdict::Claimed, "{n} small ones");
         }
-        let verdicts: Vec<_> = (0..40).map(|_| rig.nic(&received(family, 2000, FULL))).collect();
+        let verdicts: Vec<_> = (0..40).map(|_| rig.nic_xdp(&received(family, 2000, FULL))).collect();
         let claimed = verdicts.iter().filter(|verdict| **verdict == Verdict::Claimed).count();
         assert_eq!(claimed, (usize::try_from(LIMIT).unwrap() - 1) / (FULL + 20 + ip_header(family)));
         assert!(verdicts[claimed..].iter().all(|verdict| *verdict == Verdict::Bulk));
@@ -95,11 +95,11 @@ fn a_connection_that_paused_is_the_workers_again() {
         return;
     }
     let rig = rig();
-    while rig.nic(&received(V4, 3000, FULL)) == Verdict::Claimed {}
+    while rig.nic_xdp(&received(V4, 3000, FULL)) == Verdict::Claimed {}
     sleep(Duration::from_millis(500));
-    assert_eq!(rig.nic(&received(V4, 3000, 10)), Verdict::Bulk);
+    assert_eq!(rig.nic_xdp(&received(V4, 3000, 10)), Verdict::Bulk);
     sleep(Duration::from_millis(600));
-    assert_eq!(rig.nic(&received(V4, 3000, 10)), Verdict::Claimed);
+    assert_eq!(rig.nic_xdp(&received(V4, 3000, 10)), Verdict::Claimed);
     assert_eq!(rig.pod(&sent(V4, 3000, 10)), Verdict::Claimed);
 }
 

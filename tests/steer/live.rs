@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use libbpf_rs::{Xdp, XdpFlags};
 use podwire::ids::{HubEnds, QueueId, WorkerId};
 use podwire::steer::{
-    self, Pins, PodPath, Program, Steer, SteerConfig, SteerError, TcChoice, Verdict, XdpChoice, XdpMode,
+    self, Pins, PodPath, Program, Steer, SteerConfig, SteerError, TcChoice, UplinkChoice, Verdict, XdpMode,
 };
 
 use crate::lab::{Lab, Tapped};
@@ -222,8 +222,8 @@ fn instances_in_two_namespaces_do_not_meet() {
     let mut nodes = [Node::new(), Node::new()];
     for node in &mut nodes {
         node.host.veth("uplink", "wire");
-        let mode = node.host.within(|| node.steer.attach_uplink(node.host.ifindex("uplink"), XdpChoice::Native));
-        assert_eq!(mode.unwrap(), XdpMode::Native);
+        let mode = node.host.within(|| node.steer.attach_uplink(node.host.ifindex("uplink"), UplinkChoice::Native));
+        assert_eq!(mode.unwrap(), Some(XdpMode::Native));
     }
     nodes[0].host.socket("eth1", 0).send(&from_a(REMOTE_POD[V4], 9));
     nodes[0].expect(Verdict::Claimed, 1);
@@ -250,38 +250,41 @@ fn never_evicts_a_foreign_program() {
             (xdp.attach(device, mode()), xdp.query_id(device, mode()).unwrap())
         });
         attached.unwrap();
-        for choice in [XdpChoice::Native, XdpChoice::Generic, XdpChoice::Auto] {
+        for choice in [UplinkChoice::Native, UplinkChoice::Generic, UplinkChoice::AnyXdp] {
             let error = lab.within(|| steer.attach_uplink(uplink, choice)).unwrap_err();
             assert!(matches!(error, SteerError::UplinkTaken { program, .. } if program == id), "{choice:?}: {error}");
             assert!(error.to_string().contains(&format!("bpftool prog show id {id}")), "{error}");
         }
+        assert_eq!(lab.within(|| steer.attach_uplink(uplink, UplinkChoice::Auto)).unwrap(), None, "it does without");
         lab.within(|| {
             let xdp = Xdp::new(foreign.program_fd(Program::Nic));
             assert_eq!(xdp.query_id(device, mode()).unwrap(), id, "it is still there");
             xdp.detach(device, mode()).unwrap();
         });
-        assert!(lab.within(|| steer.attach_uplink(uplink, XdpChoice::Auto)).is_ok(), "once it has gone");
+        assert!(lab.within(|| steer.attach_uplink(uplink, UplinkChoice::Auto)).is_ok(), "once it has gone");
         steer::remove(Pins::find(lab.cookie()), &[]).unwrap();
         steer = lab.load(&config(V4));
     }
 }
 
 #[test]
-fn takes_generic_xdp_where_the_driver_has_no_native() {
+fn takes_generic_xdp_or_none_where_the_driver_has_no_native() {
     if !is_root() {
         return;
     }
     let lab = Lab::new();
     let lo = lab.ifindex("lo");
     let mut steer = lab.load(&config(V4));
-    let error = lab.within(|| steer.attach_uplink(lo, XdpChoice::Native)).unwrap_err();
+    let error = lab.within(|| steer.attach_uplink(lo, UplinkChoice::Native)).unwrap_err();
     assert!(error.to_string().contains("(native XDP)"), "{error}");
     let busy = lab.within(|| {
         refuse(28, libc::EBUSY); // BPF_LINK_CREATE
-        steer.attach_uplink(lo, XdpChoice::Auto).unwrap_err()
+        steer.attach_uplink(lo, UplinkChoice::AnyXdp).unwrap_err()
     });
     assert!(matches!(busy, SteerError::Attach { mode: "generic XDP", .. }), "no other program is to blame: {busy}");
-    assert_eq!(lab.within(|| steer.attach_uplink(lo, XdpChoice::Auto)).unwrap(), XdpMode::Generic);
-    let again = lab.within(|| steer.attach_uplink(lo, XdpChoice::Generic));
-    assert_eq!(again.unwrap(), XdpMode::Generic, "our own attachment is replaced");
+    assert_eq!(lab.within(|| steer.attach_uplink(lo, UplinkChoice::AnyXdp)).unwrap(), Some(XdpMode::Generic));
+    let again = lab.within(|| steer.attach_uplink(lo, UplinkChoice::Generic));
+    assert_eq!(again.unwrap(), Some(XdpMode::Generic), "our own attachment is replaced");
+    assert_eq!(lab.within(|| steer.attach_uplink(lo, UplinkChoice::Auto)).unwrap(), None);
+    assert!(!lab.ip_output("link show lo").contains("xdp"), "and given up for the program at the ingress");
 }

@@ -21,4 +21,5 @@ mod rig;
 mod shaping;
 mod takeover;
 mod trace;
+mod uplink_tc;
 mod vxlan;

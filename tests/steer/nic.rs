@@ -260,11 +260,11 @@ fn passes_frames_larger_than_a_worker_takes_and_frames_in_pieces() {
     rig.steer.set_config(&SteerConfig { pod_mtu: 60_000, ..config(V4) }).unwrap();
     let overhead = encapsulate(V4, &inner(V4, 0)).len();
     let sized = |bytes: usize| encapsulate(V4, &inner(V4, bytes - overhead));
-    assert_eq!(rig.nic(&sized(2048)), Verdict::Claimed);
-    assert_eq!(rig.nic(&sized(2049)), Verdict::TooBig);
-    assert_eq!(rig.nic(&sized(9000)), Verdict::MultiBuffer);
+    assert_eq!(rig.nic_xdp(&sized(2048)), Verdict::Claimed);
+    assert_eq!(rig.nic_xdp(&sized(2049)), Verdict::TooBig);
+    assert_eq!(rig.nic_xdp(&sized(9000)), Verdict::MultiBuffer);
     let not_ours = udp([PEER_MAC; 2], [PEER[V4], NO_POD[V4]], [1, 8472], &[0; 9000]);
-    assert_eq!(rig.nic(&not_ours), Verdict::NotVxlan, "another's pieces are not counted as ours");
+    assert_eq!(rig.nic_xdp(&not_ours), Verdict::NotVxlan, "another's pieces are not counted as ours");
 }
 
 #[test]
@@ -313,11 +313,11 @@ fn passes_on_a_queue_without_a_socket_or_a_worker() {
     let mut rig = Rig::new(V4);
     let frame = encapsulate(V4, &inner(V4, 64));
     rig.register_socket(WorkerId(7));
-    assert_eq!(rig.nic(&frame), Verdict::Stale, "worker 7 has never beaten");
+    assert_eq!(rig.nic_xdp(&frame), Verdict::Stale, "worker 7 has never beaten");
     rig.steer.heartbeat(WorkerId(7)).unwrap().beat(now_ns());
-    assert_eq!(rig.nic(&frame), Verdict::Claimed);
+    assert_eq!(rig.nic_xdp(&frame), Verdict::Claimed);
     rig.close_socket();
-    assert_eq!(rig.nic(&frame), Verdict::NoSocket);
+    assert_eq!(rig.nic_xdp(&frame), Verdict::NoSocket);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use podwire::steer::Program;
 use podwire::steer::Verdict::{
-    self, Claimed, InnerMac, Local, Malformed, NotIp, NotVxlan, Options, Protocol, SpoofIp, SpoofMac, TooBig,
-    Truncated, Ttl, UnknownDestination, VxlanVni,
+    self, Bulk, Claimed, InnerMac, Local, Malformed, MultiBuffer, NotIp, NotVxlan, Options, Protocol, SpoofIp,
+    SpoofMac, TooBig, Truncated, Ttl, UnknownDestination, VxlanVni,
 };
 
 use crate::packets::*;
@@ -50,32 +50,45 @@ impl Random {
     }
 }
 
-/// Offers noise to `program` and checks that each frame was given exactly one verdict.
-fn storm(program: Program, valid: &[Vec<u8>], seed: u64) -> Vec<(Verdict, u64)> {
+/// Where noise is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hook {
+    Xdp,
+    UplinkTc,
+    Pod,
+}
+
+/// Offers noise at `hook` and checks that each frame was given exactly one verdict.
+fn storm(hook: Hook, valid: &[Vec<u8>], seed: u64) -> Vec<(Verdict, u64)> {
     let rig = Rig::new(V4);
     let mut random = Random(seed);
+    let (program, fd) = match hook {
+        Hook::Xdp => (Program::Nic, rig.steer.program_fd(Program::Nic)),
+        Hook::UplinkTc => (Program::Nic, rig.steer.uplink_tc_fd()),
+        Hook::Pod => (Program::Pod, rig.steer.program_fd(Program::Pod)),
+    };
     let before: u64 = rig.counts().iter().sum();
     for offered in 0..FRAMES {
         if offered % 1000 == 0 {
             rig.heartbeat.beat(now_ns());
         }
         let mut frame = random.frame(valid);
-        if program == Program::Pod {
+        if hook != Hook::Xdp {
             // the least that a test run takes as an skb (net/bpf/test_run.c)
             frame.resize(frame.len().max(ETHERNET + ip_header(V6)), random.byte());
         }
         let gso_size = if random.below(4) == 0 { u32::from(random.byte()) * 8 } else { 0 };
-        if let Err(error) = run(rig.steer.program_fd(program), program, &frame, gso_size) {
-            panic!("{program:?}, seed {seed}, frame {offered}: {error}: {frame:02x?}");
+        if let Err(error) = run(fd, &frame, (hook != Hook::Xdp).then_some(gso_size)) {
+            panic!("{hook:?}, seed {seed}, frame {offered}: {error}: {frame:02x?}");
         }
     }
-    assert_eq!(rig.counts().iter().sum::<u64>() - before, FRAMES, "{program:?}: every frame has a verdict");
+    assert_eq!(rig.counts().iter().sum::<u64>() - before, FRAMES, "{hook:?}: every frame has a verdict");
     let verdicts = rig.steer.verdicts().unwrap();
     verdicts.into_iter().filter(|&(by, _, frames)| by == program && frames > 0).map(|(_, v, n)| (v, n)).collect()
 }
 
-fn check(program: Program, valid: &[Vec<u8>], expected: &[Verdict]) {
-    let counted = storm(program, valid, 0x9e37_79b9_7f4a_7c15);
+fn check(hook: Hook, valid: &[Vec<u8>], expected: &[Verdict]) {
+    let counted = storm(hook, valid, 0x9e37_79b9_7f4a_7c15);
     for verdict in expected {
         assert!(counted.iter().any(|(v, _)| v == verdict), "the noise never reached {verdict:?}: {counted:?}");
     }
@@ -91,7 +104,9 @@ fn a_million_malformed_frames_from_the_wire_each_get_a_verdict() {
     let valid = [inners.map(|inner| encapsulate(V4, &inner)), nested].concat();
     let expected =
         [Claimed, InnerMac, Malformed, NotIp, NotVxlan, Options, Truncated, Ttl, UnknownDestination, VxlanVni];
-    check(Program::Nic, &valid, &expected);
+    check(Hook::Xdp, &valid, &expected);
+    let by_tc = expected.into_iter().filter(|&verdict| verdict != Truncated).chain([Bulk, MultiBuffer]);
+    check(Hook::UplinkTc, &valid, &by_tc.collect::<Vec<_>>());
 }
 
 #[test]
@@ -105,5 +120,5 @@ fn a_million_malformed_frames_from_a_pod_each_get_a_verdict() {
         .chain(FAMILIES.map(|family| tcp([POD_A_MAC, GATEWAY_MAC], [POD_A[family], REMOTE_POD[family]], &[0; 50])))
         .collect();
     let expected = [Claimed, Local, Malformed, NotIp, Options, Protocol, SpoofIp, SpoofMac, TooBig, Ttl];
-    check(Program::Pod, &valid, &expected);
+    check(Hook::Pod, &valid, &expected);
 }

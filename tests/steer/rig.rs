@@ -132,8 +132,13 @@ impl Rig {
 
     /// Runs one frame and says which verdict was counted, having checked that it was one.
     pub fn judge(&self, program: Program, frame: &[u8], gso_size: u32) -> (Verdict, Ran) {
+        self.judge_by(self.steer.program_fd(program), program, frame, (program == Program::Pod).then_some(gso_size))
+    }
+
+    /// The same by a program that counts as `program`; with a `gso_size`, 0 for none, it is one of tc.
+    fn judge_by(&self, fd: BorrowedFd<'_>, program: Program, frame: &[u8], gso_size: Option<u32>) -> (Verdict, Ran) {
         let before = self.counts();
-        let ran = run(self.steer.program_fd(program), program, frame, gso_size).unwrap();
+        let ran = run(fd, frame, gso_size).unwrap();
         let after = self.steer.verdicts().unwrap();
         let mut counted = after.iter().zip(before).filter(|((.., now), then)| now != then);
         let (&(by, verdict, now), then) = counted.next().expect("every frame has a verdict");
@@ -141,7 +146,17 @@ impl Rig {
         (verdict, ran)
     }
 
+    /// A frame from the wire, of which it does not matter whether there is XDP.
     pub fn nic(&self, frame: &[u8]) -> Verdict {
+        let verdict = self.nic_xdp(frame);
+        // the least that a test run takes as an skb (net/bpf/test_run.c)
+        if frame.len() >= 54 {
+            assert_eq!(self.nic_tc(frame, 0), verdict, "the same without XDP");
+        }
+        verdict
+    }
+
+    pub fn nic_xdp(&self, frame: &[u8]) -> Verdict {
         const XDP_DROP: i32 = 1;
         const XDP_PASS: i32 = 2;
         const XDP_REDIRECT: i32 = 4;
@@ -156,25 +171,36 @@ impl Rig {
         verdict
     }
 
+    /// A frame from the wire where there is no XDP.
+    pub fn nic_tc(&self, frame: &[u8], gso_size: u32) -> Verdict {
+        let (verdict, ran) = self.judge_by(self.steer.uplink_tc_fd(), Program::Nic, frame, Some(gso_size));
+        assert_eq!(ran.code, tcx_code(verdict), "{verdict:?}");
+        assert_eq!(ran.frame, frame, "nic_steer_tc changes nothing");
+        verdict
+    }
+
     pub fn pod(&self, frame: &[u8]) -> Verdict {
         self.pod_gso(frame, 0).0
     }
 
     pub fn pod_gso(&self, frame: &[u8], gso_size: u32) -> (Verdict, Vec<u8>) {
-        const TCX_NEXT: i32 = -1;
-        const TCX_DROP: i32 = 2;
-        const TCX_REDIRECT: i32 = 7;
         let (verdict, ran) = self.judge(Program::Pod, frame, gso_size);
-        let code = match verdict.outcome() {
-            Outcome::Fast => TCX_REDIRECT,
-            Outcome::Kernel => TCX_NEXT,
-            Outcome::Dropped => TCX_DROP,
-        };
-        assert_eq!(ran.code, code, "{verdict:?}");
+        assert_eq!(ran.code, tcx_code(verdict), "{verdict:?}");
         if verdict != Verdict::Local {
             assert_eq!(ran.frame, frame, "only a frame for a local pod is changed");
         }
         (verdict, ran.frame)
+    }
+}
+
+fn tcx_code(verdict: Verdict) -> i32 {
+    const TCX_NEXT: i32 = -1;
+    const TCX_DROP: i32 = 2;
+    const TCX_REDIRECT: i32 = 7;
+    match verdict.outcome() {
+        Outcome::Fast => TCX_REDIRECT,
+        Outcome::Kernel => TCX_NEXT,
+        Outcome::Dropped => TCX_DROP,
     }
 }
 
@@ -207,10 +233,10 @@ fn sk_buff(gso_size: u32) -> [u8; 184] {
     context
 }
 
-/// Runs `frame` through a program once.
-pub fn run(fd: BorrowedFd<'_>, program: Program, frame: &[u8], gso_size: u32) -> io::Result<Ran> {
+/// Runs `frame` through a program once; one of tc where there is a `gso_size`.
+pub fn run(fd: BorrowedFd<'_>, frame: &[u8], gso_size: Option<u32>) -> io::Result<Ran> {
     let mut out = vec![0; frame.len()];
-    let context = sk_buff(gso_size);
+    let context = sk_buff(gso_size.unwrap_or(0));
     let length = u32::try_from(frame.len()).unwrap();
     let mut options = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
@@ -220,7 +246,7 @@ pub fn run(fd: BorrowedFd<'_>, program: Program, frame: &[u8], gso_size: u32) ->
         data_size_out: length,
         ..Default::default()
     };
-    if program == Program::Pod {
+    if gso_size.is_some() {
         options.ctx_in = context.as_ptr().cast();
         options.ctx_size_in = 184;
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use libbpf_rs::{Link, MapCore, MapHandle, Program as Loaded};
 use podwire::ids::{HubEnds, IfIndex};
-use podwire::steer::{self, Pins, PodPath, Program, Steer, SteerError, TcChoice, XdpChoice, XdpMode};
+use podwire::steer::{self, Pins, PodPath, Program, Steer, SteerError, TcChoice, UplinkChoice, XdpMode};
 
 use crate::lab::Lab;
 use crate::packets::*;
@@ -39,13 +39,13 @@ impl Scene {
         Self { lab, pins }
     }
 
-    fn attach_all(&self, steer: &mut Steer) -> XdpMode {
+    fn attach_all(&self, steer: &mut Steer) -> Option<XdpMode> {
         let [uplink, near, far, pod] = ["uplink", "pwhub0", "pwhub1", "pw1"].map(|name| self.lab.ifindex(name));
         let hub = HubEnds { near, far };
         self.lab.within(|| {
             steer.attach_hub(hub).unwrap();
             steer.attach_pod(pod).unwrap();
-            steer.attach_uplink(uplink, XdpChoice::Auto).unwrap()
+            steer.attach_uplink(uplink, UplinkChoice::Auto).unwrap()
         })
     }
 
@@ -125,13 +125,13 @@ fn the_maps_are_fresh_and_pinned_and_the_counters_go_on() {
     let first = scene.lab.load(&config(V4));
     first.add_local(POD_A[V4], &pod(1, IfIndex(1), POD_A_MAC), PodPath::Fast).unwrap();
     first.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU).unwrap();
-    run(first.program_fd(Program::Pod), Program::Pod, &frame(), 0).unwrap();
+    run(first.program_fd(Program::Pod), &frame(), Some(0)).unwrap();
     let pinned = |name: &str| MapHandle::from_pinned_path(scene.pins.join("maps").join(name)).unwrap();
     assert_eq!((frames_judged(&first), pinned("local4").keys().count(), pinned("remote4").keys().count()), (1, 1, 1));
     drop(first);
     let next = scene.lab.load(&config(V4));
     assert_eq!((frames_judged(&next), pinned("local4").keys().count(), pinned("remote4").keys().count()), (1, 0, 0));
-    run(next.program_fd(Program::Pod), Program::Pod, &frame(), 0).unwrap();
+    run(next.program_fd(Program::Pod), &frame(), Some(0)).unwrap();
     assert_eq!(frames_judged(&next), 2);
 }
 
@@ -144,7 +144,7 @@ fn counters_that_are_laid_out_otherwise_are_not_taken_over() {
     assert!(Command::new("bpftool").args(create.split(' ')).status().unwrap().success());
     std::fs::rename(other, counters).unwrap();
     let next = scene.lab.load(&config(V4));
-    run(next.program_fd(Program::Pod), Program::Pod, &frame(), 0).unwrap();
+    run(next.program_fd(Program::Pod), &frame(), Some(0)).unwrap();
     assert_eq!(frames_judged(&next), 1);
 }
 
@@ -198,7 +198,7 @@ fn what_the_kernel_does_not_tell_about_stays_attached() {
     for command in [OBJ_GET, OBJ_GET_INFO_BY_FD, LINK_UPDATE] {
         let refused = scene.lab.within(|| {
             refuse(command, libc::EMFILE);
-            [next.attach_uplink(uplink, XdpChoice::Auto).map(drop), next.attach_hub(hub), next.attach_pod(pod)]
+            [next.attach_uplink(uplink, UplinkChoice::Auto).map(drop), next.attach_hub(hub), next.attach_pod(pod)]
         });
         assert!(refused.iter().all(Result::is_err), "{command}: {refused:?}");
         assert_eq!(scene.links(), before, "{command}");
@@ -208,7 +208,7 @@ fn what_the_kernel_does_not_tell_about_stays_attached() {
 }
 
 #[test]
-fn the_mode_of_xdp_changes_by_a_new_link_and_any_serves_where_none_is_asked_for() {
+fn the_mode_of_xdp_changes_by_a_new_link_and_nothing_of_the_other_stays() {
     let Some(scene) = Scene::new() else { return };
     let uplink = scene.lab.ifindex("uplink");
     let attach = |choice| {
@@ -216,16 +216,17 @@ fn the_mode_of_xdp_changes_by_a_new_link_and_any_serves_where_none_is_asked_for(
         let mode = scene.lab.within(|| steer.attach_uplink(uplink, choice)).unwrap();
         (mode, scene.held("uplink").link)
     };
-    let (native, first) = attach(XdpChoice::Native);
-    let (generic, second) = attach(XdpChoice::Generic);
-    assert_eq!((native, generic), (XdpMode::Native, XdpMode::Generic));
+    let (native, first) = attach(UplinkChoice::Native);
+    let (generic, second) = attach(UplinkChoice::Generic);
+    assert_eq!((native, generic), (Some(XdpMode::Native), Some(XdpMode::Generic)));
     assert_ne!(first, second);
-    assert_eq!(attach(XdpChoice::Auto), (XdpMode::Generic, second), "what is attached stays");
-    assert_eq!(attach(XdpChoice::Generic), (XdpMode::Generic, second));
-    assert_eq!(attach(XdpChoice::Native).0, XdpMode::Native);
+    assert_eq!(attach(UplinkChoice::Generic), (Some(XdpMode::Generic), second));
+    let (best, third) = attach(UplinkChoice::Auto);
+    assert_eq!(best, Some(XdpMode::Native), "what the driver can is taken again");
+    assert_eq!(attach(UplinkChoice::AnyXdp), (Some(XdpMode::Native), third));
     let mut steer = scene.lab.load(&config(V4));
     let other = scene.lab.ifindex("pw1");
-    scene.lab.within(|| steer.attach_uplink(other, XdpChoice::Auto)).unwrap();
+    scene.lab.within(|| steer.attach_uplink(other, UplinkChoice::Auto)).unwrap();
     let state = scene.lab.ip_output("link show uplink");
     assert!(!state.contains("xdp"), "it is not left behind on the other device: {state}");
 }

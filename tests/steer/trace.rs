@@ -112,7 +112,7 @@ fn a_reader_that_does_not_read_loses_records_and_the_programs_decide_as_ever() {
     let before = counted();
     for _ in 0..FRAMES {
         tap.renew(now_ns());
-        let ran = run(rig.steer.program_fd(Program::Pod), Program::Pod, &frame, 0).unwrap();
+        let ran = run(rig.steer.program_fd(Program::Pod), &frame, Some(0)).unwrap();
         assert_eq!(ran.code, 2, "dropped");
     }
     assert_eq!(counted() - before, FRAMES as u64);

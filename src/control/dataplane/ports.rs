@@ -12,6 +12,7 @@ use crate::ids::{PodId, QueueId, WorkerId};
 use crate::packet::{Fanout, Ring, Sender};
 use crate::port::{Hub, Outlet, PodOutlet, Share, Uplink};
 use crate::steer::XdpMode;
+use crate::wire::OuterTemplate;
 use crate::worker::{Inbox, Sleep};
 use crate::xsk::{Binding, Options, Socket};
 
@@ -79,7 +80,10 @@ fn open_hub(common: Common<'_>, worker: WorkerId, pods: Arc<[Traffic]>) -> Resul
     let near = settings.hub.near;
     let group = u16::try_from(near.0 % (1 << 16)).unwrap_or_default();
     let fanout = Fanout { group, program: steer.fanout_fd() };
-    let ring = Ring::open(near, settings.hub_slots, settings.mtu, (workers > 1).then_some(fanout))?;
+    // What comes from the wire has its outer headers.
+    let outer = if common.xdp.is_none() { OuterTemplate::len_over(settings.vtep) } else { 0 };
+    let largest = settings.mtu.saturating_add(u16::try_from(outer).unwrap_or_default());
+    let ring = Ring::open(near, settings.hub_slots, largest, (workers > 1).then_some(fanout))?;
     let share = Share { worker: worker.0, workers };
     let outlet = PodOutlet::new(Sender::open()?, settings.pod_trains.then_some(near));
     Ok(Hub::new(ring, outlet, steer.credits(), share, Arc::clone(highest_pod), pods))

@@ -24,7 +24,7 @@ const OUTER_TTL: u8 = 64;
 #[derive(Debug)]
 pub struct Workers {
     settings: Settings,
-    /// None: the workers only send.
+    /// None: the kernel receives, and the workers get what is theirs by the hub.
     xdp: Option<XdpMode>,
     publisher: Publisher<Fib>,
     seats: Vec<Seat>,
@@ -111,6 +111,11 @@ impl Workers {
             Bulk::Kernel => true,
             Bulk::Auto => self.seats.iter().flat_map(Seat::queues).any(|queue| !queue.zero_copy),
         }
+    }
+
+    /// Whether AF_XDP receives.
+    pub fn have_xdp(&self) -> bool {
+        self.xdp.is_some()
     }
 
     /// What the workers have carried for a pod.

@@ -28,7 +28,8 @@ const FLANNEL: Kind = Kind::Kernel(Shape::Flannel);
 const CALICO: Kind = Kind::Kernel(Shape::Calico);
 const ADAPTIVE: Kind = Kind::Podwire(Options::DEFAULT);
 const BUSY: Kind = Kind::Podwire(Options { bulk: "auto", ..Options::BUSY });
-const NO_XDP: Kind = Kind::Podwire(Options { xdp: "off", ..Options::DEFAULT });
+/// The uplinks are veth, which gets no XDP by itself.
+const NATIVE: Kind = Kind::Podwire(Options { xdp: "native", ..Options::DEFAULT });
 
 /// Two nodes that can talk.
 #[derive(Clone, Copy)]
@@ -46,7 +47,7 @@ pub const SYSTEMS: [System; 8] = [
     System { name: "podwire", nodes: [ADAPTIVE, ADAPTIVE] },
     // Two that spin would leave a small machine no CPU.
     System { name: "podwire-busy", nodes: [BUSY, ADAPTIVE] },
-    System { name: "podwire-no-xdp", nodes: [NO_XDP, NO_XDP] },
+    System { name: "podwire-xdp", nodes: [NATIVE, NATIVE] },
     System { name: "podwire-flannel", nodes: [ADAPTIVE, FLANNEL] },
 ];
 

@@ -1,0 +1,220 @@
+//! The uplink without XDP: `nic_steer_tc`. That it decides as `nic_steer` does, the tests of that one show.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use podwire::ids::{HubEnds, IfIndex, PodId, QueueId, WorkerId};
+use podwire::shared::Holder;
+use podwire::steer::{self, Pins, PodPath, Program, Steer, SteerConfig, TcChoice, UplinkChoice, Verdict, XdpMode};
+
+use crate::lab::{Lab, Raw, Tapped};
+use crate::packets::*;
+use crate::rig::{MTU, Rig, STALE_NS, config, is_root, now_ns, pod, xdp_socket};
+
+/// In the tag of a frame from the wire, as `bpf/claim.h` has it.
+const FROM_WIRE: u16 = 0x2000;
+
+#[test]
+fn without_xdp_workers_take_udp_alone_and_nothing_that_was_merged() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    let udp_only = SteerConfig { udp_only: true, ..config(V4) };
+    rig.steer.set_config(&udp_only).unwrap();
+    let from_far = [GATEWAY_MAC, VTEP_MAC];
+    for family in FAMILIES {
+        let addresses = [REMOTE_POD[family], POD_A[family]];
+        let frame = encapsulate(V4, &inner(family, 64));
+        assert_eq!(rig.nic_tc(&frame, 0), Verdict::Claimed);
+        assert_eq!(rig.nic_tc(&encapsulate(V4, &tcp(from_far, addresses, b"x")), 0), Verdict::Bulk);
+        assert_eq!(rig.nic_tc(&encapsulate(V4, &echo(from_far, addresses)), 0), Verdict::Protocol);
+        assert_eq!(rig.nic_tc(&encapsulate(V4, &tcp(from_far, addresses, b"x")), 20), Verdict::Bulk, "merged");
+        assert_eq!(rig.nic_tc(&frame, 0), Verdict::Claimed, "which is no matter to others");
+    }
+    rig.steer.set_config(&SteerConfig { known_vteps_only: true, ..udp_only }).unwrap();
+    let frame = encapsulate(V4, &inner(V4, 64));
+    for gso_size in [0, 20] {
+        assert_eq!(rig.nic_tc(&frame, gso_size), Verdict::UnknownVtep, "what is injected is dropped, merged or not");
+    }
+}
+
+#[test]
+fn what_comes_for_a_pod_has_credits_of_its_own() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    rig.steer.set_config(&SteerConfig { slots: 10, ..config(V4) }).unwrap();
+    let (credits, a) = (rig.steer.credits(), PodId::new(1).unwrap());
+    let (to_a, from_a) = (encapsulate(V4, &inner(V4, 64)), from_a(REMOTE_POD[V4], 10));
+    for in_flight in 1..=8 {
+        assert_eq!(rig.nic_tc(&to_a, 0), Verdict::Claimed);
+        assert_eq!(credits.in_flight(Holder::FromWire(a)), in_flight);
+    }
+    assert_eq!(credits.in_flight(a), 0, "the pod has sent nothing");
+    assert_eq!(rig.nic_tc(&to_a, 0), Verdict::Quota, "eight of ten");
+    assert_eq!((credits.refused(Holder::FromWire(a)), credits.refused(a)), (1, 0));
+    assert_eq!(rig.pod(&from_a), Verdict::Claimed, "and a flood for it does not keep it from sending");
+    // A worker that takes nothing at the moment is not the sender's fault.
+    rig.heartbeat.beat(now_ns() - STALE_NS * 3 / 4);
+    assert_eq!(rig.nic_tc(&to_a, 0), Verdict::Late);
+}
+
+fn hub(host: &Lab) -> HubEnds {
+    HubEnds { near: host.ifindex("pwhub0"), far: host.ifindex("pwhub1") }
+}
+
+/// The kernel path takes no time to speak of, and a worker has to wake up.
+#[test]
+fn no_datagram_overtakes_one_by_the_other_path_where_several_come_as_one() {
+    if !is_root() {
+        return;
+    }
+    for merged in [encapsulate(V4, &inner(V4, 64)), bare_to_a()] {
+        let rig = Rig::new(V4);
+        let single = encapsulate(V4, &inner(V6, 64));
+        assert_eq!(rig.nic_tc(&single, 0), Verdict::Claimed);
+        assert_eq!(rig.nic_tc(&merged, 20), Verdict::MultiBuffer);
+        assert_eq!(rig.nic_tc(&single, 0), Verdict::MultiBuffer, "what follows");
+        assert_eq!(rig.pod(&from_a(REMOTE_POD[V4], 10)), Verdict::Claimed, "what pods send is another matter");
+        std::thread::sleep(Duration::from_millis(1010));
+        assert_eq!(rig.nic_tc(&single, 0), Verdict::Claimed, "after a second there is nothing to overtake");
+    }
+}
+
+/// A datagram for pod A without a tunnel.
+fn bare_to_a() -> Vec<u8> {
+    udp([PEER_MAC, NIC_MAC], [REMOTE_POD[V4], POD_A[V4]], [53, 40_000], b"bare")
+}
+
+/// A node with one pod, whose uplink's other end is `wire`, in the same namespace.
+struct Node {
+    steer: Steer,
+    _socket: OwnedFd,
+    host: Lab,
+    uplink: IfIndex,
+}
+
+impl Node {
+    fn by(choice: TcChoice) -> Self {
+        let host = Lab::new();
+        for (near, far) in [("uplink", "wire"), ("pwhub0", "pwhub1"), ("pw1", "eth1")] {
+            host.veth(near, far);
+        }
+        let hub = hub(&host);
+        let mut steer = host.load(&SteerConfig { hub: hub.near, ..config(V4) });
+        steer.set_tc(choice);
+        steer.add_local(POD_A[V4], &pod(1, host.ifindex("pw1"), POD_A_MAC), PodPath::Fast).unwrap();
+        steer.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU).unwrap();
+        let socket = xdp_socket().unwrap();
+        steer.register_queue(QueueId(0), WorkerId(0), socket.as_fd()).unwrap();
+        steer.heartbeat(WorkerId(0)).unwrap().beat(now_ns());
+        let uplink = host.ifindex("uplink");
+        host.within(|| steer.attach_hub(hub)).unwrap();
+        let mode = host.within(|| steer.attach_uplink(uplink, UplinkChoice::Tc)).unwrap();
+        assert_eq!(mode, None);
+        Self { steer, _socket: socket, host, uplink }
+    }
+
+    fn count(&self, verdict: Verdict) -> u64 {
+        let verdicts = self.steer.verdicts().unwrap();
+        verdicts.into_iter().find(|&(by, v, _)| by == Program::Nic && v == verdict).map_or(0, |(.., frames)| frames)
+    }
+
+    fn expect(&self, verdict: Verdict, frames: u64) {
+        let end = Instant::now() + Duration::from_secs(2);
+        while self.count(verdict) != frames && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(self.count(verdict), frames, "{verdict:?} in {:?}", self.steer.verdicts());
+    }
+
+    fn wire(&self) -> Raw {
+        self.host.socket("wire", 0)
+    }
+
+    fn filters(&self) -> String {
+        self.host.ip_output("-details link show uplink")
+    }
+}
+
+#[test]
+fn hands_frames_from_the_wire_to_the_pods_worker_and_leaves_the_rest() {
+    if !is_root() {
+        return;
+    }
+    for choice in [TcChoice::Tcx, TcChoice::Clsact] {
+        let node = Node::by(choice);
+        let ring = node.host.socket("pwhub0", libc::ETH_P_ALL);
+        let frame = encapsulate(V4, &inner(V4, 64));
+        // A tag is not in the frame any more when the program sees it.
+        node.wire().send(&tagged(frame.clone(), TAGS[0], 1));
+        node.expect(Verdict::Vlan, 1);
+        node.wire().send(&frame);
+        assert_eq!(ring.receive(), Some(Tapped { vlan: Some(FROM_WIRE | 1), frame }), "{choice:?}");
+        assert_eq!(ring.receive(), None);
+        node.expect(Verdict::Claimed, 1);
+        assert!(!node.filters().contains("xdp"));
+    }
+}
+
+#[test]
+fn what_somebody_detaches_is_attached_again_and_the_next_process_takes_over() {
+    if !is_root() {
+        return;
+    }
+    for choice in [TcChoice::Tcx, TcChoice::Clsact] {
+        let Node { mut steer, host, uplink, .. } = Node::by(choice);
+        assert!(host.within(|| steer.repair()).is_empty());
+        let mut next = host.load(&config(V4));
+        next.set_tc(choice);
+        host.within(|| next.attach_uplink(uplink, UplinkChoice::Tc)).unwrap();
+        assert!(host.within(|| next.repair()).is_empty(), "{choice:?}");
+        match choice {
+            TcChoice::Clsact => host.tc("qdisc del dev uplink clsact"),
+            _ => std::fs::remove_file(format!("/sys/fs/bpf/podwire/{}/links/uplink_tc", host.cookie())).unwrap(),
+        }
+        let repairs = host.within(|| next.repair());
+        assert_eq!(repairs.iter().map(|repair| repair.program).collect::<Vec<_>>(), ["nic_steer_tc"]);
+        assert!(repairs.iter().all(|repair| repair.outcome.is_ok()), "{repairs:?}");
+        assert!(host.within(|| next.repair()).is_empty());
+    }
+}
+
+#[test]
+fn nothing_of_it_stays_where_there_is_xdp_again_or_after_a_removal() {
+    if !is_root() {
+        return;
+    }
+    for choice in [TcChoice::Tcx, TcChoice::Clsact] {
+        let mut node = Node::by(choice);
+        let (frame, uplink) = (encapsulate(V4, &inner(V4, 64)), node.uplink);
+        let (host, steer) = (&node.host, &mut node.steer);
+        let mode = host.within(|| steer.attach_uplink(uplink, UplinkChoice::Native)).unwrap();
+        assert_eq!(mode, Some(XdpMode::Native));
+        node.wire().send(&frame);
+        node.expect(Verdict::Claimed, 1);
+        // A newer process, which has attached nothing itself.
+        let mut next = node.host.load(&config(V4));
+        next.set_tc(choice);
+        node.host.within(|| next.attach_uplink(uplink, UplinkChoice::Tc)).unwrap();
+        assert!(!node.filters().contains("xdp"), "{choice:?}");
+        let mut last = node.host.load(&config(V4));
+        last.set_tc(choice);
+        node.host.within(|| last.attach_hub(hub(&node.host))).unwrap();
+        node.host.within(|| last.attach_uplink(uplink, UplinkChoice::Native)).unwrap();
+        let judges = || {
+            let judged = || node.steer.verdicts().unwrap().into_iter().map(|(.., n)| n).sum::<u64>();
+            let before = judged();
+            node.wire().send(&frame);
+            std::thread::sleep(Duration::from_millis(50));
+            judged() - before
+        };
+        assert_eq!(judges(), 1, "{choice:?}: one program");
+        node.host.within(|| last.attach_uplink(uplink, UplinkChoice::Tc)).unwrap();
+        assert_eq!(judges(), 1, "{choice:?}: the other one");
+        node.host.within(|| steer::remove(Pins::find(node.host.cookie()), &[uplink])).unwrap();
+        assert_eq!(judges(), 0, "{choice:?}: none");
+    }
+}
