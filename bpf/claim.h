@@ -66,19 +66,18 @@ static __always_inline bool has_socket(__u16 pod, const struct config *cfg)
 static __always_inline enum verdict is_taken(const struct packet *packet,
 					     const struct config *cfg)
 {
-	if (!cfg->udp_only || packet->protocol == IPPROTO_UDP)
-		return VERDICT_CLAIMED;
-	return packet->protocol == IPPROTO_TCP ? VERDICT_BULK :
-						 VERDICT_PROTOCOL;
+	return cfg->leaves_tcp && packet->protocol == IPPROTO_TCP ?
+		       VERDICT_BULK :
+		       VERDICT_CLAIMED;
 }
 
 /* @packet, from the pod of @to or for it, for the pod's worker by way of the hub;
- * @account: the place of its credits.
+ * @way: where the credits of such packets begin.
  */
 static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 						  void *end,
 						  const struct packet *packet,
-						  __u32 account,
+						  __u32 way,
 						  const struct config *cfg,
 						  struct target *to)
 {
@@ -109,7 +108,7 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 	 * take loses the rest: the kernel path would reorder the flow. But if the
 	 * worker takes nothing at the moment, that is not the pod's fault.
 	 */
-	if (!take_credit(account, worker, cfg->slots))
+	if (!take_credit(way + to->pod, way + MAX_POD_IDS + worker, cfg->slots))
 		return is_at_work(beat, now_ns, cfg->stale_ns) ? VERDICT_QUOTA :
 								 VERDICT_LATE;
 	call_worker(beat, now_ns);

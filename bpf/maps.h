@@ -52,7 +52,7 @@ struct config {
 	__u8 uplink_mac[6];
 	__u8 known_vteps_only;	/* drop tunnel packets of others */
 	__u8 takes_bare;	/* claim what comes without a tunnel */
-	__u8 udp_only;	/* workers take nothing else */
+	__u8 leaves_tcp;	/* workers take none of it */
 	__u8 pad;
 };
 
@@ -175,8 +175,8 @@ struct {
 } heartbeats SEC(".maps");
 
 /* Frames on their way to a worker by the hub, one cache line each: those from a
- * pod, by its id; after the pods those of all pods of a worker, by its number; and
- * after these those from the wire for a pod, by its id.
+ * pod, by its id, and after the pods those of all pods of a worker, by its number.
+ * After these the same of frames from the wire for a pod.
  */
 struct credit {
 	__u64 produced;		/* by pod_steer and nic_steer_tc */
@@ -184,14 +184,18 @@ struct credit {
 	__u64 refused;		/* by these programs: a pod's, without credit */
 	__u64 quota;		/* by the worker, for each pod; 0: none */
 	__u64 gone;		/* by hub_deliver: to a pod that is not there */
-	__u64 pad[3];
+	__u64 merged_ns;	/* by nic_steer_tc: when some came as one */
+	__u64 pad[2];
 };
 
 #define FROM_WIRE_CREDITS (MAX_POD_IDS + MAX_WORKERS)
 
+/* No pod's id. */
+#define ALL_PODS 0
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FROM_WIRE_CREDITS + MAX_POD_IDS);
+	__uint(max_entries, 2 * FROM_WIRE_CREDITS);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct credit);

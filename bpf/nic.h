@@ -386,36 +386,94 @@ static __always_inline enum verdict judge_xdp(struct xdp_md *ctx)
 	return claim_for_queue(ctx, frame.end, &arrival.packet, cfg);
 }
 
-/* When several datagrams came as one, as they do over virtual wires that do not cut
- * them. They are the kernel path's, and so is what may follow in their flows.
- */
-__u64 merged_ns;
+/* What is wanted of a frame's headers, as far as its first ones tell. */
+static __always_inline __u32 headers_of(struct __sk_buff *skb,
+					const struct config *cfg)
+{
+	void *end = pointer(skb->data_end);
+	struct ethhdr *eth = pointer(skb->data);
+	struct packet outer;
 
-/* What a merged frame is: TCP's are part of what moves much. */
-static __always_inline enum verdict judge_merged(const struct frame *frame,
+	if ((void *)(eth + 1) > end ||
+	    find_ip(eth + 1, end, eth->h_proto, &outer) != VERDICT_CLAIMED ||
+	    !vtep_of(&outer, cfg))
+		return 0;
+	/* extension headers must not hide what is injected */
+	return outer.is6 && outer.protocol != IPPROTO_UDP ?
+		       skb->len :
+		       OUTER_MAX + HEADERS_MAX;
+}
+
+/* Has what comes for @pod take the kernel path for a while: several datagrams came
+ * as one, as over virtual wires that do not cut them, and workers get none of
+ * these. What follows would be on its way for longer.
+ */
+static __always_inline void await_merged(__u32 pod, __u64 now_ns)
+{
+	__u32 account = FROM_WIRE_CREDITS + pod;
+	struct credit *credit = bpf_map_lookup_elem(&credits, &account);
+
+	if (credit)
+		WRITE_ONCE(credit->merged_ns, now_ns);
+}
+
+static __always_inline bool awaits_merged(__u32 pod, __u64 now_ns)
+{
+	__u32 account = FROM_WIRE_CREDITS + pod;
+	struct credit *credit = bpf_map_lookup_elem(&credits, &account);
+	__u64 merged_ns = credit ? READ_ONCE(credit->merged_ns) : 0;
+
+	return merged_ns && younger(merged_ns, now_ns, BULK_PAUSE_NS);
+}
+
+/* What the kernel has merged, or a sender has not cut: TCP's moves much. */
+static __always_inline enum verdict judge_merged(const struct packet *packet,
+						 const struct config *cfg,
 						 __u64 now_ns)
+{
+	const struct local_pod *pod;
+
+	if (packet->protocol == IPPROTO_TCP)
+		return VERDICT_BULK;
+	/* several packets in tunnels of their own, for whomever */
+	pod = packet->bytes > cfg->pod_mtu ? local_by_dst(packet) : NULL;
+	await_merged(pod ? pod->id : ALL_PODS, now_ns);
+	return VERDICT_MULTI_BUFFER;
+}
+
+/* The same with its headers, which nobody brings into the linear part: of a list
+ * of buffers that would be the next one's.
+ */
+static __always_inline enum verdict find_merged(const struct frame *frame,
+						const struct config *cfg,
+						__u64 now_ns)
 {
 	struct ethhdr *eth = frame->data;
 	struct packet packet;
+	struct vxlan *vxlan;
+	struct udphdr *udp;
 
 	if ((void *)(eth + 1) > frame->end ||
 	    find_ip(eth + 1, frame->end, eth->h_proto, &packet) !=
 		    VERDICT_CLAIMED)
-		return VERDICT_MULTI_BUFFER;
-	if (packet.protocol == IPPROTO_UDP) {
-		/* of a tunnel, as far as it matters */
-		eth = (void *)(eth + 1) + packet.header +
-		      sizeof(struct udphdr) + sizeof(struct vxlan);
-		if ((void *)(eth + 1) <= frame->end &&
-		    find_ip(eth + 1, frame->end, eth->h_proto, &packet) ==
-			    VERDICT_CLAIMED &&
-		    packet.protocol == IPPROTO_TCP)
-			return VERDICT_BULK;
-		WRITE_ONCE(merged_ns, now_ns);
-		return VERDICT_MULTI_BUFFER;
-	}
-	return packet.protocol == IPPROTO_TCP ? VERDICT_BULK :
-						VERDICT_MULTI_BUFFER;
+		return VERDICT_TRUNCATED;
+	if (!vtep_of(&packet, cfg))
+		return judge_merged(&packet, cfg, now_ns);
+	udp = packet.is6 ? find_udp6(packet.ip6, frame->end) :
+			   find_udp4(packet.ip4, frame->end);
+	if (!udp || udp->dest != cfg->port)
+		return VERDICT_NOT_VXLAN;
+	vxlan = (void *)(udp + 1);
+	eth = (void *)(vxlan + 1);
+	if ((void *)(vxlan + 1) <= frame->end &&
+	    vxlan->vni != bpf_htonl(cfg->vni << 8))
+		return VERDICT_VXLAN_VNI;
+	if ((void *)(eth + 1) <= frame->end &&
+	    find_ip(eth + 1, frame->end, eth->h_proto, &packet) ==
+		    VERDICT_CLAIMED)
+		return judge_merged(&packet, cfg, now_ns);
+	await_merged(ALL_PODS, now_ns);
+	return VERDICT_MULTI_BUFFER;
 }
 
 /* tc: the kernel has received the frame, and merged with others what it merges.
@@ -434,23 +492,25 @@ static __always_inline enum verdict judge_skb(struct __sk_buff *skb,
 		return VERDICT_TRUNCATED;
 	if (skb->vlan_present)
 		return VERDICT_VLAN;
-	pull_headers(skb, OUTER_MAX + HEADERS_MAX);
+	if (!skb->gso_size) {
+		pull_headers(skb, HEADERS_MAX);
+		pull_headers(skb, headers_of(skb, cfg));
+	}
 	frame.data = pointer(skb->data);
 	frame.end = pointer(skb->data_end);
 	frame.bytes = skb->len;
 	frame.apart = skb->gso_size ? VERDICT_MULTI_BUFFER : VERDICT_CLAIMED;
 	verdict = judge_frame(&frame, cfg, &arrival);
 	if (verdict == VERDICT_MULTI_BUFFER)
-		return judge_merged(&frame, now_ns);
+		return find_merged(&frame, cfg, now_ns);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	if (READ_ONCE(merged_ns) &&
-	    younger(READ_ONCE(merged_ns), now_ns, BULK_PAUSE_NS))
-		return VERDICT_MULTI_BUFFER;
 	to->pod = arrival.pod->id;
 	to->now_ns = now_ns;
-	return claim_for_pod(skb, frame.end, &arrival.packet,
-			     FROM_WIRE_CREDITS + to->pod, cfg, to);
+	if (awaits_merged(ALL_PODS, now_ns) || awaits_merged(to->pod, now_ns))
+		return VERDICT_MULTI_BUFFER;
+	return claim_for_pod(skb, frame.end, &arrival.packet, FROM_WIRE_CREDITS,
+			     cfg, to);
 }
 
 #endif

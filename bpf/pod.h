@@ -114,7 +114,7 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	to->now_ns = bpf_ktime_get_ns();
-	return claim_for_pod(skb, end, packet, to->pod, cfg, to);
+	return claim_for_pod(skb, end, packet, 0, cfg, to);
 }
 
 /* The sender's address and MAC must be those of the pod behind the device. */

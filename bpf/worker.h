@@ -100,15 +100,14 @@ static __always_inline bool has_room(const struct credit *own,
 	return left > 0 && mine < 4 * left && (!quota || mine < quota);
 }
 
-/* Takes one credit of an account. CPUs that race may exceed what there is by one
+/* Takes one credit of an account, and of its ring's. CPUs that race may exceed what there is by one
  * frame each: it bounds the share of a ring, it is not an account.
  */
-static __always_inline bool take_credit(__u32 account, __u32 worker,
+static __always_inline bool take_credit(__u32 account, __u32 ring_account,
 					__u64 slots)
 {
-	__u32 after_pods = MAX_POD_IDS + worker;
+	struct credit *ring = bpf_map_lookup_elem(&credits, &ring_account);
 	struct credit *own = bpf_map_lookup_elem(&credits, &account);
-	struct credit *ring = bpf_map_lookup_elem(&credits, &after_pods);
 
 	if (!own || !ring)
 		return false;

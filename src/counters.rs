@@ -75,7 +75,7 @@ table! {
         KernelBogus => "kernel_bogus", "addresses returned by the kernel that were not lent to it; ignored";
         Polls => "polls", "passes of the worker's loop";
         BusyPolls => "busy_polls", "passes that found work";
-        Sleeps => "sleeps", "times the worker went to sleep in epoll";
+        Sleeps => "sleeps", "times the worker went to sleep";
         Absences => "absences", "times the worker was away for longer than its heartbeat may age: it hung, was stopped, or waited for its core";
         Starvations => "starvations", "times the worker ran out of packet memory and none came back";
         Probations => "probations", "times the worker lost its heartbeat for a probation, in which the kernel path carries";

@@ -115,7 +115,7 @@ fn dataplane(report: &DataplaneReport) -> String {
         };
         let _ = write!(text, ", {} frames in {}", figures.frames, figures.memory);
         text += match (figures.xdp.as_str(), figures.leaves_bulk) {
-            ("off", _) => ", workers take UDP alone",
+            ("off", _) => ", TCP by the kernel path",
             (_, true) => ", bulk TCP by the kernel path",
             _ => "",
         };

@@ -220,7 +220,7 @@ pub enum Xdp {
     Generic,
     /// By AF_XDP where the driver can and that costs the kernel path nothing, else as [`Xdp::Off`].
     Auto,
-    /// The kernel receives, and carries all but UDP; the program runs at the uplink's ingress (tc).
+    /// The kernel receives, and carries TCP; the program runs at the uplink's ingress (tc).
     Off,
 }
 

@@ -45,18 +45,8 @@ const THREAD: Group = Group {
 
 /// Frames: to kick AF_XDP, to hand packets to pods, to ask both how many were lost, and whether the hub's device is up. And
 /// to sleep until there are some.
-const CARRY: Group = Group {
-    calls: &[
-        SYS_sendto,
-        SYS_recvfrom,
-        SYS_sendmmsg,
-        SYS_getsockopt,
-        SYS_ioctl,
-        SYS_epoll_wait,
-        SYS_epoll_pwait,
-        SYS_epoll_ctl,
-    ],
-};
+const CARRY: Group =
+    Group { calls: &[SYS_sendto, SYS_recvfrom, SYS_sendmmsg, SYS_getsockopt, SYS_ioctl, SYS_poll, SYS_ppoll] };
 
 /// Clients of a socket that listens.
 const SERVE: Group = Group {

@@ -171,7 +171,7 @@ impl Dataplane {
             Some(workers) => Running {
                 workers: worker_count(settings),
                 bulk_bytes: if workers.leave_bulk() { BULK_BYTES } else { 0 },
-                udp_only: !workers.have_xdp(),
+                leaves_tcp: !workers.have_xdp(),
             },
             None => Running::default(),
         };
@@ -276,11 +276,11 @@ fn uplink_choice(settings: &Settings) -> UplinkChoice {
 struct Running {
     workers: u16,
     bulk_bytes: u64,
-    udp_only: bool,
+    leaves_tcp: bool,
 }
 
 fn steer_config(settings: &Settings, running: Running, rings: u16, view: &View) -> SteerConfig {
-    let Running { workers, bulk_bytes, udp_only } = running;
+    let Running { workers, bulk_bytes, leaves_tcp } = running;
     SteerConfig {
         vtep: settings.vtep,
         vtep_mac: settings.vtep_mac,
@@ -299,7 +299,7 @@ fn steer_config(settings: &Settings, running: Running, rings: u16, view: &View) 
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,
         takes_bare: view.takes_bare,
-        udp_only,
+        leaves_tcp,
     }
 }
 

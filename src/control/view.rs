@@ -163,7 +163,7 @@ pub struct WorkerStatus {
     /// The share of the last second that went into passes that found work; 0 to 1.
     pub load: f64,
     pub times: TimesStatus,
-    /// It sleeps in epoll until a ring wakes it.
+    /// It sleeps until a ring wakes it.
     pub asleep: bool,
     /// Its heartbeat is fresh, so the steering programs hand frames to it.
     pub fresh: bool,

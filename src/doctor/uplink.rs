@@ -60,7 +60,7 @@ pub(super) fn foreign_xdp(evidence: &Evidence) -> Vec<Opinion> {
     let opinion = match wanted {
         _ if !evidence.has_workers() => Opinion::note(seen, meaning),
         Some(wanted) if !needs_xdp(wanted) => {
-            Opinion::note(seen, "podwire does not take its place: the kernel receives, and the workers take UDP alone")
+            Opinion::note(seen, "podwire does not take its place: the kernel receives, and carries TCP")
         }
         _ => Opinion::error(seen, meaning),
     };
@@ -74,7 +74,7 @@ pub(super) fn driver(evidence: &Evidence) -> Vec<Opinion> {
     if let Some(figures) = evidence.daemon.status().and_then(|status| status.dataplane.figures.as_ref()) {
         let copies = figures.queues.iter().any(|queue| !queue.zero_copy);
         if figures.xdp == "off" {
-            return vec![Opinion::ok(format!("{name}: the kernel receives, without XDP; the workers take UDP"))];
+            return vec![Opinion::ok(format!("{name}: the kernel receives, without XDP, and carries TCP"))];
         }
         let seen = format!("{name}: {} XDP, {}", figures.xdp, if copies { "copy" } else { "zero-copy" });
         let chosen = wanted.is_some_and(|wanted| wanted.xdp == Xdp::Generic);
@@ -94,10 +94,10 @@ pub(super) fn driver(evidence: &Evidence) -> Vec<Opinion> {
     let needs_native = wanted.is_some_and(|wanted| wanted.xdp == Xdp::Native);
     vec![match driver {
         _ if wanted.is_some_and(|wanted| wanted.xdp == Xdp::Off) => {
-            Opinion::ok(format!("{name} needs no XDP, as configured: the kernel receives, the workers take UDP"))
+            Opinion::ok(format!("{name} needs no XDP, as configured: the kernel receives, and carries TCP"))
         }
         _ if does_without && uplink.driver.as_ref().is_ok_and(Driver::copies_for_xdp) => {
-            Opinion::ok(format!("{name} would copy each frame for XDP: the kernel receives, the workers take UDP"))
+            Opinion::ok(format!("{name} would copy each frame for XDP: the kernel receives, and carries TCP"))
         }
         None => Opinion::ok(format!("{name} does not say what it can do; it shows when the data plane runs")),
         Some(can) if needs_zero_copy && !can.zero_copy => {
@@ -111,7 +111,7 @@ pub(super) fn driver(evidence: &Evidence) -> Vec<Opinion> {
         Some(can) if !can.native => Opinion::warning(
             format!("{name} has no native XDP"),
             if does_without {
-                "the kernel receives, and the workers take UDP alone"
+                "the kernel receives, and carries TCP"
             } else {
                 "generic XDP takes its place: each frame becomes an skb first"
             },

@@ -114,7 +114,7 @@ impl Ring {
         Ok(Self { mapping, slots, slot_bytes, next: 0, fetched: 0, large, buffer, lost: 0, ifindex, down: false, fd })
     }
 
-    /// The descriptor, for epoll.
+    /// The descriptor, for poll(2).
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -8,7 +8,7 @@ pub use super::destinations::Destination;
 use crate::counters::{DropReason, Tally};
 use crate::fib::LocalPod;
 use crate::frame::{Frame, HEADROOM, Pool};
-use crate::offload::{Delivery, Segment, VirtioNetHdr, complete};
+use crate::offload::{Checksum, Delivery, Segment, VirtioNetHdr, complete};
 use crate::port::{PodPort, Slot};
 use crate::trace::Trace;
 use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, Mac, OuterError};
@@ -17,13 +17,13 @@ use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, M
 pub fn copy(slot: &Slot<'_>, pool: &mut Pool) -> Result<Frame, DropReason> {
     let bytes = slot.frame.ok_or(DropReason::SlotTruncated)?;
     let virtio = VirtioNetHdr::parse(slot.virtio).filter(|virtio| !virtio.is_gso()).ok_or(DropReason::VirtioHeader)?;
+    let owed = owed(bytes, &virtio)?;
     let mut frame = pool.take().ok_or(DropReason::NoFrame)?;
     frame.reset(HEADROOM);
     let copied = if frame.set_len(bytes.len()) {
         frame.copy_from_slice(bytes);
-        let owes = virtio.flags & VirtioNetHdr::NEEDS_CSUM != 0;
-        let (start, field) = (virtio.csum_start.into(), virtio.csum_offset.into());
-        if owes && !complete(&mut frame, start, field) { Err(DropReason::VirtioHeader) } else { Ok(()) }
+        let completed = owed.is_none_or(|Checksum { start, field }| complete(&mut frame, start, field - start));
+        if completed { Ok(()) } else { Err(DropReason::VirtioHeader) }
     } else {
         Err(DropReason::TooBig)
     };
@@ -34,6 +34,17 @@ pub fn copy(slot: &Slot<'_>, pool: &mut Pool) -> Result<Frame, DropReason> {
             Err(reason)
         }
     }
+}
+
+/// The checksum that a frame owes, if any. In a tunnel it is the outer UDP header's, or lies behind the inner IP header, so
+/// that completing it cannot change what the frame was let through for.
+fn owed(frame: &[u8], virtio: &VirtioNetHdr) -> Result<Option<Checksum>, DropReason> {
+    let sum = virtio.checksum(frame).map_err(|_| DropReason::VirtioHeader)?;
+    let (Some(Checksum { start, field }), Ok(tunnel)) = (sum, Encapsulated::parse(frame)) else { return Ok(sum) };
+    let udp = tunnel.udp_offset();
+    let ip = if tunnel.inner_ethertype == EtherType::IPV6 { Ipv6::LEN } else { Ipv4::LEN };
+    let is_allowed = (start, field) == (udp, udp + 6) || start >= tunnel.inner_l3_offset + ip;
+    if is_allowed { Ok(sum) } else { Err(DropReason::VirtioHeader) }
 }
 
 /// A frame from the wire that holds a whole packet for a pod.

@@ -152,8 +152,7 @@ impl Pipeline {
         for index in 0..fetched {
             let slot = pods.slot(index);
             if let Some(slot) = slot.filter(|slot| slot.from_wire) {
-                let has_room = self.received.len() < BURST;
-                match if has_room { decap::copy(&slot, sink.pool) } else { Err(DropReason::NoFrame) } {
+                match decap::copy(&slot, sink.pool) {
                     Ok(frame) => self.received.push(frame),
                     Err(reason) => sink.lose_arrival(slot.frame.unwrap_or_default(), reason),
                 }

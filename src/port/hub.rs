@@ -28,10 +28,30 @@ impl Share {
     fn pods(self, highest: u16) -> impl Iterator<Item = PodId> {
         (self.worker..=highest).step_by(usize::from(self.workers.max(1))).filter_map(PodId::new)
     }
+}
 
-    /// The accounts of these: of what they send, and of what they are sent.
-    fn holders(self, highest: u16) -> impl Iterator<Item = Holder> {
-        self.pods(highest).flat_map(|pod| [Holder::Pod(pod), Holder::FromWire(pod)])
+/// Where frames in the ring come from, each way with accounts of its own.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    FromPods,
+    FromWire,
+}
+
+impl Way {
+    const BOTH: [Self; 2] = [Self::FromPods, Self::FromWire];
+
+    fn of(self, pod: PodId) -> Holder {
+        match self {
+            Self::FromPods => Holder::Pod(pod),
+            Self::FromWire => Holder::FromWire(pod),
+        }
+    }
+
+    fn ring(self, worker: WorkerId) -> Holder {
+        match self {
+            Self::FromPods => Holder::Ring(worker),
+            Self::FromWire => Holder::RingFromWire(worker),
+        }
     }
 }
 
@@ -67,19 +87,22 @@ impl Hub {
         traffic: Arc<[Traffic]>,
     ) -> Self {
         let (claimed, mut refused) = (vec![0; Credits::ACCOUNTS], vec![0; Credits::ACCOUNTS]);
-        for holder in share.holders(PodId::MAX) {
-            credits.resync(holder);
-            if let Some(refused) = refused.get_mut(holder.index()) {
-                *refused = credits.refused(holder);
+        for way in Way::BOTH {
+            for holder in share.pods(PodId::MAX).map(|pod| way.of(pod)) {
+                credits.resync(holder);
+                if let Some(refused) = refused.get_mut(holder.index()) {
+                    *refused = credits.refused(holder);
+                }
             }
+            let ring = way.ring(WorkerId(share.worker));
+            credits.resync(ring);
+            credits.set_quota(ring, 0);
         }
-        credits.resync(WorkerId(share.worker));
-        credits.set_quota(WorkerId(share.worker), 0);
         let gone = (0..=PodId::MAX).map(|id| PodId::new(id).map_or(0, |pod| credits.gone(pod))).collect();
         Self { ring, outlet, credits, share, highest, traffic, claimed, refused, gone, released: 0 }
     }
 
-    /// The ring's descriptor, for epoll.
+    /// The ring's descriptor, for poll(2).
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.ring.fd()
     }
@@ -97,25 +120,30 @@ impl Hub {
     /// Keeps the accounts of the worker's own pods. Call with milliseconds between the looks, more than a frame needs to
     /// get into the ring.
     pub fn settle(&mut self, tally: &mut Tally) {
-        self.share_out();
         self.count_gone(tally);
-        if self.ring.ready(1) == 0 || self.released >= self.ring.slots() {
+        let has_gone_round = self.ring.ready(1) == 0 || self.released >= self.ring.slots();
+        for way in Way::BOTH {
+            self.share_out(way);
+            if has_gone_round {
+                self.give_up_lost(way, tally);
+            }
+        }
+        if has_gone_round {
             self.released = 0;
-            self.give_up_lost(tally);
         }
     }
 
     /// Bounds each holder to an equal share of [`SHARED`] slots if some were refused since the last look: they share them, with
     /// one share for all others.
-    fn share_out(&mut self) {
+    fn share_out(&mut self, way: Way) {
         let mut greedy = 0;
-        for holder in self.holders() {
+        for holder in self.pods().map(|pod| way.of(pod)) {
             let Some(last) = self.refused.get_mut(holder.index()) else { continue };
             let refused = self.credits.refused(holder);
             greedy += u64::from(refused != mem::replace(last, refused));
         }
         let share = (u64::from(self.ring.slots().min(SHARED)) / (greedy + 1)).max(1);
-        self.credits.set_quota(self.worker(), if greedy > 0 { share } else { 0 });
+        self.credits.set_quota(way.ring(self.worker()), if greedy > 0 { share } else { 0 });
     }
 
     /// Counts the packets whose pods were gone when their trains got there.
@@ -129,8 +157,8 @@ impl Hub {
 
     /// Gives the credit of frames back that were lost between the steering program and the ring: those that were claimed
     /// before the last look, though the ring is empty or has gone round since.
-    fn give_up_lost(&mut self, tally: &mut Tally) {
-        for holder in self.holders() {
+    fn give_up_lost(&mut self, way: Way, tally: &mut Tally) {
+        for holder in self.pods().map(|pod| way.of(pod)) {
             let Some(claimed) = self.claimed.get_mut(holder.index()) else { continue };
             let account = self.credits.account(holder);
             let overdue = Account { produced: *claimed, ..account }.in_flight();
@@ -139,13 +167,8 @@ impl Hub {
             let lost = if overdue > 0 { overdue } else { account.in_flight().min(0) };
             tally.add(Count::ClaimsLost, u64::try_from(lost).unwrap_or(0));
             self.credits.consume(holder, lost);
-            self.credits.consume(self.worker(), lost);
+            self.credits.consume(way.ring(self.worker()), lost);
         }
-    }
-
-    /// The accounts of the worker's own pods.
-    fn holders(&self) -> impl Iterator<Item = Holder> + use<> {
-        self.share.holders(self.highest.load(Ordering::Relaxed))
     }
 
     /// The worker's own pods.
@@ -176,19 +199,17 @@ impl PodPort for Hub {
     }
 
     fn release(&mut self, n: u32) {
-        let mut claimed = 0;
         for index in 0..n {
             let Some(slot) = self.ring.slot(index) else { continue };
             let Some(pod) = PodId::new(slot.vlan) else { continue };
-            let holder = if slot.from_wire { Holder::FromWire(pod) } else { Holder::Pod(pod) };
-            self.credits.consume(holder, 1);
-            claimed += 1;
+            let way = if slot.from_wire { Way::FromWire } else { Way::FromPods };
+            self.credits.consume(way.of(pod), 1);
+            self.credits.consume(way.ring(self.worker()), 1);
             if let Some(traffic) = self.traffic(pod).filter(|_| !slot.from_wire) {
                 traffic.count_rx(1, slot.frame.map_or(0, <[u8]>::len) as u64);
             }
         }
         self.ring.release(n);
-        self.credits.consume(self.worker(), claimed);
         self.released = self.released.saturating_add(n);
     }
 

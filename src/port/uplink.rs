@@ -37,7 +37,7 @@ impl Uplink {
         self.queues.iter().map(|queue| &queue.socket)
     }
 
-    /// The descriptors, for epoll.
+    /// The descriptors, for poll(2).
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sockets().map(Socket::fd)
     }

@@ -40,6 +40,8 @@ const GONE: usize = 4;
 /// Where the credits of rings begin, after those of pods, and how many there are (`MAX_POD_IDS` and `MAX_WORKERS`).
 const RINGS: usize = 4096;
 const MAX_RINGS: usize = 256;
+/// Where those of frames from the wire begin.
+const FROM_WIRE: usize = RINGS + MAX_RINGS;
 
 /// The entries of what is traced, and the words in them.
 const ORDER: usize = 0;
@@ -176,7 +178,9 @@ pub enum Holder {
     Pod(PodId),
     /// Those that come from the wire for this pod, by way of the hub.
     FromWire(PodId),
-    /// All that go by the ring of this worker.
+    /// All of these that go by the ring of this worker.
+    RingFromWire(WorkerId),
+    /// All of pods that go by the ring of this worker.
     Ring(WorkerId),
 }
 
@@ -198,7 +202,8 @@ impl Holder {
         match self {
             Self::Pod(pod) => usize::from(pod.get()),
             Self::Ring(worker) => RINGS + usize::from(worker.0),
-            Self::FromWire(pod) => RINGS + MAX_RINGS + usize::from(pod.get()),
+            Self::FromWire(pod) => FROM_WIRE + usize::from(pod.get()),
+            Self::RingFromWire(worker) => FROM_WIRE + RINGS + usize::from(worker.0),
         }
     }
 }
@@ -221,8 +226,8 @@ impl Account {
 }
 
 impl Credits {
-    /// How many accounts there are: two for every pod id, and one for every worker.
-    pub const ACCOUNTS: usize = 2 * RINGS + MAX_RINGS;
+    /// How many accounts there are: two for every pod id and every worker.
+    pub const ACCOUNTS: usize = 2 * FROM_WIRE;
 
     /// `table` has an entry for every account, or there are no credits.
     pub fn new(table: Arc<Table>) -> Option<Self> {
@@ -255,9 +260,9 @@ impl Credits {
         self.word(pod.into(), GONE).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
-    /// Has no pod have more than `quota` frames in the ring of `worker`; 0 sets no bound. Only that worker calls this.
-    pub fn set_quota(&self, worker: WorkerId, quota: u64) {
-        if let Some(word) = self.word(worker.into(), QUOTA) {
+    /// Has no pod have more than `quota` frames of `ring`'s; 0 sets no bound. Only the ring's worker calls this.
+    pub fn set_quota(&self, ring: impl Into<Holder>, quota: u64) {
+        if let Some(word) = self.word(ring.into(), QUOTA) {
             word.store(quota, Ordering::Relaxed);
         }
     }
@@ -354,7 +359,7 @@ mod tests {
 
     #[test]
     fn credits_count_what_is_in_flight_and_forget_what_was_lost() {
-        let credits = Credits::new(table(8448)).unwrap();
+        let credits = Credits::new(table(8704)).unwrap();
         let produce = |n| credits.word(pod(7).into(), PRODUCED).unwrap().fetch_add(n, Ordering::Relaxed);
         produce(10);
         credits.consume(pod(7), 4);
@@ -366,27 +371,28 @@ mod tests {
         credits.resync(pod(7));
         credits.consume(pod(7), 1);
         assert_eq!(credits.in_flight(pod(7)), -1, "it was not lost after all");
-        assert!(Credits::new(table(8447)).is_none(), "too small for all accounts");
+        assert!(Credits::new(table(8703)).is_none(), "too small for all accounts");
     }
 
     #[test]
     fn pods_and_rings_have_accounts_of_their_own() {
-        let credits = Credits::new(table(8448)).unwrap();
+        let credits = Credits::new(table(8704)).unwrap();
         let pods = [1, PodId::MAX].map(pod);
         let holders: Vec<Holder> = (pods.map(Holder::Pod).into_iter())
             .chain([0, 255].map(|n| WorkerId(n).into()))
             .chain(pods.map(Holder::FromWire))
+            .chain([0, 255].map(|n| Holder::RingFromWire(WorkerId(n))))
             .collect();
         for (n, holder) in (1..).zip(&holders) {
             credits.consume(*holder, -n);
         }
         let in_flight: Vec<_> = holders.iter().map(|holder| credits.in_flight(*holder)).collect();
-        assert_eq!(in_flight, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(in_flight, [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
     #[test]
     fn credits_survive_the_wrap_of_their_counters() {
-        let credits = Credits::new(table(8448)).unwrap();
+        let credits = Credits::new(table(8704)).unwrap();
         credits.word(pod(1).into(), CONSUMED).unwrap().store(u64::MAX - 1, Ordering::Relaxed);
         credits.word(pod(1).into(), PRODUCED).unwrap().store(2, Ordering::Relaxed);
         assert_eq!(credits.in_flight(pod(1)), 4);

@@ -30,7 +30,7 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 112] {
         &(config.nat as u32).to_ne_bytes(),
         &config.port.to_be_bytes(),
         &config.uplink_mac.0,
-        &[u8::from(config.known_vteps_only), u8::from(config.takes_bare), u8::from(config.udp_only), 0],
+        &[u8::from(config.known_vteps_only), u8::from(config.takes_bare), u8::from(config.leaves_tcp), 0],
     ])
 }
 
@@ -125,7 +125,7 @@ mod tests {
             uplink_mac: Mac([8, 9, 10, 11, 12, 13]),
             known_vteps_only: true,
             takes_bare: true,
-            udp_only: true,
+            leaves_tcp: true,
         });
         let expected: &[(&str, &[u8])] = &[
             ("vtep4", &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 2, 2, 3, 4, 5, 6, 7, 1]),
@@ -133,7 +133,7 @@ mod tests {
             ("uplink_mac", &[8, 9, 10, 11, 12, 13]),
             ("known_vteps_only", &[1]),
             ("takes_bare", &[1]),
-            ("udp_only", &[1]),
+            ("leaves_tcp", &[1]),
             ("stale_ns", &20_000_000_u64.to_ne_bytes()),
             ("slots", &64_u64.to_ne_bytes()),
             ("bulk_bytes", &(1_u64 << 33).to_ne_bytes()),

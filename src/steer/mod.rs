@@ -106,8 +106,8 @@ pub struct SteerConfig {
     pub known_vteps_only: bool,
     /// Whether workers take what comes for pods without a tunnel.
     pub takes_bare: bool,
-    /// Whether workers take nothing but UDP, as without XDP: TCP is better where the kernel merges it.
-    pub udp_only: bool,
+    /// Whether workers take no TCP, as without XDP: it is better where the kernel merges it.
+    pub leaves_tcp: bool,
 }
 
 /// Which way the packets of a pod of this node take.

@@ -48,7 +48,7 @@ table! {
         Nated => "nated", "of a flow that the node translates (NAT), or that would be taken for one";
         NatUnknown => "nat_unknown", "may be of a translated flow: ICMP, or conntrack cannot be asked";
         ForeignTc => "foreign_tc", "to or from a pod whose host end has a qdisc, a filter or a program of others";
-        Bulk => "bulk", "of a TCP connection that moves much, which the kernel path carries better (dataplane.bulk); of any without XDP";
+        Bulk => "bulk", "of a TCP connection that moves much, which the kernel path carries better (dataplane.bulk); without XDP: of any";
     }
 }
 

@@ -75,6 +75,11 @@ impl Encapsulated {
             inner_end: outer.l4_offset + udp_len,
         })
     }
+
+    /// Where the outer UDP header starts in the frame.
+    pub fn udp_offset(&self) -> usize {
+        self.inner_l3_offset - (UDP_LEN + VxlanHeader::LEN + Ethernet::LEN)
+    }
 }
 
 impl Outer {

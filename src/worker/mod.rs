@@ -18,6 +18,7 @@ mod schedule;
 mod sleep;
 mod times;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -37,7 +38,7 @@ pub use clock::now_ns;
 pub use fault::Fault;
 pub use health::{Ailment, Health, Memory, Probation, Toll};
 pub use inbox::{Inbox, Message};
-pub use sleep::Sleep;
+use sleep::until_woken;
 pub use times::{Passes, Times, TimesPage, Timesheet, bounds_ns};
 
 /// How a worker waits for packets.
@@ -153,7 +154,6 @@ pub struct Surroundings {
     /// The age at which the programs take the heartbeat for stale.
     pub stale_ns: u64,
     pub inbox: Arc<Inbox>,
-    pub sleep: Sleep,
     pub board: Arc<Board>,
 }
 
@@ -230,7 +230,7 @@ impl Worker<Uplink, Hub> {
             .map_or(Duration::MAX, |it| Duration::from_nanos(it.until_ns.saturating_sub(pace.now_ns)));
         // A frame that came before the programs knew of the sleep does not wake anyone.
         let must_wait = !self.has_work() && around.inbox.is_quiet();
-        let woken = !must_wait || around.sleep.until_woken(limit);
+        let woken = !must_wait || until_woken(self.wakers(around), limit);
         *pace = Pace { housekeeping_due_ns: pace.housekeeping_due_ns, ..Pace::new(now_ns()) };
         self.times.end_sleep(pace.now_ns);
         // Nobody can answer a call whose frame was lost.
@@ -251,6 +251,11 @@ impl Worker<Uplink, Hub> {
         self.tally.set(Count::Probations, probations);
         around.board.show(health.probation());
         !self.pods.is_dead() && !self.wire.is_dead() && health.probation().is_none()
+    }
+
+    /// What makes an end of its sleep.
+    fn wakers<'a>(&'a self, around: &'a Surroundings) -> impl Iterator<Item = BorrowedFd<'a>> {
+        self.wire.fds().chain([self.pods.fd(), around.inbox.fd()])
     }
 
     fn memory(&self) -> Memory {

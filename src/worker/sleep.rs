@@ -1,33 +1,46 @@
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// What wakes a worker: any of a set of descriptors becoming readable.
-#[derive(Debug)]
-pub struct Sleep {
-    epoll: Epoll,
+/// The longest sleep. A frame that was lost after the steering program had called the worker wakes nobody, and the call
+/// would stay unanswered, which reads as a hang.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// Blocks until something is readable, or for `limit`, or for the longest sleep; true unless time was up.
+///
+/// By poll(2), for which the kernel puts the caller on the wakers' lists while it sleeps. In an epoll set it would stay
+/// there, and each frame that comes while it polls its rings would take a lock and call it in vain.
+pub fn until_woken<'a>(wakers: impl IntoIterator<Item = BorrowedFd<'a>>, limit: Duration) -> bool {
+    let mut wakers: Vec<_> = wakers.into_iter().map(|waker| PollFd::from_borrowed_fd(waker, PollFlags::IN)).collect();
+    let limit = Timespec::try_from(limit.min(LONGEST)).ok();
+    // Interrupted or in error, the worker polls, and sleeps again if there is nothing.
+    !matches!(poll(&mut wakers, limit.as_ref()), Ok(0))
 }
 
-/// The longest sleep in milliseconds. A frame that was lost after the steering program had called the worker wakes
-/// nobody, and the call would stay unanswered, which reads as a hang.
-const LONGEST_MS: u16 = 1000;
+#[cfg(test)]
+mod tests {
+    use std::io::{Write, pipe};
+    use std::os::fd::AsFd;
+    use std::thread;
+    use std::time::Instant;
 
-impl Sleep {
-    pub fn new<'a>(wakers: impl IntoIterator<Item = BorrowedFd<'a>>) -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        for waker in wakers {
-            epoll.add(waker, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        }
-        Ok(Self { epoll })
-    }
+    use super::*;
 
-    /// Blocks until something is readable, or for `limit`, or for the longest sleep; true unless time was up.
-    pub fn until_woken(&self, limit: Duration) -> bool {
-        let limit_ms = u16::try_from(limit.as_nanos().div_ceil(1_000_000)).unwrap_or(LONGEST_MS).min(LONGEST_MS);
-        let mut events = [EpollEvent::empty()];
-        // Interrupted or in error, the worker polls, and sleeps again if there is nothing.
-        !matches!(self.epoll.wait(&mut events, EpollTimeout::from(limit_ms)), Ok(0))
+    #[test]
+    fn a_sleeper_wakes_when_one_of_its_wakers_is_readable_and_else_when_time_is_up() {
+        let [(first, _keep), (second, mut waker)] = [pipe().unwrap(), pipe().unwrap()];
+        let wakers = || [first.as_fd(), second.as_fd()];
+        assert!(!until_woken(wakers(), Duration::from_millis(1)));
+        let start = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(20));
+                waker.write_all(b"x").unwrap();
+            });
+            assert!(until_woken(wakers(), Duration::MAX));
+        });
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        assert!(until_woken(wakers(), Duration::MAX), "it is still readable");
     }
 }

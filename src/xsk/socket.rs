@@ -183,7 +183,7 @@ impl Socket {
         let _unprivileged = sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER);
     }
 
-    /// The descriptor, for the XSKMAP and for epoll.
+    /// The descriptor, for the XSKMAP and for poll(2).
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

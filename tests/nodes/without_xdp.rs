@@ -1,12 +1,14 @@
-//! Without XDP on the uplink: the kernel receives, and the workers take datagrams both ways.
+//! Without XDP on the uplink: the kernel receives, and carries TCP; the workers take the rest both ways.
 
+use std::net::UdpSocket;
 use std::thread;
 use std::time::Duration;
 
 use podwire::steer::{Program, Verdict};
 
 use super::harness::{
-    Cluster, Options, Pod, PodwireNode, Wire, assert_all_pairs_talk, pings, tcp_transfer, udp_echo, wait_until,
+    Cluster, Options, Pod, PodwireNode, Wire, assert_all_pairs_talk, has_vlan_devices, pings, tcp_transfer, udp_echo,
+    wait_until,
 };
 use super::{assert_ledgers_balance, cluster};
 
@@ -65,7 +67,6 @@ fn workers_take_datagrams_both_ways_and_the_kernel_carries_the_rest() {
         let (before, of_workers) = (bulk(), taken(a));
         for destination in to.addresses() {
             tcp_transfer(from, to, destination, 1_000_000).expect("TCP");
-            assert!(pings(from, destination, ""));
         }
         for destination in from.addresses() {
             tcp_transfer(to, from, destination, 1_000_000).expect("TCP");
@@ -73,6 +74,8 @@ fn workers_take_datagrams_both_ways_and_the_kernel_carries_the_rest() {
         assert!(bulk().iter().zip(before).all(|(now, before)| *now > before), "TCP is seen, and left to the kernel");
         thread::sleep(Duration::from_millis(100));
         assert_eq!(taken(a), of_workers, "none of it is the workers'");
+        assert!(to.addresses().iter().all(|destination| pings(from, *destination, "")));
+        assert!(wait_until(PATIENCE, || taken(a).iter().zip(of_workers).all(|(now, before)| *now >= before + 2)));
         assert_all_pairs_talk(&cluster.pods());
         assert_eq!(cluster.bad_checksums(), 0);
         assert_ledgers_balance(&cluster);
@@ -90,6 +93,42 @@ fn several_workers_share_the_pods_of_one_queue_and_of_two() {
     let workers = a.stats().workers;
     assert!(workers.len() == 2 && workers.iter().all(|worker| worker.tallies.counts["wire_rx_packets"] > 0));
     assert_eq!(cluster.bad_checksums(), 0);
+}
+
+/// Trains of the other node's worker come uncut, as a sender's large datagrams do.
+#[test]
+fn datagrams_that_come_merged_arrive_all_and_in_order() {
+    let Some(cluster) = cluster(Wire { uncut: true, ..Wire::default() }, Options::WITHOUT_XDP) else { return };
+    let (a, from, to) = (&cluster.a, &cluster.b.pods[0], &cluster.a.pods[0]);
+    for (sender, receiver) in [(from, to), (to, from)] {
+        let address = receiver.v4;
+        let socket = receiver.netns.within(|| UdpSocket::bind((address, 7100))).expect("bind in the pod");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let out = sender.netns.within(|| UdpSocket::bind((sender.v4, 0))).expect("bind in the pod");
+        for burst in 0..20_u32 {
+            for n in 0..30 {
+                out.send_to(&(burst * 30 + n).to_be_bytes(), (address, 7100)).expect("sends");
+            }
+            let mut seen = Vec::new();
+            let mut bytes = [0; 4];
+            while seen.len() < 30 {
+                socket.recv(&mut bytes).unwrap_or_else(|e| panic!("burst {burst}, {} arrived: {e}", seen.len()));
+                seen.push(u32::from_be_bytes(bytes));
+            }
+            assert!(burst == 0 || seen.is_sorted(), "burst {burst}: {seen:?}");
+        }
+    }
+    assert!(a.verdict(Program::Nic, Verdict::MultiBuffer) > 0, "nothing came merged");
+    assert_eq!(cluster.bad_checksums(), 0);
+}
+
+#[test]
+fn over_a_vlan_device_the_workers_take_datagrams_too() {
+    if !has_vlan_devices() {
+        return;
+    }
+    let Some(cluster) = cluster(Wire { vlan: Some(100), ..Wire::default() }, Options::DEFAULT) else { return };
+    echo_by_workers(&cluster.a, &cluster.a.pods[0], &cluster.b.pods[0]);
 }
 
 #[test]

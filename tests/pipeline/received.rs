@@ -73,6 +73,10 @@ fn each_that_cannot_go_on_is_counted_and_costs_no_frame() {
         (Some(frame()), super_packet, DropReason::VirtioHeader),
         (Some(frame()), needs_csum(4000, 0), DropReason::VirtioHeader),
         (Some(frame()), needs_csum(0, u16::MAX), DropReason::VirtioHeader),
+        // It may change neither header nor address that the frame was let through for.
+        (Some(frame()), needs_csum(14 + 12, 0), DropReason::VirtioHeader),
+        (Some(frame()), needs_csum(64 + 12, 0), DropReason::VirtioHeader),
+        (Some(frame()), needs_csum(34, 30 + 12), DropReason::VirtioHeader),
         (Some(vec![0; 5000]), [0; 10], DropReason::TooBig),
         (Some(vec![0; 20]), [0; 10], DropReason::WireNotVxlan),
     ];

@@ -9,6 +9,7 @@ use podwire::counters::{Count, Tally, Traffic};
 use podwire::ids::{PodId, WorkerId};
 use podwire::packet::{Ring, Sender};
 use podwire::port::{Hub, PodOutlet, PodPort, Share};
+use podwire::shared::Holder;
 use podwire::steer::{PodPath, SteerConfig, Verdict};
 
 use crate::lab::Lab;
@@ -107,6 +108,44 @@ fn pods_that_were_refused_share_the_ring_evenly_until_they_are_refused_no_more()
     assert_eq!(greed(&[2]), [85]);
     assert!(greed(&[]).is_empty(), "nobody was refused since");
     assert_eq!(greed(&[1]), [820]);
+}
+
+#[test]
+fn frames_from_the_wire_have_accounts_of_their_own() {
+    if !is_root() {
+        return;
+    }
+    let (lab, rig) = world();
+    let mut hub = open(&lab, &rig);
+    let (credits, a, worker) = (rig.steer.credits(), PodId::new(1).unwrap(), WorkerId(0));
+    let all = || {
+        let holders = [Holder::Pod(a), Holder::Ring(worker), Holder::FromWire(a), Holder::RingFromWire(worker)];
+        holders.map(|holder| credits.in_flight(holder))
+    };
+    let to_a = encapsulate(V4, &inner(V4, 64));
+    let sender = lab.socket("pwhub1", 0);
+    for tag in [1, 0x2001] {
+        sender.send(&tagged(to_a.clone(), TAGS[0], tag));
+    }
+    assert_eq!((rig.nic_tc(&to_a, 0), rig.pod(&from_a(REMOTE_POD[V4], 10))), (Verdict::Claimed, Verdict::Claimed));
+    assert_eq!(all(), [1; 4]);
+    wait_until(|| hub.ready(2) == 2);
+    assert_eq!(hub.fetch(2), 2);
+    assert_eq!(
+        [0, 1].map(|n| hub.slot(n).map(|slot| (slot.vlan, slot.from_wire))),
+        [Some((1, false)), Some((1, true))]
+    );
+    hub.release(1);
+    assert_eq!(all(), [0, 0, 1, 1]);
+    hub.release(1);
+    assert_eq!(all(), [0; 4]);
+    // What was claimed and never came is given up, each way by itself.
+    let mut tally = Tally::default();
+    assert_eq!(rig.nic_tc(&to_a, 0), Verdict::Claimed);
+    hub.settle(&mut tally);
+    assert_eq!((all(), tally.count(Count::ClaimsLost)), ([0, 0, 1, 1], 0));
+    hub.settle(&mut tally);
+    assert_eq!((all(), tally.count(Count::ClaimsLost)), ([0; 4], 1));
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub fn config(family: usize) -> SteerConfig {
         uplink_mac: NIC_MAC,
         known_vteps_only: false,
         takes_bare: true,
-        udp_only: false,
+        leaves_tcp: false,
     }
 }
 

@@ -15,24 +15,24 @@ use crate::rig::{MTU, Rig, STALE_NS, config, is_root, now_ns, pod, xdp_socket};
 const FROM_WIRE: u16 = 0x2000;
 
 #[test]
-fn without_xdp_workers_take_udp_alone_and_nothing_that_was_merged() {
+fn without_xdp_workers_take_no_tcp_and_nothing_that_was_merged() {
     if !is_root() {
         return;
     }
     let rig = Rig::new(V4);
-    let udp_only = SteerConfig { udp_only: true, ..config(V4) };
-    rig.steer.set_config(&udp_only).unwrap();
+    let without = SteerConfig { leaves_tcp: true, ..config(V4) };
+    rig.steer.set_config(&without).unwrap();
     let from_far = [GATEWAY_MAC, VTEP_MAC];
     for family in FAMILIES {
         let addresses = [REMOTE_POD[family], POD_A[family]];
         let frame = encapsulate(V4, &inner(family, 64));
         assert_eq!(rig.nic_tc(&frame, 0), Verdict::Claimed);
         assert_eq!(rig.nic_tc(&encapsulate(V4, &tcp(from_far, addresses, b"x")), 0), Verdict::Bulk);
-        assert_eq!(rig.nic_tc(&encapsulate(V4, &echo(from_far, addresses)), 0), Verdict::Protocol);
+        assert_eq!(rig.nic_tc(&encapsulate(V4, &echo(from_far, addresses)), 0), Verdict::Claimed);
         assert_eq!(rig.nic_tc(&encapsulate(V4, &tcp(from_far, addresses, b"x")), 20), Verdict::Bulk, "merged");
         assert_eq!(rig.nic_tc(&frame, 0), Verdict::Claimed, "which is no matter to others");
     }
-    rig.steer.set_config(&SteerConfig { known_vteps_only: true, ..udp_only }).unwrap();
+    rig.steer.set_config(&SteerConfig { known_vteps_only: true, ..without }).unwrap();
     let frame = encapsulate(V4, &inner(V4, 64));
     for gso_size in [0, 20] {
         assert_eq!(rig.nic_tc(&frame, gso_size), Verdict::UnknownVtep, "what is injected is dropped, merged or not");
@@ -55,7 +55,12 @@ fn what_comes_for_a_pod_has_credits_of_its_own() {
     assert_eq!(credits.in_flight(a), 0, "the pod has sent nothing");
     assert_eq!(rig.nic_tc(&to_a, 0), Verdict::Quota, "eight of ten");
     assert_eq!((credits.refused(Holder::FromWire(a)), credits.refused(a)), (1, 0));
-    assert_eq!(rig.pod(&from_a), Verdict::Claimed, "and a flood for it does not keep it from sending");
+    let own: Vec<_> = (0..9).map(|_| rig.pod(&from_a)).collect();
+    assert_eq!(own, [&[Verdict::Claimed; 8][..], &[Verdict::Quota]].concat(), "what it sends has as many slots");
+    credits.set_quota(Holder::RingFromWire(WorkerId(0)), 1);
+    credits.resync(a);
+    credits.resync(WorkerId(0));
+    assert_eq!(rig.pod(&from_a), Verdict::Claimed, "and no bound of the others'");
     // A worker that takes nothing at the moment is not the sender's fault.
     rig.heartbeat.beat(now_ns() - STALE_NS * 3 / 4);
     assert_eq!(rig.nic_tc(&to_a, 0), Verdict::Late);
@@ -65,22 +70,45 @@ fn hub(host: &Lab) -> HubEnds {
     HubEnds { near: host.ifindex("pwhub0"), far: host.ifindex("pwhub1") }
 }
 
-/// The kernel path takes no time to speak of, and a worker has to wake up.
+/// The kernel path takes less time than a worker to wake up.
 #[test]
-fn no_datagram_overtakes_one_by_the_other_path_where_several_come_as_one() {
+fn what_follows_merged_datagrams_does_not_fall_behind_them() {
     if !is_root() {
         return;
     }
-    for merged in [encapsulate(V4, &inner(V4, 64)), bare_to_a()] {
+    // One large datagram of a pod, and several in tunnels of their own.
+    let large = |to| udp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], to], [53, 40_000], &[0x55; 1600]);
+    for (merged, all) in [(encapsulate(V4, &large(POD_A[V4])), false), (encapsulate(V4, &inner(V4, 64)), true)] {
         let rig = Rig::new(V4);
-        let single = encapsulate(V4, &inner(V6, 64));
-        assert_eq!(rig.nic_tc(&single, 0), Verdict::Claimed);
+        let [to_a, to_b] = [POD_A[V4], POD_B[V4]]
+            .map(|to| encapsulate(V4, &udp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], to], [53, 40_000], b"single")));
+        assert_eq!(rig.nic_tc(&to_a, 0), Verdict::Claimed);
         assert_eq!(rig.nic_tc(&merged, 20), Verdict::MultiBuffer);
-        assert_eq!(rig.nic_tc(&single, 0), Verdict::MultiBuffer, "what follows");
+        assert_eq!(rig.nic_tc(&to_a, 0), Verdict::MultiBuffer, "what follows");
+        let others = if all { Verdict::MultiBuffer } else { Verdict::Claimed };
+        assert_eq!(rig.nic_tc(&to_b, 0), others, "what comes for others");
         assert_eq!(rig.pod(&from_a(REMOTE_POD[V4], 10)), Verdict::Claimed, "what pods send is another matter");
         std::thread::sleep(Duration::from_millis(1010));
-        assert_eq!(rig.nic_tc(&single, 0), Verdict::Claimed, "after a second there is nothing to overtake");
+        assert_eq!(rig.nic_tc(&to_a, 0), Verdict::Claimed, "after a second it is over");
     }
+}
+
+#[test]
+fn merged_datagrams_of_others_change_nothing() {
+    if !is_root() {
+        return;
+    }
+    let rig = Rig::new(V4);
+    let to_node = |port| udp([PEER_MAC, NIC_MAC], [PEER[V4], VTEP[V4]], [1, port], &[0; 100]);
+    let other_vni = udp([PEER_MAC, NIC_MAC], [PEER[V4], VTEP[V4]], [1, 8472], &[8, 0, 0, 0, 0, 0, 2, 0, 0, 0]);
+    let tcp_to_node = tcp([PEER_MAC, NIC_MAC], [PEER[V4], VTEP[V4]], &[0; 100]);
+    let rows = [(to_node(443), Verdict::NotVxlan), (tcp_to_node, Verdict::NotVxlan), (other_vni, Verdict::VxlanVni)];
+    for (merged, verdict) in rows {
+        assert_eq!(rig.nic_tc(&merged, 20), verdict);
+    }
+    assert_eq!(rig.nic_tc(&bare_to_a(), 20), Verdict::MultiBuffer, "for pod A");
+    let to_b = udp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], POD_B[V4]], [53, 40_000], b"single");
+    assert_eq!(rig.nic_tc(&encapsulate(V4, &to_b), 0), Verdict::MultiBuffer, "which is small: it may be for any");
 }
 
 /// A datagram for pod A without a tunnel.

@@ -1,4 +1,3 @@
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::DataplaneError;
@@ -13,16 +12,15 @@ use crate::packet::{Fanout, Ring, Sender};
 use crate::port::{Hub, Outlet, PodOutlet, Share, Uplink};
 use crate::steer::XdpMode;
 use crate::wire::OuterTemplate;
-use crate::worker::{Inbox, Sleep};
+use crate::worker::Inbox;
 use crate::xsk::{Binding, Options, Socket};
 
-/// What a worker is given to carry packets between, and what wakes it.
+/// What a worker is given to carry packets between, and what wakes it besides.
 #[derive(Debug)]
 pub struct Ports {
     pub uplink: Uplink,
     pub hub: Hub,
     pub inbox: Arc<Inbox>,
-    pub sleep: Sleep,
     pub queues: Vec<OpenQueue>,
     /// By pod id.
     pub pods: Arc<[Traffic]>,
@@ -62,15 +60,7 @@ impl Ports {
                 (queue, (socket, traffic))
             })
             .unzip();
-        let uplink = Uplink::new(sockets, outlet);
-        let wakers: Vec<BorrowedFd<'_>> = uplink.fds().chain([hub.fd(), inbox.fd()]).collect();
-        match Sleep::new(wakers) {
-            Ok(sleep) => Ok(Self { uplink, hub, inbox, sleep, queues, pods }),
-            Err(source) => {
-                pool.absorb(uplink.close());
-                Err(failed(source))
-            }
-        }
+        Ok(Self { uplink: Uplink::new(sockets, outlet), hub, inbox, queues, pods })
     }
 }
 
@@ -80,10 +70,13 @@ fn open_hub(common: Common<'_>, worker: WorkerId, pods: Arc<[Traffic]>) -> Resul
     let near = settings.hub.near;
     let group = u16::try_from(near.0 % (1 << 16)).unwrap_or_default();
     let fanout = Fanout { group, program: steer.fanout_fd() };
-    // What comes from the wire has its outer headers.
-    let outer = if common.xdp.is_none() { OuterTemplate::len_over(settings.vtep) } else { 0 };
+    // Without XDP as many frames come from the wire, which have their outer headers.
+    let (slots, outer) = match common.xdp {
+        Some(_) => (settings.hub_slots, 0),
+        None => (settings.hub_slots.saturating_mul(2), OuterTemplate::len_over(settings.vtep)),
+    };
     let largest = settings.mtu.saturating_add(u16::try_from(outer).unwrap_or_default());
-    let ring = Ring::open(near, settings.hub_slots, largest, (workers > 1).then_some(fanout))?;
+    let ring = Ring::open(near, slots, largest, (workers > 1).then_some(fanout))?;
     let share = Share { worker: worker.0, workers };
     let outlet = PodOutlet::new(Sender::open()?, settings.pod_trains.then_some(near));
     Ok(Hub::new(ring, outlet, steer.credits(), share, Arc::clone(highest_pod), pods))

@@ -86,7 +86,7 @@ impl Seat {
     ) -> Result<Self, DataplaneError> {
         let Common { settings, steer, .. } = common;
         let core = settings.cores.get(usize::from(worker.0)).copied().unwrap_or_default();
-        let Ports { uplink, hub, inbox, sleep, queues, pods } = ports;
+        let Ports { uplink, hub, inbox, queues, pods } = ports;
         let (heartbeat, pulse) = match (steer.heartbeat(worker), steer.heartbeat(worker)) {
             (Ok(heartbeat), Ok(pulse)) => (heartbeat, pulse),
             (Err(error), _) | (_, Err(error)) => {
@@ -100,7 +100,6 @@ impl Seat {
             heartbeat,
             stale_ns: settings.stale_ms * 1_000_000,
             inbox: Arc::clone(&inbox),
-            sleep,
             board: Arc::default(),
         };
         let board = Arc::clone(&around.board);
