@@ -119,15 +119,20 @@ static __always_inline struct udphdr *find_udp6(const struct ipv6hdr *ip,
 	return NULL;
 }
 
-/* Whether a packet to our VTEP is of a tunnel that no peer of ours has sent. */
-static __always_inline bool is_injected(const struct packet *outer, void *end,
+static __always_inline struct udphdr *find_udp(const struct packet *outer,
+					       void *end)
+{
+	return outer->is6 ? find_udp6(outer->ip6, end) :
+			    find_udp4(outer->ip4, end);
+}
+
+/* Whether no peer of ours sends tunnel packets from there. */
+static __always_inline bool is_stranger(const struct packet *outer,
 					const struct config *cfg)
 {
-	struct udphdr *udp = outer->is6 ? find_udp6(outer->ip6, end) :
-					  find_udp4(outer->ip4, end);
 	struct key6 from = {};
 
-	if (!cfg->known_vteps_only || !udp || udp->dest != cfg->port)
+	if (!cfg->known_vteps_only)
 		return false;
 	if (outer->is6) {
 		__builtin_memcpy(from.addr, &outer->ip6->saddr,
@@ -137,6 +142,15 @@ static __always_inline bool is_injected(const struct packet *outer, void *end,
 		from.addr[3] = outer->ip4->saddr;
 	}
 	return !bpf_map_lookup_elem(&vteps, &from);
+}
+
+/* Whether a packet to our VTEP is of a tunnel that no peer of ours has sent. */
+static __always_inline bool is_injected(const struct packet *outer, void *end,
+					const struct config *cfg)
+{
+	struct udphdr *udp = find_udp(outer, end);
+
+	return udp && udp->dest == cfg->port && is_stranger(outer, cfg);
 }
 
 /* Whether the outer packet is whole, plain UDP. */
@@ -386,6 +400,20 @@ static __always_inline enum verdict judge_xdp(struct xdp_md *ctx)
 	return claim_for_queue(ctx, frame.end, &arrival.packet, cfg);
 }
 
+static __always_inline bool has_extension(const struct packet *packet)
+{
+	switch (packet->is6 ? packet->protocol : IPPROTO_UDP) {
+	case NEXT_HOP_BY_HOP:
+	case NEXT_ROUTING:
+	case NEXT_FRAGMENT:
+	case NEXT_AUTH:
+	case NEXT_DESTINATION:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* What is wanted of a frame's headers, as far as its first ones tell. */
 static __always_inline __u32 headers_of(struct __sk_buff *skb,
 					const struct config *cfg)
@@ -399,7 +427,7 @@ static __always_inline __u32 headers_of(struct __sk_buff *skb,
 	    !vtep_of(&outer, cfg))
 		return 0;
 	/* extension headers must not hide what is injected */
-	return outer.is6 && outer.protocol != IPPROTO_UDP ?
+	return cfg->known_vteps_only && has_extension(&outer) ?
 		       skb->len :
 		       OUTER_MAX + HEADERS_MAX;
 }
@@ -426,27 +454,27 @@ static __always_inline bool awaits_merged(__u32 pod, __u64 now_ns)
 	return merged_ns && younger(merged_ns, now_ns, BULK_PAUSE_NS);
 }
 
-/* What the kernel has merged, or a sender has not cut: TCP's moves much. */
-static __always_inline enum verdict judge_merged(const struct packet *packet,
-						 const struct config *cfg,
-						 __u64 now_ns)
+/* One super-packet: TCP's moves much. */
+static __always_inline enum verdict judge_super(const struct packet *packet,
+						__u64 now_ns)
 {
 	const struct local_pod *pod;
 
 	if (packet->protocol == IPPROTO_TCP)
 		return VERDICT_BULK;
-	/* several packets in tunnels of their own, for whomever */
-	pod = packet->bytes > cfg->pod_mtu ? local_by_dst(packet) : NULL;
-	await_merged(pod ? pod->id : ALL_PODS, now_ns);
+	pod = local_by_dst(packet);
+	if (pod)
+		await_merged(pod->id, now_ns);
 	return VERDICT_MULTI_BUFFER;
 }
 
-/* The same with its headers, which nobody brings into the linear part: of a list
- * of buffers that would be the next one's.
+/* What the kernel has merged, or a sender has not cut, as far as its headers are in
+ * the linear part. Nobody brings them there: of a list of buffers those would be
+ * the next one's.
  */
-static __always_inline enum verdict find_merged(const struct frame *frame,
-						const struct config *cfg,
-						__u64 now_ns)
+static __always_inline enum verdict judge_merged(const struct frame *frame,
+						 const struct config *cfg,
+						 __u64 now_ns)
 {
 	struct ethhdr *eth = frame->data;
 	struct packet packet;
@@ -458,9 +486,11 @@ static __always_inline enum verdict find_merged(const struct frame *frame,
 		    VERDICT_CLAIMED)
 		return VERDICT_TRUNCATED;
 	if (!vtep_of(&packet, cfg))
-		return judge_merged(&packet, cfg, now_ns);
-	udp = packet.is6 ? find_udp6(packet.ip6, frame->end) :
-			   find_udp4(packet.ip4, frame->end);
+		return judge_super(&packet, now_ns);
+	udp = find_udp(&packet, frame->end);
+	if (!udp && is_stranger(&packet, cfg) &&
+	    (packet.protocol == IPPROTO_UDP || has_extension(&packet)))
+		return VERDICT_UNKNOWN_VTEP;
 	if (!udp || udp->dest != cfg->port)
 		return VERDICT_NOT_VXLAN;
 	vxlan = (void *)(udp + 1);
@@ -468,10 +498,15 @@ static __always_inline enum verdict find_merged(const struct frame *frame,
 	if ((void *)(vxlan + 1) <= frame->end &&
 	    vxlan->vni != bpf_htonl(cfg->vni << 8))
 		return VERDICT_VXLAN_VNI;
+	/* one packet in one tunnel, of any length if its header has none (BIG
+	 * TCP), or several in tunnels of their own
+	 */
 	if ((void *)(eth + 1) <= frame->end &&
 	    find_ip(eth + 1, frame->end, eth->h_proto, &packet) ==
-		    VERDICT_CLAIMED)
-		return judge_merged(&packet, cfg, now_ns);
+		    VERDICT_CLAIMED &&
+	    (packet.bytes <= packet.header ||
+	     (void *)(eth + 1) - frame->data + packet.bytes >= frame->bytes))
+		return judge_super(&packet, now_ns);
 	await_merged(ALL_PODS, now_ns);
 	return VERDICT_MULTI_BUFFER;
 }
@@ -502,7 +537,7 @@ static __always_inline enum verdict judge_skb(struct __sk_buff *skb,
 	frame.apart = skb->gso_size ? VERDICT_MULTI_BUFFER : VERDICT_CLAIMED;
 	verdict = judge_frame(&frame, cfg, &arrival);
 	if (verdict == VERDICT_MULTI_BUFFER)
-		return find_merged(&frame, cfg, now_ns);
+		return judge_merged(&frame, cfg, now_ns);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	to->pod = arrival.pod->id;

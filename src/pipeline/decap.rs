@@ -40,7 +40,8 @@ pub fn copy(slot: &Slot<'_>, pool: &mut Pool) -> Result<Frame, DropReason> {
 /// that completing it cannot change what the frame was let through for.
 fn owed(frame: &[u8], virtio: &VirtioNetHdr) -> Result<Option<Checksum>, DropReason> {
     let sum = virtio.checksum(frame).map_err(|_| DropReason::VirtioHeader)?;
-    let (Some(Checksum { start, field }), Ok(tunnel)) = (sum, Encapsulated::parse(frame)) else { return Ok(sum) };
+    let Some(Checksum { start, field }) = sum else { return Ok(None) };
+    let Ok(tunnel) = Encapsulated::parse(frame) else { return Ok(sum) };
     let udp = tunnel.udp_offset();
     let ip = if tunnel.inner_ethertype == EtherType::IPV6 { Ipv6::LEN } else { Ipv4::LEN };
     let is_allowed = (start, field) == (udp, udp + 6) || start >= tunnel.inner_l3_offset + ip;

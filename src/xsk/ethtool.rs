@@ -124,8 +124,8 @@ impl Driver {
         Ok(Self { name: text(&info.driver), bus: text(&info.bus) })
     }
 
-    /// Whether XDP has the driver copy each frame that a sender of this machine made, and not merge what it receives
-    /// (`veth_convert_skb_to_xdp_buff` in drivers/net/veth.c).
+    /// Whether XDP has the driver copy each frame that a sender of this machine made (`veth_convert_skb_to_xdp_buff` in
+    /// drivers/net/veth.c).
     pub fn copies_for_xdp(&self) -> bool {
         self.name == "veth"
     }

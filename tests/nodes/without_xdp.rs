@@ -141,7 +141,7 @@ fn what_comes_without_a_tunnel_is_the_workers_too() {
     assert_eq!(cluster.bad_checksums(), 0);
 }
 
-/// XDP would have a veth copy what senders of the same machine merge.
+/// XDP would have a veth copy each frame.
 #[test]
 fn a_veth_is_an_uplink_without_xdp_until_it_is_asked_for() {
     let Some(mut cluster) = cluster(Wire::default(), Options::DEFAULT) else { return };

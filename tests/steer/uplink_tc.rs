@@ -77,8 +77,14 @@ fn what_follows_merged_datagrams_does_not_fall_behind_them() {
         return;
     }
     // One large datagram of a pod, and several in tunnels of their own.
-    let large = |to| udp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], to], [53, 40_000], &[0x55; 1600]);
-    for (merged, all) in [(encapsulate(V4, &large(POD_A[V4])), false), (encapsulate(V4, &inner(V4, 64)), true)] {
+    let large = encapsulate(V4, &inner(V4, 64));
+    let header = [8, 0, 0, 0, 0, 0, 1, 0];
+    let train = |first: &[u8]| {
+        let two = [&header[..], first, &header, &inner(V4, 64)].concat();
+        udp([PEER_MAC, NIC_MAC], [PEER[V4], VTEP[V4]], [50_000, 8472], &two)
+    };
+    let after_tcp = train(&tcp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], POD_A[V4]], b"x"));
+    for (merged, all) in [(large, false), (train(&inner(V4, 64)), true), (after_tcp, true)] {
         let rig = Rig::new(V4);
         let [to_a, to_b] = [POD_A[V4], POD_B[V4]]
             .map(|to| encapsulate(V4, &udp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], to], [53, 40_000], b"single")));
@@ -106,9 +112,13 @@ fn merged_datagrams_of_others_change_nothing() {
     for (merged, verdict) in rows {
         assert_eq!(rig.nic_tc(&merged, 20), verdict);
     }
+    let to_nobody = udp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], "10.244.1.99".parse().unwrap()], [1, 2], &[0; 100]);
+    assert_eq!(rig.nic_tc(&encapsulate(V4, &to_nobody), 20), Verdict::MultiBuffer);
+    let single = |to| encapsulate(V4, &udp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], to], [53, 40_000], b"single"));
+    assert_eq!([POD_A[V4], POD_B[V4]].map(|to| rig.nic_tc(&single(to), 0)), [Verdict::Claimed; 2]);
     assert_eq!(rig.nic_tc(&bare_to_a(), 20), Verdict::MultiBuffer, "for pod A");
-    let to_b = udp([PEER_MAC, VTEP_MAC], [REMOTE_POD[V4], POD_B[V4]], [53, 40_000], b"single");
-    assert_eq!(rig.nic_tc(&encapsulate(V4, &to_b), 0), Verdict::MultiBuffer, "which is small: it may be for any");
+    let after = [POD_A[V4], POD_B[V4]].map(|to| rig.nic_tc(&single(to), 0));
+    assert_eq!(after, [Verdict::MultiBuffer, Verdict::Claimed]);
 }
 
 /// A datagram for pod A without a tunnel.
