@@ -198,7 +198,8 @@ static __always_inline enum verdict for_anybody(const struct frame *frame,
 						void *at,
 						const struct config *cfg)
 {
-	enum verdict verdict = plain_ip(packet, frame->bytes - (at - frame->data));
+	__u32 room = frame->bytes - (at - frame->data);
+	enum verdict verdict = plain_ip(packet, room);
 
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
@@ -208,7 +209,7 @@ static __always_inline enum verdict for_anybody(const struct frame *frame,
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	return goes_on_in_bulk(packet, frame->end, cfg) ? VERDICT_BULK :
-						   VERDICT_CLAIMED;
+							  VERDICT_CLAIMED;
 }
 
 /* Whether such a packet is for a worker. */
@@ -436,13 +437,13 @@ static __always_inline __u32 headers_of(struct __sk_buff *skb,
  * as one, as over virtual wires that do not cut them, and workers get none of
  * these. What follows would be on its way for longer.
  */
-static __always_inline void await_merged(__u32 pod, __u64 now_ns)
+static __always_inline void await_merged(__u32 pod)
 {
 	__u32 account = FROM_WIRE_CREDITS + pod;
 	struct credit *credit = bpf_map_lookup_elem(&credits, &account);
 
 	if (credit)
-		WRITE_ONCE(credit->merged_ns, now_ns);
+		WRITE_ONCE(credit->merged_ns, bpf_ktime_get_ns());
 }
 
 static __always_inline bool awaits_merged(__u32 pod, __u64 now_ns)
@@ -455,8 +456,7 @@ static __always_inline bool awaits_merged(__u32 pod, __u64 now_ns)
 }
 
 /* One super-packet: TCP's moves much. */
-static __always_inline enum verdict judge_super(const struct packet *packet,
-						__u64 now_ns)
+static __always_inline enum verdict judge_super(const struct packet *packet)
 {
 	const struct local_pod *pod;
 
@@ -464,7 +464,7 @@ static __always_inline enum verdict judge_super(const struct packet *packet,
 		return VERDICT_BULK;
 	pod = local_by_dst(packet);
 	if (pod)
-		await_merged(pod->id, now_ns);
+		await_merged(pod->id);
 	return VERDICT_MULTI_BUFFER;
 }
 
@@ -473,8 +473,7 @@ static __always_inline enum verdict judge_super(const struct packet *packet,
  * the next one's.
  */
 static __always_inline enum verdict judge_merged(const struct frame *frame,
-						 const struct config *cfg,
-						 __u64 now_ns)
+						 const struct config *cfg)
 {
 	struct ethhdr *eth = frame->data;
 	struct packet packet;
@@ -486,7 +485,7 @@ static __always_inline enum verdict judge_merged(const struct frame *frame,
 		    VERDICT_CLAIMED)
 		return VERDICT_TRUNCATED;
 	if (!vtep_of(&packet, cfg))
-		return judge_super(&packet, now_ns);
+		return judge_super(&packet);
 	udp = find_udp(&packet, frame->end);
 	if (!udp && is_stranger(&packet, cfg) &&
 	    (packet.protocol == IPPROTO_UDP || has_extension(&packet)))
@@ -506,8 +505,8 @@ static __always_inline enum verdict judge_merged(const struct frame *frame,
 		    VERDICT_CLAIMED &&
 	    (packet.bytes <= packet.header ||
 	     (void *)(eth + 1) - frame->data + packet.bytes >= frame->bytes))
-		return judge_super(&packet, now_ns);
-	await_merged(ALL_PODS, now_ns);
+		return judge_super(&packet);
+	await_merged(ALL_PODS);
 	return VERDICT_MULTI_BUFFER;
 }
 
@@ -518,7 +517,6 @@ static __always_inline enum verdict judge_skb(struct __sk_buff *skb,
 					      struct target *to)
 {
 	const struct config *cfg = config_get();
-	__u64 now_ns = bpf_ktime_get_ns();
 	struct arrival arrival;
 	enum verdict verdict;
 	struct frame frame;
@@ -527,7 +525,7 @@ static __always_inline enum verdict judge_skb(struct __sk_buff *skb,
 		return VERDICT_TRUNCATED;
 	if (skb->vlan_present)
 		return VERDICT_VLAN;
-	if (!skb->gso_size) {
+	if (!skb->gso_size && skb->data_end - skb->data < skb->len) {
 		pull_headers(skb, HEADERS_MAX);
 		pull_headers(skb, headers_of(skb, cfg));
 	}
@@ -537,12 +535,13 @@ static __always_inline enum verdict judge_skb(struct __sk_buff *skb,
 	frame.apart = skb->gso_size ? VERDICT_MULTI_BUFFER : VERDICT_CLAIMED;
 	verdict = judge_frame(&frame, cfg, &arrival);
 	if (verdict == VERDICT_MULTI_BUFFER)
-		return judge_merged(&frame, cfg, now_ns);
+		return judge_merged(&frame, cfg);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	to->pod = arrival.pod->id;
-	to->now_ns = now_ns;
-	if (awaits_merged(ALL_PODS, now_ns) || awaits_merged(to->pod, now_ns))
+	to->now_ns = bpf_ktime_get_ns();
+	if (awaits_merged(ALL_PODS, to->now_ns) ||
+	    awaits_merged(to->pod, to->now_ns))
 		return VERDICT_MULTI_BUFFER;
 	return claim_for_pod(skb, frame.end, &arrival.packet, FROM_WIRE_CREDITS,
 			     cfg, to);

@@ -100,8 +100,9 @@ static __always_inline bool has_room(const struct credit *own,
 	return left > 0 && mine < 4 * left && (!quota || mine < quota);
 }
 
-/* Takes one credit of an account, and of its ring's. CPUs that race may exceed what there is by one
- * frame each: it bounds the share of a ring, it is not an account.
+/* Takes one credit of an account, and of its ring's. CPUs that race may exceed
+ * what there is by one frame each: it bounds the share of a ring, it is not an
+ * account.
  */
 static __always_inline bool take_credit(__u32 account, __u32 ring_account,
 					__u64 slots)

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use super::Node;
 pub use super::destinations::Destination;
+use super::encap::offload_error;
 use crate::counters::{DropReason, Tally};
 use crate::fib::LocalPod;
 use crate::frame::{Frame, HEADROOM, Pool};
-use crate::offload::{Checksum, Delivery, Segment, VirtioNetHdr, complete};
+use crate::offload::{Delivery, Segment, VirtioNetHdr, copy_plain};
 use crate::port::{PodPort, Slot};
 use crate::trace::Trace;
 use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, Mac, OuterError};
@@ -17,16 +18,13 @@ use crate::wire::{Ecn, Encapsulated, EtherType, Ethernet, IpError, Ipv4, Ipv6, M
 pub fn copy(slot: &Slot<'_>, pool: &mut Pool) -> Result<Frame, DropReason> {
     let bytes = slot.frame.ok_or(DropReason::SlotTruncated)?;
     let virtio = VirtioNetHdr::parse(slot.virtio).filter(|virtio| !virtio.is_gso()).ok_or(DropReason::VirtioHeader)?;
-    let owed = owed(bytes, &virtio)?;
+    if !is_harmless(bytes, &virtio) {
+        return Err(DropReason::VirtioHeader);
+    }
     let mut frame = pool.take().ok_or(DropReason::NoFrame)?;
     frame.reset(HEADROOM);
-    let copied = if frame.set_len(bytes.len()) {
-        frame.copy_from_slice(bytes);
-        let completed = owed.is_none_or(|Checksum { start, field }| complete(&mut frame, start, field - start));
-        if completed { Ok(()) } else { Err(DropReason::VirtioHeader) }
-    } else {
-        Err(DropReason::TooBig)
-    };
+    let copied =
+        if frame.set_len(bytes.len()) { copy_whole(bytes, &virtio, &mut frame) } else { Err(DropReason::TooBig) };
     match copied {
         Ok(()) => Ok(frame),
         Err(reason) => {
@@ -36,16 +34,27 @@ pub fn copy(slot: &Slot<'_>, pool: &mut Pool) -> Result<Frame, DropReason> {
     }
 }
 
-/// The checksum that a frame owes, if any. In a tunnel it is the outer UDP header's, or lies behind the inner IP header, so
-/// that completing it cannot change what the frame was let through for.
-fn owed(frame: &[u8], virtio: &VirtioNetHdr) -> Result<Option<Checksum>, DropReason> {
-    let sum = virtio.checksum(frame).map_err(|_| DropReason::VirtioHeader)?;
-    let Some(Checksum { start, field }) = sum else { return Ok(None) };
-    let Ok(tunnel) = Encapsulated::parse(frame) else { return Ok(sum) };
+/// The same into memory of its length.
+fn copy_whole(bytes: &[u8], virtio: &VirtioNetHdr, out: &mut [u8]) -> Result<(), DropReason> {
+    let (Some((to, packet)), Some(from)) = (out.split_at_mut_checked(Ethernet::LEN), bytes.get(..Ethernet::LEN)) else {
+        return Err(DropReason::WireTruncated);
+    };
+    to.copy_from_slice(from);
+    copy_plain(bytes, virtio, packet).map(drop).map_err(offload_error)
+}
+
+/// Whether a checksum that is to be completed cannot change what the frame was let through for. In a tunnel that is the
+/// outer UDP header's, or lies behind the inner IP header.
+fn is_harmless(frame: &[u8], virtio: &VirtioNetHdr) -> bool {
+    let (sum, tunnel) = match virtio.checksum(frame) {
+        Ok(Some(sum)) => (sum, Encapsulated::parse(frame)),
+        Ok(None) => return true,
+        Err(_) => return false,
+    };
+    let Ok(tunnel) = tunnel else { return true };
     let udp = tunnel.udp_offset();
     let ip = if tunnel.inner_ethertype == EtherType::IPV6 { Ipv6::LEN } else { Ipv4::LEN };
-    let is_allowed = (start, field) == (udp, udp + 6) || start >= tunnel.inner_l3_offset + ip;
-    if is_allowed { Ok(sum) } else { Err(DropReason::VirtioHeader) }
+    (sum.start, sum.field) == (udp, udp + 6) || sum.start >= tunnel.inner_l3_offset + ip
 }
 
 /// A frame from the wire that holds a whole packet for a pod.

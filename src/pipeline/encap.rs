@@ -189,7 +189,8 @@ impl<W: WirePort, T: Trace> Sink<'_, W, T> {
     }
 }
 
-fn offload_error(error: OffloadError) -> DropReason {
+/// Why a request for an offload is not met.
+pub(super) fn offload_error(error: OffloadError) -> DropReason {
     match error {
         OffloadError::NoSpace => DropReason::TooBig,
         OffloadError::NotIp

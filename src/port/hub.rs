@@ -120,24 +120,23 @@ impl Hub {
     /// Keeps the accounts of the worker's own pods. Call with milliseconds between the looks, more than a frame needs to
     /// get into the ring.
     pub fn settle(&mut self, tally: &mut Tally) {
-        self.count_gone(tally);
-        let has_gone_round = self.ring.ready(1) == 0 || self.released >= self.ring.slots();
         for way in Way::BOTH {
             self.share_out(way);
-            if has_gone_round {
+        }
+        self.count_gone(tally);
+        if self.ring.ready(1) == 0 || self.released >= self.ring.slots() {
+            self.released = 0;
+            for way in Way::BOTH {
                 self.give_up_lost(way, tally);
             }
         }
-        if has_gone_round {
-            self.released = 0;
-        }
     }
 
-    /// Bounds each holder to an equal share of [`SHARED`] slots if some were refused since the last look: they share them, with
-    /// one share for all others.
+    /// Bounds each pod, one way, to an equal share of [`SHARED`] slots if some were refused since the last look: they share
+    /// them, with one share for all others.
     fn share_out(&mut self, way: Way) {
         let mut greedy = 0;
-        for holder in self.pods().map(|pod| way.of(pod)) {
+        for holder in self.holders(way) {
             let Some(last) = self.refused.get_mut(holder.index()) else { continue };
             let refused = self.credits.refused(holder);
             greedy += u64::from(refused != mem::replace(last, refused));
@@ -158,7 +157,7 @@ impl Hub {
     /// Gives the credit of frames back that were lost between the steering program and the ring: those that were claimed
     /// before the last look, though the ring is empty or has gone round since.
     fn give_up_lost(&mut self, way: Way, tally: &mut Tally) {
-        for holder in self.pods().map(|pod| way.of(pod)) {
+        for holder in self.holders(way) {
             let Some(claimed) = self.claimed.get_mut(holder.index()) else { continue };
             let account = self.credits.account(holder);
             let overdue = Account { produced: *claimed, ..account }.in_flight();
@@ -169,6 +168,11 @@ impl Hub {
             self.credits.consume(holder, lost);
             self.credits.consume(way.ring(self.worker()), lost);
         }
+    }
+
+    /// The accounts of the worker's own pods.
+    fn holders(&self, way: Way) -> impl Iterator<Item = Holder> + use<> {
+        self.pods().map(move |pod| way.of(pod))
     }
 
     /// The worker's own pods.

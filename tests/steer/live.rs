@@ -1,7 +1,6 @@
 //! The programs at work on devices.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use libbpf_rs::{Xdp, XdpFlags};
 use podwire::ids::{HubEnds, QueueId, WorkerId};
@@ -11,7 +10,7 @@ use podwire::steer::{
 
 use crate::lab::{Lab, Tapped};
 use crate::packets::*;
-use crate::rig::{MTU, Scratch, config, is_root, now_ns, pod, refuse, xdp_socket};
+use crate::rig::{MTU, Scratch, config, counted, expect, is_root, now_ns, pod, refuse, xdp_socket};
 
 const HOOKS: [TcChoice; 2] = [TcChoice::Tcx, TcChoice::Clsact];
 
@@ -59,17 +58,12 @@ impl Node {
     }
 
     fn count(&self, verdict: Verdict) -> u64 {
-        let verdicts = self.steer.verdicts().unwrap();
-        verdicts.into_iter().find(|&(by, v, _)| by == Program::Pod && v == verdict).map_or(0, |(.., frames)| frames)
+        counted(&self.steer, Program::Pod, verdict)
     }
 
     /// Waits until `verdict` has been counted `frames` times.
     fn expect(&self, verdict: Verdict, frames: u64) {
-        let end = Instant::now() + Duration::from_secs(2);
-        while self.count(verdict) != frames && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert_eq!(self.count(verdict), frames, "{verdict:?} in {:?}", self.steer.verdicts());
+        expect(&self.steer, Program::Pod, verdict, frames);
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libbpf_rs::libbpf_sys;
 use podwire::fib::LocalPod;
@@ -58,6 +60,22 @@ pub fn config(family: usize) -> SteerConfig {
         takes_bare: true,
         leaves_tcp: false,
     }
+}
+
+/// How many frames `program` has given `verdict`.
+pub fn counted(steer: &Steer, program: Program, verdict: Verdict) -> u64 {
+    let verdicts = steer.verdicts().unwrap();
+    verdicts.into_iter().find(|&(by, v, _)| by == program && v == verdict).map_or(0, |(.., frames)| frames)
+}
+
+/// Waits until `program` has given `verdict` to so many frames.
+#[track_caller]
+pub fn expect(steer: &Steer, program: Program, verdict: Verdict, frames: u64) {
+    let end = Instant::now() + Duration::from_secs(2);
+    while counted(steer, program, verdict) != frames && Instant::now() < end {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(counted(steer, program, verdict), frames, "{verdict:?} in {:?}", steer.verdicts());
 }
 
 pub fn pod(id: u16, ifindex: IfIndex, mac: Mac) -> LocalPod {

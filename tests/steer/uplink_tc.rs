@@ -1,7 +1,7 @@
 //! The uplink without XDP: `nic_steer_tc`. That it decides as `nic_steer` does, the tests of that one show.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use podwire::ids::{HubEnds, IfIndex, PodId, QueueId, WorkerId};
 use podwire::shared::Holder;
@@ -9,7 +9,7 @@ use podwire::steer::{self, Pins, PodPath, Program, Steer, SteerConfig, TcChoice,
 
 use crate::lab::{Lab, Raw, Tapped};
 use crate::packets::*;
-use crate::rig::{MTU, Rig, STALE_NS, config, is_root, now_ns, pod, xdp_socket};
+use crate::rig::{MTU, Rig, STALE_NS, config, expect, is_root, now_ns, pod, xdp_socket};
 
 /// In the tag of a frame from the wire, as `bpf/claim.h` has it.
 const FROM_WIRE: u16 = 0x2000;
@@ -155,17 +155,9 @@ impl Node {
         Self { steer, _socket: socket, host, uplink }
     }
 
-    fn count(&self, verdict: Verdict) -> u64 {
-        let verdicts = self.steer.verdicts().unwrap();
-        verdicts.into_iter().find(|&(by, v, _)| by == Program::Nic && v == verdict).map_or(0, |(.., frames)| frames)
-    }
-
+    /// Waits until `verdict` has been counted `frames` times.
     fn expect(&self, verdict: Verdict, frames: u64) {
-        let end = Instant::now() + Duration::from_secs(2);
-        while self.count(verdict) != frames && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert_eq!(self.count(verdict), frames, "{verdict:?} in {:?}", self.steer.verdicts());
+        expect(&self.steer, Program::Nic, verdict, frames);
     }
 
     fn wire(&self) -> Raw {
