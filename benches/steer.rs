@@ -91,10 +91,8 @@ fn measure(criterion: &mut Criterion, family: usize, name: &str) {
         let protocol = if is_tcp { "TCP" } else { "UDP" };
         for (program, label) in [(Program::Nic, "nic_steer"), (Program::Pod, "pod_steer")] {
             let mut group = criterion.benchmark_group(format!("{label} {name} {protocol}"));
-            let (claim, slots, translated) = match program {
-                Program::Nic => (Verdict::Claimed, rig::SLOTS, ASKED),
-                Program::Pod => (Verdict::Quota, 0, ASKS),
-            };
+            let (claim, slots, translated) =
+                if program == Program::Nic { (Verdict::Claimed, rig::SLOTS, ASKED) } else { (Verdict::Quota, 0, ASKS) };
             let rows = [
                 ("no look-up", NatCheck::None, UNKNOWN, claim),
                 ("not found", NatCheck::Lookup, UNKNOWN, claim),
@@ -118,9 +116,10 @@ fn measure(criterion: &mut Criterion, family: usize, name: &str) {
 /// A packet between pod A and a remote pod's `port`, as the program meets it.
 fn frame(program: Program, family: usize, is_tcp: bool, port: u16) -> Vec<u8> {
     let (a, remote) = (POD_A[family], REMOTE_POD[family]);
-    let (macs, ends, ports) = match program {
-        Program::Nic => (TO_A, [remote, a], [port, POD_PORT]),
-        Program::Pod => (FROM_A, [a, remote], [POD_PORT, port]),
+    let (macs, ends, ports) = if program == Program::Nic {
+        (TO_A, [remote, a], [port, POD_PORT])
+    } else {
+        (FROM_A, [a, remote], [POD_PORT, port])
     };
     let packet = if is_tcp {
         let ports = [ports[0].to_be_bytes(), ports[1].to_be_bytes()].concat();

@@ -25,8 +25,9 @@
 
 /* What a verdict asks for. */
 struct target {
-	const struct local_pod *local;	/* VERDICT_LOCAL: the receiver */
-	bool is6;			/* VERDICT_LOCAL */
+	const struct local_pod *local;	/* the receiver, if it is of this node */
+	const struct remote *remote;	/* the receiver's prefix otherwise */
+	bool is6;			/* VERDICT_LOCAL, VERDICT_BYPASS */
 	bool by_kernel;			/* all that the sender sends */
 	__u16 pod;			/* VERDICT_CLAIMED: whose frame it is */
 	__u32 hub;			/* VERDICT_CLAIMED: ifindex */

@@ -118,9 +118,14 @@ struct {
 	__type(value, __u32);
 } pod_devices SEC(".maps");
 
-/* A prefix that the workers can reach now. */
+/* A prefix that the workers can reach now. The two MACs lie as in the inner
+ * Ethernet header of a frame that goes by our VXLAN device.
+ */
 struct remote {
 	__u32 mtu;		/* largest inner IP packet */
+	__u32 tunnel;		/* ifindex of that device; 0: not to be used */
+	__u8 peer_mac[6];
+	__u8 own_mac[6];
 };
 
 struct lpm_key4 {

@@ -7,11 +7,9 @@
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
-#include <linux/pkt_cls.h>
-#include <linux/tcp.h>
 
 #include "claim.h"
-#include "ct.h"
+#include "forward.h"
 #include "parse.h"
 
 /* Neighbour discovery and the like: the link's own traffic (RFC 4291). */
@@ -43,39 +41,12 @@ static __always_inline bool to_unicast(const struct packet *packet)
 	       (addr | dst[1] | dst[2] || bpf_ntohl(dst[3]) > 1);
 }
 
-/* Whether every packet that leaves for this frame fits @mtu. A super-packet is
- * judged by its segments. The workers can cut UDP's as well as TCP's, but get
- * none of them: gso_type is not to be seen here, and without it one of plain UDP
- * (SKB_GSO_UDP_L4) looks like one of a pod's own tunnel.
- */
-static __always_inline enum verdict fits(struct __sk_buff *skb, void *end,
-					 const struct packet *packet, __u32 mtu)
-{
-	struct tcphdr *tcp;
-
-	if (!skb->gso_size)
-		return packet->bytes > mtu ? VERDICT_TOO_BIG : VERDICT_CLAIMED;
-	if (packet->protocol != IPPROTO_TCP)
-		return VERDICT_PROTOCOL;
-	tcp = packet->is6 ? (void *)(packet->ip6 + 1) :
-			    (void *)(packet->ip4 + 1);
-	if ((void *)(tcp + 1) > end)
-		return VERDICT_TRUNCATED;
-	if (skb->gso_size + packet->header + tcp->doff * 4 > mtu)
-		return VERDICT_TOO_BIG;
-	return VERDICT_CLAIMED;
-}
-
-/* For a pod of this node. When the process has ended, nobody says that something
- * has come to be translated since.
- */
+/* For a pod of this node. */
 static __always_inline enum verdict to_local(struct __sk_buff *skb, void *end,
 					     const struct packet *packet,
 					     const struct config *cfg,
 					     const struct target *to)
 {
-	const struct context in = { .skb = skb };
-	enum nat nat = cfg->nat;
 	enum verdict verdict;
 
 	/* to itself: nothing that a pod's own stack lets out */
@@ -86,9 +57,7 @@ static __always_inline enum verdict to_local(struct __sk_buff *skb, void *end,
 	verdict = fits(skb, end, packet, cfg->pod_mtu);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	if (nat == NAT_NONE && !has_socket(to->pod, cfg))
-		nat = NAT_LOOKUP;
-	verdict = untranslated(in, packet, end, nat);
+	verdict = passes_stack(skb, end, packet, to->pod, cfg);
 	return verdict == VERDICT_CLAIMED ? VERDICT_LOCAL : verdict;
 }
 
@@ -99,7 +68,6 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 					  struct target *to)
 {
 	enum verdict verdict;
-	struct remote *remote;
 
 	if (to->by_kernel)
 		return VERDICT_FOREIGN_TC;
@@ -107,14 +75,18 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 	to->local = local_by_dst(packet);
 	if (to->local)
 		return to_local(skb, end, packet, cfg, to);
-	remote = remote_by_dst(packet);
-	if (!remote)
+	to->remote = remote_by_dst(packet);
+	if (!to->remote)
 		return VERDICT_UNKNOWN_DESTINATION;
-	verdict = fits(skb, end, packet, remote->mtu);
+	verdict = fits(skb, end, packet, to->remote->mtu);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	to->now_ns = bpf_ktime_get_ns();
-	return claim_for_pod(skb, end, packet, 0, cfg, to);
+	verdict = claim_for_pod(skb, end, packet, 0, cfg, to);
+	if (!to->remote->tunnel || !may_bypass(packet, verdict))
+		return verdict;
+	verdict = passes_stack(skb, end, packet, to->pod, cfg);
+	return verdict == VERDICT_CLAIMED ? VERDICT_BYPASS : verdict;
 }
 
 /* The sender's address and MAC must be those of the pod behind the device. */
@@ -172,51 +144,6 @@ static __always_inline enum verdict judge_pod(struct __sk_buff *skb,
 	if (packet.bytes != skb->len - ETH_HLEN)
 		return VERDICT_MALFORMED;
 	return route(skb, end, &packet, cfg, to);
-}
-
-/* Takes one from the TTL, as ip_decrease_ttl() in include/net/ip.h: the sum over
- * the header stays the same (RFC 1624), and with it that over the frame.
- */
-static __always_inline long hop4(struct __sk_buff *skb)
-{
-	const __u32 at = ETH_HLEN + offsetof(struct iphdr, ttl);
-	struct {
-		__u8 ttl;
-		__u8 protocol;
-		__u16 check;
-	} part;
-	__u32 check;
-
-	if (bpf_skb_load_bytes(skb, at, &part, sizeof(part)))
-		return -1;
-	part.ttl--;
-	check = part.check + bpf_htons(0x0100);
-	part.check = check + (check >= 0xffff);
-	return bpf_skb_store_bytes(skb, at, &part, sizeof(part), 0);
-}
-
-static __always_inline long hop6(struct __sk_buff *skb)
-{
-	const __u32 at = ETH_HLEN + offsetof(struct ipv6hdr, hop_limit);
-	__u8 limit;
-
-	if (bpf_skb_load_bytes(skb, at, &limit, sizeof(limit)))
-		return -1;
-	limit--;
-	return bpf_skb_store_bytes(skb, at, &limit, sizeof(limit),
-				   BPF_F_RECOMPUTE_CSUM);
-}
-
-/* Makes the frame one that the node has forwarded to the pod. Not by direct
- * access: the verifier would then copy the head of every cloned skb that the
- * program sees, claimed ones too.
- */
-static __always_inline long forward_to(struct __sk_buff *skb,
-				       const struct target *to)
-{
-	if (to->is6 ? hop6(skb) : hop4(skb))
-		return -1;
-	return bpf_skb_store_bytes(skb, 0, to->local->mac, 2 * ETH_ALEN, 0);
 }
 
 #endif

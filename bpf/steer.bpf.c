@@ -8,6 +8,7 @@
 
 #include "claim.h"
 #include "deliver.h"
+#include "forward.h"
 #include "maps.h"
 #include "nic.h"
 #include "pod.h"
@@ -77,10 +78,9 @@ int pod_steer(struct __sk_buff *skb)
 	case VERDICT_CLAIMED:
 		return to_hub(skb, &to, 0);
 	case VERDICT_LOCAL:
-		/* only without memory: drop, as the kernel would */
-		if (!to.local || forward_to(skb, &to))
-			return TC_ACT_SHOT;
-		return bpf_redirect_peer(to.local->ifindex, 0);
+		return forward_to_pod(skb, &to);
+	case VERDICT_BYPASS:
+		return forward_to_tunnel(skb, &to);
 	case VERDICT_SPOOF_IP:
 	case VERDICT_SPOOF_MAC:
 	case VERDICT_POD_VLAN:
@@ -90,6 +90,18 @@ int pod_steer(struct __sk_buff *skb)
 		/* other programs on the device have their say */
 		return TC_ACT_UNSPEC;
 	}
+}
+
+/* On each VXLAN device of ours, at ingress: what has come by the kernel path. */
+SEC("tcx/ingress")
+int tunnel_steer(struct __sk_buff *skb)
+{
+	struct target to = {};
+	enum verdict verdict = judge_tunnel(skb, &to);
+
+	conclude_skb(skb, PROGRAM_TUNNEL, verdict);
+	return verdict == VERDICT_BYPASS ? forward_to_pod(skb, &to) :
+					   TC_ACT_UNSPEC;
 }
 
 /* On the hub, at ingress: the workers' rings have had their copy. */

@@ -24,7 +24,7 @@
 struct trace {
 	__u64 wanted[PROGRAM_COUNT];	/* by control: a bit for each verdict */
 	__u64 until_ns;			/* by control: so long */
-	__u64 pad[5];
+	__u64 pad[4];
 	__u64 lost;			/* by the programs: no room for them */
 	__u64 pad2[7];
 };

@@ -10,6 +10,7 @@
 enum program {
 	PROGRAM_NIC,
 	PROGRAM_POD,
+	PROGRAM_TUNNEL,
 	PROGRAM_COUNT,
 };
 
@@ -20,6 +21,7 @@ enum verdict {
 	/* the fast path */
 	VERDICT_CLAIMED,
 	VERDICT_LOCAL,
+	VERDICT_BYPASS,
 	/* dropped */
 	VERDICT_SPOOF_IP,
 	VERDICT_SPOOF_MAC,

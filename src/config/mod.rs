@@ -153,6 +153,8 @@ pub struct Dataplane {
     pub known_vteps_only: bool,
     /// Default auto.
     pub bulk: Bulk,
+    /// Whether TCP that no worker takes goes past the node's routing and netfilter. Default true.
+    pub bypass: bool,
 }
 
 /// Where Prometheus finds the node's metrics: nowhere by default, as a node's ports are its operator's to give.

@@ -245,6 +245,7 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
         stale_ms: section.or("stale_ms", 20, |ms: &u64| within(10, 10_000)(*ms)),
         known_vteps_only: section.or("known_vteps_only", true, |_| Ok(())),
         bulk: section.or("bulk", Bulk::Auto, |_| Ok(())),
+        bypass: section.or("bypass", true, |_| Ok(())),
     };
     if let Some(off) = xdp.filter(|xdp| xdp.value == Xdp::Off) {
         if dataplane.zero_copy == ZeroCopy::Require {

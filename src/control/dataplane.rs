@@ -148,7 +148,7 @@ impl Dataplane {
         self.view.clone_from(view);
         let configured = self.configure(settings);
         let extended = self.steered.extend(&mut self.steer, view, &prefixes);
-        let others = if self.taken_over { Ok(()) } else { self.steer.detach_other_pods() };
+        let others = if self.taken_over { Ok(()) } else { self.steer.detach_other_devices() };
         self.taken_over |= others.is_ok();
         Ok(withdrawn.and(configured).and(extended).and(others)?)
     }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::dataplane::largest_inner;
 use super::lifecycle::Wanted;
 use super::node::Node;
+use super::plan::Tunnels;
 use super::view::{PodView, RemoteView, Settings, View};
 use super::vtep::{Uplink, Vtep};
 use super::wiring::Pod;
@@ -64,11 +65,18 @@ impl Node {
         View {
             pods,
             remotes: remotes.collect(),
+            tunnels: self.bypass(vtep).into_iter().flat_map(Tunnels::devices).collect(),
             vteps: Arc::new(peers().flat_map(|peer| peer.ends()).map(|end| end.underlay).collect()),
             known_vteps_only: self.config.dataplane.known_vteps_only,
             takes_bare: self.observed.takes_bare,
             nat: self.nat.check(),
         }
+    }
+
+    /// The tunnels by which TCP may go past the node's stack. With group policies none: the stack sets and judges them.
+    fn bypass(&self, vtep: Option<&Vtep>) -> Option<Tunnels> {
+        let may_bypass = self.config.dataplane.bypass && !self.config.vxlan.gbp;
+        vtep.filter(|_| may_bypass).and_then(|vtep| self.kernel.tunnels(vtep))
     }
 
     /// What the workers reach of a peer, by the ways to it.
@@ -84,6 +92,7 @@ impl Node {
         let (direct, tunnelled): (Vec<_>, Vec<_>) =
             peer.prefixes().filter(is_its).partition(|prefix| is_on_link && vtep.is_direct(peer, prefix));
         let ways = [(direct, None), (tunnelled, Some(end.mac))].into_iter();
+        let tunnel = self.bypass(Some(vtep)).map(|tunnels| tunnels.to(end, peer, vtep));
         ways.filter(|(prefixes, _)| !prefixes.is_empty())
             .map(|(prefixes, vtep_mac)| RemoteView {
                 name: peer.name.clone(),
@@ -92,6 +101,7 @@ impl Node {
                 vtep_mac,
                 dst_mac: hop.dst_mac,
                 mtu: vtep.mtu,
+                tunnel: tunnel.filter(|_| vtep_mac.is_some()),
             })
             .collect()
     }

@@ -245,6 +245,12 @@ impl Kernel {
         done.note(change, result);
     }
 
+    /// The VXLAN devices, once they were seen.
+    pub(super) fn tunnels(&self, vtep: &Vtep) -> Option<Tunnels> {
+        let Known { tunnel, second_tunnel, .. } = self.known;
+        tunnel.map(|first| Tunnels { first, second: vtep.second.and(second_tunnel) })
+    }
+
     /// Whether devices have changed since the last call. Cheap: for what the kernel tells nobody of.
     pub fn has_drifted(&mut self, config: &Config, pods: &[Pod]) -> Result<bool, KernelError> {
         let uplink = &config.node.uplink;

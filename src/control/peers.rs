@@ -56,9 +56,8 @@ impl Node {
     /// it differs in more, there is no tunnel yet, or the first peer comes, or the last one goes, or some may do without
     /// the tunnel. [`Node::follow_peers`] is left to the caller.
     pub(super) fn put_peers_in_force(&mut self, config: &Config, now: Instant) -> Option<bool> {
-        let (vtep, first) = (self.observed.vtep.clone()?, self.kernel.known.tunnel?);
-        let second = vtep.second.and(self.kernel.known.second_tunnel);
-        let tunnels = Tunnels { first, second };
+        let vtep = self.observed.vtep.clone()?;
+        let tunnels = self.kernel.tunnels(&vtep)?;
         let base = config.with_peers(Vec::new());
         if config.vxlan.direct_routing
             || self.config.peers.is_empty()

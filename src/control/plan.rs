@@ -18,6 +18,7 @@ use super::vtep::Vtep;
 use super::wiring::Pod;
 use crate::config::{Config, Peer};
 use crate::ids::IfIndex;
+use crate::steer::Tunnel;
 use crate::wire::{Mac, TunnelEnd};
 
 /// Marks our routes and rules, and the underlay's neighbours that we keep resolved (`rtm_protocol`; 192 to 252 are free
@@ -183,8 +184,15 @@ impl Tunnels {
     }
 
     /// The one that ends where the peer's `end` does.
-    fn to(self, end: TunnelEnd, peer: &Peer) -> IfIndex {
+    fn device_to(self, end: TunnelEnd, peer: &Peer) -> IfIndex {
         self.second.filter(|_| peer.second == Some(end)).unwrap_or(self.first)
+    }
+
+    /// The way to the peer's `end`.
+    pub fn to(self, end: TunnelEnd, peer: &Peer, vtep: &Vtep) -> Tunnel {
+        let device = self.device_to(end, peer);
+        let own = vtep.second.filter(|_| self.second == Some(device)).unwrap_or(vtep.first());
+        Tunnel { device, peer_mac: end.mac, own_mac: own.mac }
     }
 }
 
@@ -211,7 +219,7 @@ pub fn of_peers(config: &Config, vtep: &Vtep, tunnels: Tunnels) -> Vec<Object> {
             objects.push(Object::Route(route(*cidr, way(vtep, tunnels, peer, *cidr))));
             if !vtep.is_direct(peer, cidr) {
                 let end = vtep.end_for(peer, cidr);
-                let (index, mac, address) = (tunnels.to(end, peer), end.mac, cidr.network());
+                let (index, mac, address) = (tunnels.device_to(end, peer), end.mac, cidr.network());
                 objects.push(Object::Neighbour(Neighbour { index, address, mac }));
                 // Two ranges by one tunnel ask for one entry.
                 objects.push(Object::Fdb(FdbEntry { index, mac, vtep: end.underlay, plain: true }));
@@ -228,7 +236,7 @@ fn way(vtep: &Vtep, tunnels: Tunnels, peer: &Peer, cidr: IpNet) -> RouteKind {
     if vtep.is_direct(peer, &cidr) {
         RouteKind::Via { device: vtep.uplink.index, gateway: Some(end.underlay) }
     } else {
-        RouteKind::Via { device: tunnels.to(end, peer), gateway: Some(cidr.network()) }
+        RouteKind::Via { device: tunnels.device_to(end, peer), gateway: Some(cidr.network()) }
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Bulk, Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
 use crate::ids::{HubEnds, IfIndex};
-use crate::steer::{NatCheck, PodPath};
+use crate::steer::{NatCheck, PodPath, Tunnel};
 use crate::wire::{Mac, TunnelEnd, Vni};
 use crate::worker;
 use crate::xsk::Queues;
@@ -65,6 +65,8 @@ pub struct View {
     /// The remote nodes that can be reached through the uplink now. Packets for other nodes are
     /// left to the kernel path.
     pub remotes: Arc<[RemoteView]>,
+    /// The VXLAN devices by which TCP may go past the node's stack.
+    pub tunnels: BTreeSet<IfIndex>,
     /// The outer source addresses of all peers, reached or not.
     pub vteps: Arc<BTreeSet<IpAddr>>,
     /// Whether tunnel packets from elsewhere are dropped.
@@ -97,6 +99,8 @@ pub struct RemoteView {
     pub dst_mac: Mac,
     /// The largest inner IP packet, in bytes.
     pub mtu: u16,
+    /// The kernel's tunnel to it, if TCP may go by it past the node's stack.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// Figures by their stable label: see [`Count`](crate::counters::Count) and

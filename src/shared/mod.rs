@@ -46,7 +46,7 @@ const FROM_WIRE: usize = RINGS + MAX_RINGS;
 /// The entries of what is traced, and the words in them.
 const ORDER: usize = 0;
 const WANTED: usize = 0;
-const UNTIL_NS: usize = 2;
+const UNTIL_NS: usize = 3;
 const LOSSES: usize = 1;
 const LOST: usize = 0;
 
@@ -299,7 +299,7 @@ impl TraceOrder {
     }
 
     /// Has each program tell of the verdicts whose bits are set, until `until_ns`.
-    pub fn want(&self, wanted: [u64; 2], until_ns: u64) {
+    pub fn want(&self, wanted: [u64; UNTIL_NS - WANTED], until_ns: u64) {
         let Some(order) = self.table.get(ORDER) else { return };
         let words = order.get(UNTIL_NS).into_iter().zip([until_ns]);
         // Who sees what is wanted sees until when, and takes nothing back.

@@ -15,6 +15,7 @@ const POD: &str = "pod_steer";
 const HUB: &str = "hub_drop";
 const HUB_FAR: &str = "hub_deliver";
 const UPLINK_TC: &str = "nic_steer_tc";
+const TUNNEL: &str = "tunnel_steer";
 
 /// A program at the ingress of the uplink, or on its end of the hub.
 #[derive(Debug)]
@@ -22,6 +23,30 @@ pub(super) struct End {
     program: &'static str,
     ifindex: IfIndex,
     attached: Attachment,
+}
+
+/// Whose device it is that comes and goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guest {
+    Pod,
+    /// A VXLAN device of ours.
+    Tunnel,
+}
+
+impl Guest {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Pod => POD,
+            Self::Tunnel => TUNNEL,
+        }
+    }
+
+    fn pin(self, ifindex: IfIndex) -> String {
+        match self {
+            Self::Pod => pins::pod(ifindex),
+            Self::Tunnel => pins::tunnel(ifindex),
+        }
+    }
 }
 
 /// An attachment that somebody else had undone.
@@ -88,22 +113,34 @@ impl Steer {
 
     /// Attaches `pod_steer` to the host end of a pod's veth pair, or puts it in the place of an earlier one there.
     pub fn attach_pod(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
-        let pin = self.pins.link(&pins::pod(ifindex));
-        let attached = tc::attach(POD, &self.programs.pod_steer, ifindex, &pin, self.tc)?;
-        self.pods.insert(ifindex, attached);
+        self.attach_device(Guest::Pod, ifindex)
+    }
+
+    /// Attaches `tunnel_steer` to a VXLAN device of ours, or puts it in the place of an earlier one there.
+    pub fn attach_tunnel(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
+        self.attach_device(Guest::Tunnel, ifindex)
+    }
+
+    fn attach_device(&mut self, guest: Guest, ifindex: IfIndex) -> Result<(), SteerError> {
+        let program = match guest {
+            Guest::Pod => &self.programs.pod_steer,
+            Guest::Tunnel => &self.programs.tunnel_steer,
+        };
+        let attached = tc::attach(guest.program(), program, ifindex, &self.pins.link(&guest.pin(ifindex)), self.tc)?;
+        self.devices.insert(ifindex, (guest, attached));
         Ok(())
     }
 
-    /// Detaches `pod_steer`, if this value has attached it there.
-    pub fn detach_pod(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
-        let Some(attached) = self.pods.remove(&ifindex) else { return Ok(()) };
-        attached.detach().map_err(|source| SteerError::Detach { program: POD, ifindex, source })
+    /// Detaches the program of a pod's device or a tunnel's, if this value has attached it there.
+    pub fn detach_device(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
+        let Some((guest, attached)) = self.devices.remove(&ifindex) else { return Ok(()) };
+        attached.detach().map_err(|source| SteerError::Detach { program: guest.program(), ifindex, source })
     }
 
-    /// Detaches `pod_steer` from all devices but those where this value has attached it.
-    pub fn detach_other_pods(&self) -> Result<(), SteerError> {
-        let ours: Vec<_> = self.pods.keys().map(|ifindex| pins::pod(*ifindex)).collect();
-        self.pins.remove_pods(|name| ours.iter().any(|our| our == name))
+    /// Detaches the programs of pods' devices and tunnels' from all but those where this value has attached them.
+    pub fn detach_other_devices(&self) -> Result<(), SteerError> {
+        let ours: Vec<_> = self.devices.iter().map(|(ifindex, (guest, _))| guest.pin(*ifindex)).collect();
+        self.pins.remove_devices(|name| ours.iter().any(|our| our == name))
     }
 
     /// Attaches `hub_drop` and `hub_deliver` to the hub's ends, or puts them in the places of earlier ones there.
@@ -156,9 +193,10 @@ impl Steer {
             repairs.push(Repair { program, ifindex, outcome });
         }
         self.ends = ends;
-        let lost: Vec<_> = self.pods.iter().filter(|(ifindex, pod)| !pod.is_on(**ifindex)).map(|(i, _)| *i).collect();
-        for ifindex in lost {
-            repairs.push(Repair { program: POD, ifindex, outcome: self.attach_pod(ifindex) });
+        let lost = self.devices.iter().filter(|(ifindex, (_, attached))| !attached.is_on(**ifindex));
+        let lost: Vec<_> = lost.map(|(ifindex, (guest, _))| (*guest, *ifindex)).collect();
+        for (guest, ifindex) in lost {
+            repairs.push(Repair { program: guest.program(), ifindex, outcome: self.attach_device(guest, ifindex) });
         }
         repairs.extend(self.pin_again());
         repairs
@@ -168,9 +206,10 @@ impl Steer {
     fn pin_again(&self) -> Vec<Repair> {
         let uplink = self.uplink.iter().map(|uplink| ("nic_steer", uplink.ifindex, &uplink.link));
         let ends = self.ends.iter().filter_map(|end| Some((end.program, end.ifindex, end.attached.link()?)));
-        let pods = self.pods.iter().filter_map(|(ifindex, pod)| Some((POD, *ifindex, pod.link()?)));
+        let devices = self.devices.iter();
+        let devices = devices.filter_map(|(ifindex, (guest, at))| Some((guest.program(), *ifindex, at.link()?)));
         let bare =
-            uplink.chain(ends).chain(pods).filter(|(_, ifindex, link)| link.is_on(*ifindex) && !link.is_pinned());
+            uplink.chain(ends).chain(devices).filter(|(_, ifindex, link)| link.is_on(*ifindex) && !link.is_pinned());
         bare.map(|(program, ifindex, link)| Repair { program, ifindex, outcome: self.pin_link(link) }).collect()
     }
 
@@ -209,7 +248,7 @@ pub fn remove(pins: Option<Pins>, devices: &[IfIndex]) -> Result<bool, SteerErro
     let mut any = pins.is_some();
     let mut result = pins.map_or(Ok(()), Pins::remove);
     for &ifindex in devices {
-        match detach_filter(ifindex, &[POD, HUB, HUB_FAR, UPLINK_TC]) {
+        match detach_filter(ifindex, &[POD, HUB, HUB_FAR, UPLINK_TC, TUNNEL]) {
             Ok(detached) => any |= detached,
             Err(source) => result = result.and(Err(SteerError::Detach { program: POD, ifindex, source })),
         }

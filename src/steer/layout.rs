@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{PodPath, SteerConfig};
+use super::{PodPath, SteerConfig, Tunnel};
 use crate::fib::LocalPod;
-use crate::wire::TunnelEnd;
+use crate::ids::IfIndex;
+use crate::wire::{Mac, TunnelEnd};
 
 /// `struct config`.
 pub(super) fn config(config: &SteerConfig) -> [u8; 112] {
@@ -48,8 +49,10 @@ pub(super) fn local_pod(pod: &LocalPod, path: PodPath) -> [u8; 20] {
 }
 
 /// `struct remote`.
-pub(super) fn remote(mtu: u16) -> [u8; 4] {
-    u32::from(mtu).to_ne_bytes()
+pub(super) fn remote(mtu: u16, tunnel: Option<Tunnel>) -> [u8; 20] {
+    let Tunnel { device, peer_mac, own_mac } =
+        tunnel.unwrap_or(Tunnel { device: IfIndex::NONE, peer_mac: Mac([0; 6]), own_mac: Mac([0; 6]) });
+    concat(&[&u32::from(mtu).to_ne_bytes(), &device.0.to_ne_bytes(), &peer_mac.0, &own_mac.0])
 }
 
 /// An address as a key of `vteps`.
@@ -91,9 +94,9 @@ fn concat<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{IfIndex, PodId};
+    use crate::ids::PodId;
     use crate::steer::{NatCheck, btf};
-    use crate::wire::{Mac, Vni};
+    use crate::wire::Vni;
 
     /// The members of `structure` in `bytes`, cut out by the offsets that the compiler chose for the programs.
     fn check(structure: &str, bytes: &[u8], expected: &[(&str, &[u8])]) {
@@ -168,7 +171,15 @@ mod tests {
         ];
         check("local_pod", &local_pod(&pod, PodPath::Kernel), expected);
         check("local_pod", &local_pod(&pod, PodPath::Fast), &[("by_kernel", &[0])]);
-        check("remote", &remote(1450), &[("mtu", &1450_u32.to_ne_bytes())]);
+        let tunnel = Tunnel { device: IfIndex(7), peer_mac: Mac([3; 6]), own_mac: Mac([4; 6]) };
+        let expected: &[(&str, &[u8])] = &[
+            ("mtu", &1450_u32.to_ne_bytes()),
+            ("tunnel", &7_u32.to_ne_bytes()),
+            ("peer_mac", &[3; 6]),
+            ("own_mac", &[4; 6]),
+        ];
+        check("remote", &remote(1450, Some(tunnel)), expected);
+        check("remote", &remote(1450, None), &[("tunnel", &[0; 4])]);
     }
 
     #[test]

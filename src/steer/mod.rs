@@ -16,7 +16,10 @@
 //!            pod ◀─ hub_deliver ◀─ trains of packets ◀─ hub
 //!
 //!   wire ─▶ nic_steer_tc, without XDP ─┬─ claimed ─▶ hub ─▶ worker
-//!                                      └─ kernel path
+//!                                      └─ kernel path ─▶ VXLAN device
+//!
+//!   pod ─▶ pod_steer ─ TCP that no worker takes ─▶ VXLAN device ─▶ tunnel_steer ─┬─ TCP ─▶ pod
+//!                                                                              └─ kernel path
 //! ```
 
 mod attach;
@@ -46,7 +49,7 @@ use ipnet::IpNet;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, PrintLevel};
 
-use attach::End;
+use attach::{End, Guest};
 pub use attach::{Repair, foreign_programs, is_our_filter, remove};
 pub use error::SteerError;
 pub use nat::{NatCheck, knows_conntrack};
@@ -119,11 +122,23 @@ pub enum PodPath {
     Kernel,
 }
 
+/// The kernel's tunnel to a prefix, by which TCP may go past the node's stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tunnel {
+    /// The VXLAN device.
+    pub device: IfIndex,
+    /// The inner destination MAC,
+    pub peer_mac: Mac,
+    /// and the source.
+    pub own_mac: Mac,
+}
+
 #[derive(Debug)]
 struct Programs {
     nic_steer: OwnedFd,
     nic_steer_tc: OwnedFd,
     pod_steer: OwnedFd,
+    tunnel_steer: OwnedFd,
     hub_drop: OwnedFd,
     hub_deliver: OwnedFd,
     hub_fanout: OwnedFd,
@@ -137,6 +152,7 @@ impl Programs {
             nic_steer: own(skel.progs.nic_steer.as_fd())?,
             nic_steer_tc: own(skel.progs.nic_steer_tc.as_fd())?,
             pod_steer: own(skel.progs.pod_steer.as_fd())?,
+            tunnel_steer: own(skel.progs.tunnel_steer.as_fd())?,
             hub_drop: own(skel.progs.hub_drop.as_fd())?,
             hub_deliver: own(skel.progs.hub_deliver.as_fd())?,
             hub_fanout: own(skel.progs.hub_fanout.as_fd())?,
@@ -173,7 +189,8 @@ pub struct Steer {
     tc: TcChoice,
     /// On the hub's ends, and on the uplink where there is no XDP.
     ends: Vec<End>,
-    pods: HashMap<IfIndex, Attachment>,
+    /// On the devices that come and go: those of pods, and the tunnels'.
+    devices: HashMap<IfIndex, (Guest, Attachment)>,
 }
 
 impl Steer {
@@ -216,7 +233,7 @@ impl Steer {
             uplink: None,
             tc: TcChoice::default(),
             ends: Vec::new(),
-            pods: HashMap::new(),
+            devices: HashMap::new(),
         };
         steer.set_config(config)?;
         for map in skel.object().maps() {
@@ -259,6 +276,7 @@ impl Steer {
         match program {
             Program::Nic => self.programs.nic_steer.as_fd(),
             Program::Pod => self.programs.pod_steer.as_fd(),
+            Program::Tunnel => self.programs.tunnel_steer.as_fd(),
         }
     }
 
@@ -278,9 +296,10 @@ impl Steer {
         self.local(address).remove(&layout::address(address), &address)
     }
 
-    /// Says that the workers reach `prefix`, with inner IP packets of at most `mtu` bytes.
-    pub fn add_remote(&self, prefix: IpNet, mtu: u16) -> Result<(), SteerError> {
-        self.remote(prefix).set(&layout::prefix(prefix), &layout::remote(mtu), &prefix)
+    /// Says that the workers reach `prefix`, with inner IP packets of at most `mtu` bytes, and by which tunnel TCP may go
+    /// there that they do not take.
+    pub fn add_remote(&self, prefix: IpNet, mtu: u16, tunnel: Option<Tunnel>) -> Result<(), SteerError> {
+        self.remote(prefix).set(&layout::prefix(prefix), &layout::remote(mtu, tunnel), &prefix)
     }
 
     /// Leaves `prefix` to the kernel path.

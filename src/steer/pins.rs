@@ -2,7 +2,7 @@
 //! by the namespace's cookie, so that instances never meet.
 //!
 //! ```text
-//!   /sys/fs/bpf/podwire/COOKIE/links/{uplink,uplink_tc,hub,hub_far,pod_IFINDEX}   the links that hold the programs on their devices
+//!   /sys/fs/bpf/podwire/COOKIE/links/{uplink,uplink_tc,hub,hub_far,pod_IFINDEX,tunnel_IFINDEX}   the links that hold the programs on their devices
 //!                             /maps/NAME                                for `bpftool map dump pinned`
 //! ```
 
@@ -31,10 +31,16 @@ pub(super) const UPLINK_TC: &str = "uplink_tc";
 pub(super) const HUB: &str = "hub";
 pub(super) const HUB_FAR: &str = "hub_far";
 const POD: &str = "pod_";
+const TUNNEL: &str = "tunnel_";
 
 /// The name of the link of a pod's device.
 pub(super) fn pod(ifindex: IfIndex) -> String {
     format!("{POD}{ifindex}")
+}
+
+/// The name of the link of a VXLAN device.
+pub(super) fn tunnel(ifindex: IfIndex) -> String {
+    format!("{TUNNEL}{ifindex}")
 }
 
 /// The pins of one network namespace.
@@ -108,10 +114,12 @@ impl Pins {
         }
     }
 
-    /// Removes the links of pods that `keep` does not name. Goes on after an error and returns the first.
-    pub(super) fn remove_pods(&self, keep: impl Fn(&str) -> bool) -> Result<(), SteerError> {
+    /// Removes the links of devices of pods and of tunnels that `keep` does not name. Goes on after an error and returns
+    /// the first.
+    pub(super) fn remove_devices(&self, keep: impl Fn(&str) -> bool) -> Result<(), SteerError> {
+        let is_of_device = |name: &String| name.starts_with(POD) || name.starts_with(TUNNEL);
         let names = entries(&self.links())?;
-        self.remove_links(names.into_iter().filter(|name| name.starts_with(POD) && !keep(name)))
+        self.remove_links(names.into_iter().filter(|name| is_of_device(name) && !keep(name)))
     }
 
     fn remove_links(&self, names: impl Iterator<Item = String>) -> Result<(), SteerError> {

@@ -162,8 +162,8 @@ mod tests {
     #[test]
     fn an_order_lies_where_the_programs_read_it() {
         let (size, words) = btf::layout("trace");
-        assert_eq!((size, words["wanted"], words["until_ns"], words["lost"]), (128, 0, 16, 64));
-        let [nic, pod] = Verdicts::such_as(|program, verdict| {
+        assert_eq!((size, words["wanted"], words["until_ns"], words["lost"]), (128, 0, 24, 64));
+        let [nic, pod, _] = Verdicts::such_as(|program, verdict| {
             (program, verdict) == (Program::Nic, Verdict::Claimed) || verdict == Verdict::ForeignTc
         })
         .0;

@@ -7,6 +7,7 @@ table! {
     pub enum Program {
         Nic => "nic_steer", "XDP or, without it, tc on the uplink: frames from the wire";
         Pod => "pod_steer", "tc on the host end of each pod's veth pair: frames from pods";
+        Tunnel => "tunnel_steer", "tc on the VXLAN devices: what has come by the kernel path";
     }
 }
 
@@ -15,6 +16,7 @@ table! {
     pub enum Verdict {
         Claimed => "claimed", "handed to a worker";
         Local => "local", "redirected to another pod of this node inside the kernel";
+        Bypass => "bypass", "TCP that no worker takes, redirected between the pod and the VXLAN device (dataplane.bypass)";
         SpoofIp => "spoof_ip", "the source address is not the pod's";
         SpoofMac => "spoof_mac", "the source MAC is not the pod's";
         PodVlan => "pod_vlan", "VLAN-tagged by a pod, whose source address was not looked at";
@@ -37,7 +39,7 @@ table! {
         NotUnicast => "not_unicast", "multicast, broadcast, link-local, loopback or unspecified";
         Options => "options", "IPv4 options or an IPv6 extension header";
         Fragment => "fragment", "a fragment";
-        Protocol => "protocol", "neither TCP, UDP nor ICMP, or a super-packet that is not TCP";
+        Protocol => "protocol", "neither TCP, UDP nor ICMP, or a super-packet that is not TCP; from the VXLAN device: not TCP";
         Ttl => "ttl", "the time to live or hop limit would reach zero";
         TooBig => "too_big", "does not fit the MTU, or a worker's frame";
         UnknownDestination => "unknown_destination", "no pod that the data plane can reach";
@@ -55,7 +57,7 @@ table! {
 /// Who has the frame after a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// A worker, or the pod itself by a redirect.
+    /// A worker, or who is to get it, by a redirect.
     Fast,
     /// The kernel path, as if the program were not there.
     Kernel,
@@ -66,7 +68,7 @@ pub enum Outcome {
 impl Verdict {
     pub fn outcome(self) -> Outcome {
         match self {
-            Self::Claimed | Self::Local => Outcome::Fast,
+            Self::Claimed | Self::Local | Self::Bypass => Outcome::Fast,
             Self::SpoofIp | Self::SpoofMac | Self::PodVlan | Self::Quota | Self::UnknownVtep | Self::SpoofWire => {
                 Outcome::Dropped
             }
@@ -88,8 +90,8 @@ mod tests {
             .map(|name| name.strip_prefix("VERDICT_").unwrap().to_lowercase())
             .collect();
         assert_eq!(enumerators, labels);
-        assert_eq!(btf::enumerators("program"), ["PROGRAM_NIC", "PROGRAM_POD", "PROGRAM_COUNT"]);
-        assert_eq!(Program::ALL, [Program::Nic, Program::Pod]);
+        assert_eq!(btf::enumerators("program"), ["PROGRAM_NIC", "PROGRAM_POD", "PROGRAM_TUNNEL", "PROGRAM_COUNT"]);
+        assert_eq!(Program::ALL, [Program::Nic, Program::Pod, Program::Tunnel]);
         assert_eq!(btf::layout("tally").0, Verdict::ALL.len() * size_of::<u64>());
     }
 }

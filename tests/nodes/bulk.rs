@@ -35,7 +35,8 @@ fn where_af_xdp_copies_the_kernel_path_takes_over_what_moves_much() {
     };
     let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
     let taken_over = || {
-        let of = |node: &PodwireNode| [Program::Nic, Program::Pod].map(|program| node.verdict(program, Verdict::Bulk));
+        let ways = [(Program::Nic, Verdict::Bulk), (Program::Pod, Verdict::Bypass), (Program::Tunnel, Verdict::Bypass)];
+        let of = |node: &PodwireNode| ways.map(|(program, verdict)| node.verdict(program, verdict));
         cluster.podwire_nodes().map(of)
     };
     for node in cluster.podwire_nodes() {
@@ -47,12 +48,12 @@ fn where_af_xdp_copies_the_kernel_path_takes_over_what_moves_much() {
             tcp_transfer(from, to, destination, 50_000).expect("TCP");
         }
     }
-    assert_eq!(taken_over(), [[0; 2]; 2], "what is short is the workers'");
+    assert_eq!(taken_over(), [[0; 3]; 2], "what is short is the workers'");
     for destination in to.addresses() {
         let before = taken_over();
         tcp_transfer(from, to, destination, 10_000_000).expect("TCP");
         let more =
-            |(after, before): (&[u64; 2], &[u64; 2])| after.iter().zip(before).all(|(after, before)| after > before);
+            |(after, before): (&[u64; 3], &[u64; 3])| after.iter().zip(before).all(|(after, before)| after > before);
         assert!(taken_over().iter().zip(&before).all(more), "data and acknowledgements on both nodes");
     }
     assert_eq!(cluster.bad_checksums(), 0);

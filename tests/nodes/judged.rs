@@ -10,7 +10,7 @@ use podwire::control::api::trace::{Direction, Outcome, Packet, Side};
 use podwire::steer::{Program, Verdict};
 
 use super::cluster;
-use super::harness::{Cluster, Options, PodwireNode, Wire, pings, signal, udp_echo, wait_until};
+use super::harness::{Cluster, Options, PodwireNode, Wire, pings, signal, tcp_transfer, udp_echo, wait_until};
 use super::hostile::{datagram_with, to_vtep};
 use super::trace::{Trace, device, pcapng_is_sound, tshark};
 
@@ -190,12 +190,12 @@ fn wanted(node: &PodwireNode) -> Vec<u64> {
 #[test]
 fn the_programs_stop_telling_when_the_client_or_the_daemon_is_killed() {
     let Some(mut cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
-    assert_eq!(wanted(&cluster.a), [0, 0]);
+    assert_eq!(wanted(&cluster.a), [0, 0, 0]);
     let mut trace = Trace::start(&cluster.a, "--path all", Stdio::null());
     assert!(wanted(&cluster.a).iter().all(|&mask| mask != 0));
     trace.client.kill().expect("our child");
     trace.client.wait().expect("our child");
-    assert!(wait_until(SOON, || wanted(&cluster.a) == [0, 0]), "the daemon takes it back");
+    assert!(wait_until(SOON, || wanted(&cluster.a) == [0, 0, 0]), "the daemon takes it back");
 
     let _trace = Trace::start(&cluster.a, "--path all", Stdio::null());
     cluster.a.kill();
@@ -203,7 +203,8 @@ fn the_programs_stop_telling_when_the_client_or_the_daemon_is_killed() {
     let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
     let expired = || {
         assert!(pings(from, to.v4.into(), ""), "by the kernel path");
-        wanted(&cluster.a) == [0, 0]
+        tcp_transfer(from, to, to.v4.into(), 1000).expect("past the stack");
+        wanted(&cluster.a) == [0, 0, 0]
     };
     assert!(wait_until(SOON, expired), "the programs do it themselves");
     cluster.a.launch();

@@ -20,6 +20,7 @@ macro_rules! in_both_modes {
 
 mod broken;
 mod bulk;
+mod bypass;
 mod confined;
 mod direct;
 mod failover;

@@ -63,15 +63,22 @@ fn workers_take_datagrams_both_ways_and_the_kernel_carries_the_rest() {
         // Over a wire that does not cut, the plain kernel's node leaves checksums to its device, which leaves them to ours.
         echo_by_workers(a, &a.pods[0], &c.pods[0]);
         let (from, to) = (&a.pods[0], &b.pods[0]);
-        let bulk = || [Program::Pod, Program::Nic].map(|program| a.verdict(program, Verdict::Bulk));
-        let (before, of_workers) = (bulk(), taken(a));
+        let by_kernel = || {
+            let by_programs =
+                [(Program::Pod, Verdict::Bypass), (Program::Nic, Verdict::Bulk), (Program::Tunnel, Verdict::Bypass)];
+            by_programs.map(|(program, verdict)| a.verdict(program, verdict))
+        };
+        let (before, of_workers) = (by_kernel(), taken(a));
         for destination in to.addresses() {
             tcp_transfer(from, to, destination, 1_000_000).expect("TCP");
         }
         for destination in from.addresses() {
             tcp_transfer(to, from, destination, 1_000_000).expect("TCP");
         }
-        assert!(bulk().iter().zip(before).all(|(now, before)| *now > before), "TCP is seen, and left to the kernel");
+        assert!(
+            by_kernel().iter().zip(before).all(|(now, before)| *now > before),
+            "TCP is seen, and left to the kernel"
+        );
         thread::sleep(Duration::from_millis(100));
         assert_eq!(taken(a), of_workers, "none of it is the workers'");
         assert!(to.addresses().iter().all(|destination| pings(from, *destination, "")));

@@ -7,7 +7,16 @@ use super::scene::{Counts, endpoint, scene};
 
 #[test]
 fn a_connection_survives_each_change_of_its_path() {
-    let Some(mut scene) = scene(Options::ADAPTIVE) else { return };
+    survives_each_change(Options { sections: "bypass = false\n", ..Options::ADAPTIVE });
+}
+
+#[test]
+fn a_connection_survives_each_change_of_its_path_past_the_stack() {
+    survives_each_change(Options::ADAPTIVE);
+}
+
+fn survives_each_change(options: Options) {
+    let Some(mut scene) = scene(options) else { return };
     let _servers = scene.servers();
     let client = scene.cluster.a.pods[0].clone();
     for node in [&scene.cluster.a, &scene.cluster.b] {

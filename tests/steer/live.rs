@@ -44,7 +44,7 @@ impl Node {
             host.within(|| steer.attach_pod(ifindex)).unwrap();
         }
         for range in REMOTE_RANGE {
-            steer.add_remote(range.parse().unwrap(), MTU).unwrap();
+            steer.add_remote(range.parse().unwrap(), MTU, None).unwrap();
         }
         let hub = HubEnds { near: host.ifindex("pwhub0"), far: host.ifindex("pwhub1") };
         host.within(|| steer.attach_hub(hub)).unwrap();
@@ -177,7 +177,7 @@ fn judges_skbs_that_a_test_run_cannot_make() {
     node.expect(Verdict::PodVlan, 1);
     // headers outside the linear part
     for (nth, range) in (1..).zip(REMOTE_RANGE) {
-        node.steer.add_remote(range.parse().unwrap(), 9000).unwrap();
+        node.steer.add_remote(range.parse().unwrap(), 9000, None).unwrap();
         node.host.socket("eth1", 0).send_paged(&from_a(REMOTE_POD[nth - 1], 6000), 14);
         node.expect(Verdict::Claimed, u64::try_from(nth).unwrap());
     }
@@ -198,8 +198,8 @@ fn a_detached_pod_takes_the_kernel_path() {
         sender.send(&frame);
         assert_eq!(stack.receive(), None);
         node.expect(Verdict::Claimed, 1);
-        node.host.within(|| node.steer.detach_pod(pw1)).unwrap();
-        node.host.within(|| node.steer.detach_pod(pw1)).expect("nothing to do is success");
+        node.host.within(|| node.steer.detach_device(pw1)).unwrap();
+        node.host.within(|| node.steer.detach_device(pw1)).expect("nothing to do is success");
         sender.send(&frame);
         assert_eq!(stack.receive(), Some(Tapped { vlan: None, frame }));
         node.expect(Verdict::Claimed, 1);

@@ -21,5 +21,6 @@ mod rig;
 mod shaping;
 mod takeover;
 mod trace;
+mod tunnel;
 mod uplink_tc;
 mod vxlan;

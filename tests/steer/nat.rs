@@ -109,6 +109,25 @@ fn leaves_translated_flows_to_the_kernel_and_claims_the_others() {
 }
 
 #[test]
+fn translated_connections_do_not_go_past_the_stack() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let lookup = SteerConfig { nat: NatCheck::Lookup, leaves_tcp: true, ..config(V4) };
+    scene.rig.steer.set_config(&lookup).unwrap();
+    scene.rig.lead_by_tunnel();
+    // the address of the loopback device
+    let tunnel = |frame| scene.lab.within(|| scene.rig.tunnel(&patched(frame, 0, &[0; 6]), 0).0);
+    for family in FAMILIES {
+        assert_eq!(scene.pod(&segment(family, true, 80, SYN)), Verdict::Nated);
+        assert_eq!(tunnel(segment(family, false, 80, ACK)), Verdict::Nated, "the answer of a service");
+        assert_eq!(scene.pod(&segment(family, true, 8080, ACK)), Verdict::Bypass, "known, and not translated");
+        assert_eq!(tunnel(segment(family, false, 8080, ACK)), Verdict::Bypass);
+    }
+}
+
+#[test]
 fn leaves_a_flow_to_the_kernel_whose_answers_would_be_taken_for_a_translated_ones() {
     if !is_root() {
         return;

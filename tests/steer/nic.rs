@@ -352,7 +352,7 @@ fn follows_its_maps_and_its_configuration() {
     let range = || REMOTE_RANGE[V4].parse().unwrap();
     rig.steer.remove_remote(range()).unwrap();
     assert_eq!(rig.nic(&frame), Verdict::UnknownSource);
-    rig.steer.add_remote(range(), MTU).unwrap();
+    rig.steer.add_remote(range(), MTU, None).unwrap();
     rig.steer.set_config(&SteerConfig { port: 4789, ..config(V4) }).unwrap();
     assert_eq!(rig.nic(&frame), Verdict::NotVxlan);
     let port = ETHERNET + ip_header(V4) + 2;

@@ -74,8 +74,8 @@ fn leaves_what_is_not_unicast_to_the_kernel() {
     }
     let rig = Rig::new(V4);
     // even a route for everything must not catch them
-    rig.steer.add_remote("0.0.0.0/0".parse().unwrap(), MTU).unwrap();
-    rig.steer.add_remote("::/0".parse().unwrap(), MTU).unwrap();
+    rig.steer.add_remote("0.0.0.0/0".parse().unwrap(), MTU, None).unwrap();
+    rig.steer.add_remote("::/0".parse().unwrap(), MTU, None).unwrap();
     let odd = ["224.0.0.1", "239.1.1.1", "255.255.255.255", "169.254.1.1", "127.0.0.1", "0.0.0.0", "240.0.0.1"];
     for to in odd.into_iter().chain(["ff02::1", "ff0e::1", "fe80::1", "febf::1", "::1", "::"]) {
         assert_eq!(rig.pod(&from_a(to.parse().unwrap(), 10)), Verdict::NotUnicast, "{to}");
@@ -142,15 +142,17 @@ fn forwards_to_a_local_pod_as_a_router_would() {
             for before in with_edge_checksums(with_ttl(from_a(POD_B[family], 30), family, ttl), family) {
                 let (verdict, after) = rig.pod_gso(&before, 0);
                 assert_eq!(verdict, Verdict::Local);
-                assert_eq!(after[..12], [POD_B_MAC.0, GATEWAY_MAC.0].concat());
-                let mut expected = with_ttl(before, family, ttl - 1);
-                if family == V4 {
-                    expected = with_checksum(expected);
-                }
-                assert_eq!(after[12..], expected[12..], "family {family}, TTL {ttl}");
+                assert_eq!(after, forwarded(before, family, [POD_B_MAC, GATEWAY_MAC]), "family {family}, TTL {ttl}");
             }
         }
     }
+}
+
+/// What a router makes of a frame.
+pub fn forwarded(frame: Vec<u8>, family: usize, [to, from]: [Mac; 2]) -> Vec<u8> {
+    let ttl = frame[ETHERNET + [8, 7][family]];
+    let frame = patched(with_ttl(frame, family, ttl - 1), 0, &[to.0, from.0].concat());
+    if family == V4 { with_checksum(frame) } else { frame }
 }
 
 /// `frame` with a right IPv4 header checksum.
@@ -185,7 +187,7 @@ fn uses_the_mtu_of_each_remote_prefix() {
         return;
     }
     let rig = Rig::new(V4);
-    rig.steer.add_remote("10.244.2.0/28".parse().unwrap(), 1000).unwrap();
+    rig.steer.add_remote("10.244.2.0/28".parse().unwrap(), 1000, None).unwrap();
     let frame = from_a(REMOTE_POD[V4], 1000);
     assert_eq!(rig.pod(&frame), Verdict::TooBig, "the longest prefix wins");
     rig.steer.remove_remote("10.244.2.0/28".parse().unwrap()).unwrap();

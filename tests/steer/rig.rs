@@ -10,10 +10,12 @@ use libbpf_rs::libbpf_sys;
 use podwire::fib::LocalPod;
 use podwire::ids::{IfIndex, PodId, QueueId, WorkerId};
 use podwire::shared::Heartbeat;
-use podwire::steer::{NatCheck, Outcome, Pins, PodPath, Program, Steer, SteerConfig, Verdict};
+use podwire::steer::{NatCheck, Outcome, Pins, PodPath, Program, Steer, SteerConfig, Tunnel, Verdict};
 use podwire::wire::{Mac, Vni};
 
-use crate::packets::{GATEWAY_MAC, NIC_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC};
+use crate::packets::{
+    GATEWAY_MAC, NIC_MAC, PEER_MAC, POD_A, POD_A_MAC, POD_B, POD_B_MAC, REMOTE_RANGE, VTEP, VTEP_MAC,
+};
 
 pub const MTU: u16 = 1450;
 pub const SLOTS: u64 = 1 << 40;
@@ -21,6 +23,9 @@ pub const STALE_NS: u64 = 10_000_000_000;
 /// Test runs come from the loopback device unless told otherwise.
 pub const POD_A_IFINDEX: IfIndex = IfIndex(1);
 pub const POD_B_IFINDEX: IfIndex = IfIndex(999_999);
+
+/// Test runs come from its device too.
+pub const TUNNEL: Tunnel = Tunnel { device: IfIndex(1), peer_mac: PEER_MAC, own_mac: VTEP_MAC };
 
 /// Whether tests of the kernel can run; says so when they cannot.
 pub fn is_root() -> bool {
@@ -124,7 +129,7 @@ impl Rig {
         for family in 0..2 {
             steer.add_local(POD_A[family], &pod(1, POD_A_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
             steer.add_local(POD_B[family], &pod(2, POD_B_IFINDEX, POD_B_MAC), PodPath::Fast).unwrap();
-            steer.add_remote(REMOTE_RANGE[family].parse().unwrap(), MTU).unwrap();
+            steer.add_remote(REMOTE_RANGE[family].parse().unwrap(), MTU, None).unwrap();
         }
         let heartbeat = steer.heartbeat(WorkerId(0)).unwrap();
         heartbeat.beat(now_ns());
@@ -150,7 +155,7 @@ impl Rig {
 
     /// Runs one frame and says which verdict was counted, having checked that it was one.
     pub fn judge(&self, program: Program, frame: &[u8], gso_size: u32) -> (Verdict, Ran) {
-        self.judge_by(self.steer.program_fd(program), program, frame, (program == Program::Pod).then_some(gso_size))
+        self.judge_by(self.steer.program_fd(program), program, frame, (program != Program::Nic).then_some(gso_size))
     }
 
     /// The same by a program that counts as `program`; with a `gso_size`, 0 for none, it is one of tc.
@@ -204,10 +209,27 @@ impl Rig {
     pub fn pod_gso(&self, frame: &[u8], gso_size: u32) -> (Verdict, Vec<u8>) {
         let (verdict, ran) = self.judge(Program::Pod, frame, gso_size);
         assert_eq!(ran.code, tcx_code(verdict), "{verdict:?}");
-        if verdict != Verdict::Local {
-            assert_eq!(ran.frame, frame, "only a frame for a local pod is changed");
+        if !matches!(verdict, Verdict::Local | Verdict::Bypass) {
+            assert_eq!(ran.frame, frame, "only a frame that goes on from here is changed");
         }
         (verdict, ran.frame)
+    }
+
+    /// A frame from the device of [`TUNNEL`].
+    pub fn tunnel(&self, frame: &[u8], gso_size: u32) -> (Verdict, Vec<u8>) {
+        let (verdict, ran) = self.judge(Program::Tunnel, frame, gso_size);
+        assert_eq!(ran.code, tcx_code(verdict), "{verdict:?}");
+        if verdict != Verdict::Bypass {
+            assert_eq!(ran.frame, frame, "only a frame that goes on from here is changed");
+        }
+        (verdict, ran.frame)
+    }
+
+    /// Says that the remote pods are reached by [`TUNNEL`].
+    pub fn lead_by_tunnel(&self) {
+        for range in REMOTE_RANGE {
+            self.steer.add_remote(range.parse().unwrap(), MTU, Some(TUNNEL)).unwrap();
+        }
     }
 }
 

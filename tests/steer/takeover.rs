@@ -11,7 +11,10 @@ use crate::lab::Lab;
 use crate::packets::*;
 use crate::rig::{MTU, Scratch, config, is_root, pod, refuse, run};
 
-/// A namespace with an uplink, a hub and the host end of a pod's veth pair.
+/// The devices of a scene, and those at their other ends.
+const DEVICES: [(&str, &str); 4] = [("uplink", "wire"), ("pwhub0", "pwhub1"), ("pw1", "eth1"), ("podwire.1", "tunnel")];
+
+/// A namespace with an uplink, a hub, the host end of a pod's veth pair and what stands for a VXLAN device.
 struct Scene {
     lab: Lab,
     pins: PathBuf,
@@ -32,7 +35,7 @@ impl Scene {
 
     fn build() -> Self {
         let lab = Lab::new();
-        for (near, far) in [("uplink", "wire"), ("pwhub0", "pwhub1"), ("pw1", "eth1")] {
+        for (near, far) in DEVICES {
             lab.veth(near, far);
         }
         let pins = PathBuf::from(format!("/sys/fs/bpf/podwire/{}", lab.cookie()));
@@ -41,10 +44,11 @@ impl Scene {
 
     fn attach_all(&self, steer: &mut Steer) -> Option<XdpMode> {
         let [uplink, near, far, pod] = ["uplink", "pwhub0", "pwhub1", "pw1"].map(|name| self.lab.ifindex(name));
-        let hub = HubEnds { near, far };
+        let (hub, tunnel) = (HubEnds { near, far }, self.lab.ifindex("podwire.1"));
         self.lab.within(|| {
             steer.attach_hub(hub).unwrap();
             steer.attach_pod(pod).unwrap();
+            steer.attach_tunnel(tunnel).unwrap();
             steer.attach_uplink(uplink, UplinkChoice::Auto).unwrap()
         })
     }
@@ -53,13 +57,17 @@ impl Scene {
         format!("pod_{}", self.lab.ifindex("pw1"))
     }
 
+    fn tunnel_link(&self) -> String {
+        format!("tunnel_{}", self.lab.ifindex("podwire.1"))
+    }
+
     fn held(&self, name: &str) -> Held {
         let info = Link::open(self.pins.join("links").join(name)).unwrap().info().unwrap();
         Held { link: info.id, program: info.prog_id }
     }
 
-    fn links(&self) -> [Held; 4] {
-        [&self.pod_link(), "hub", "uplink", "hub_far"].map(|name| self.held(name))
+    fn links(&self) -> [Held; 5] {
+        [&self.pod_link(), "hub", "uplink", "hub_far", &self.tunnel_link()].map(|name| self.held(name))
     }
 
     fn pinned_links(&self) -> Vec<String> {
@@ -102,8 +110,8 @@ fn the_next_process_exchanges_the_programs_of_the_links_that_are_there() {
     let after = scene.links();
     assert_eq!(after.map(|held| held.link), before.map(|held| held.link), "no link is made anew");
     assert!(before.iter().zip(after).all(|(before, after)| before.program != after.program), "{before:?} {after:?}");
-    let (pod, nic) = (program_id(&next, Program::Pod), program_id(&next, Program::Nic));
-    assert_eq!([after[0].program, after[2].program], [pod, nic]);
+    let programs = [Program::Pod, Program::Nic, Program::Tunnel].map(|program| program_id(&next, program));
+    assert_eq!([after[0].program, after[2].program, after[4].program], programs);
 }
 
 #[test]
@@ -124,7 +132,7 @@ fn the_maps_are_fresh_and_pinned_and_the_counters_go_on() {
     let Some(scene) = Scene::new() else { return };
     let first = scene.lab.load(&config(V4));
     first.add_local(POD_A[V4], &pod(1, IfIndex(1), POD_A_MAC), PodPath::Fast).unwrap();
-    first.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU).unwrap();
+    first.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU, None).unwrap();
     run(first.program_fd(Program::Pod), &frame(), Some(0)).unwrap();
     let pinned = |name: &str| MapHandle::from_pinned_path(scene.pins.join("maps").join(name)).unwrap();
     assert_eq!((frames_judged(&first), pinned("local4").keys().count(), pinned("remote4").keys().count()), (1, 1, 1));
@@ -153,8 +161,8 @@ fn a_link_whose_device_has_gone_is_replaced() {
     let Some(scene) = Scene::new() else { return };
     scene.attach_all(&mut scene.lab.load(&config(V4)));
     let before = scene.links();
-    let gone = scene.pod_link();
-    for (near, far) in [("uplink", "wire"), ("pwhub0", "pwhub1"), ("pw1", "eth1")] {
+    let gone = [scene.pod_link(), scene.tunnel_link()];
+    for (near, far) in DEVICES {
         scene.lab.ip(&format!("link del {near}"));
         scene.lab.veth(near, far);
     }
@@ -162,9 +170,9 @@ fn a_link_whose_device_has_gone_is_replaced() {
     scene.attach_all(&mut next);
     let after = scene.links();
     assert!(before.iter().all(|before| after.iter().all(|after| after.link != before.link)), "{before:?} {after:?}");
-    assert!(scene.pinned_links().contains(&gone));
-    next.detach_other_pods().unwrap();
-    assert_eq!(scene.pinned_links(), ["hub", "hub_far", &scene.pod_link(), "uplink"]);
+    assert!(gone.iter().all(|gone| scene.pinned_links().contains(gone)));
+    next.detach_other_devices().unwrap();
+    assert_eq!(scene.pinned_links(), ["hub", "hub_far", &scene.pod_link(), &scene.tunnel_link(), "uplink"]);
 }
 
 #[test]
@@ -251,12 +259,14 @@ fn what_somebody_detaches_is_attached_again() {
             scene.detach_by_hand("hub");
             scene.detach_by_hand("hub_far");
             scene.detach_by_hand(&scene.pod_link());
+            scene.detach_by_hand(&scene.tunnel_link());
         } else {
             scene.lab.tc("qdisc del dev pw1 clsact");
             scene.lab.tc("qdisc del dev pwhub0 clsact");
             scene.lab.tc("qdisc del dev pwhub1 clsact");
+            scene.lab.tc("qdisc del dev podwire.1 clsact");
         }
-        assert_eq!(repair(), ["hub_deliver", "hub_drop", "nic_steer", "pod_steer"]);
+        assert_eq!(repair(), ["hub_deliver", "hub_drop", "nic_steer", "pod_steer", "tunnel_steer"]);
         assert_eq!(repair(), [""; 0], "{choice:?}");
         scene.held("uplink");
         std::fs::remove_file(scene.pins.join("links/uplink")).unwrap();
@@ -284,14 +294,14 @@ fn removal_leaves_nothing_while_the_owner_lives_and_can_be_repeated() {
         let mut steer = scene.lab.load(&config(V4));
         steer.set_tc(choice);
         scene.attach_all(&mut steer);
-        let devices = ["pw1", "pwhub0", "pwhub1"].map(|name| scene.lab.ifindex(name));
+        let devices = ["pw1", "pwhub0", "pwhub1", "podwire.1"].map(|name| scene.lab.ifindex(name));
         for _ in 0..2 {
             scene.lab.within(|| steer::remove(Pins::find(scene.lab.cookie()), &devices)).unwrap();
             assert!(!scene.pins.exists());
             assert!(!scene.lab.ip_output("link show uplink").contains("xdp"));
         }
         let repairs = scene.lab.within(|| steer.repair());
-        assert_eq!(repairs.len(), 4, "nothing was attached any more: {repairs:?}");
+        assert_eq!(repairs.len(), 5, "nothing was attached any more: {repairs:?}");
     }
 }
 

@@ -144,7 +144,7 @@ impl Node {
         let mut steer = host.load(&SteerConfig { hub: hub.near, ..config(V4) });
         steer.set_tc(choice);
         steer.add_local(POD_A[V4], &pod(1, host.ifindex("pw1"), POD_A_MAC), PodPath::Fast).unwrap();
-        steer.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU).unwrap();
+        steer.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU, None).unwrap();
         let socket = xdp_socket().unwrap();
         steer.register_queue(QueueId(0), WorkerId(0), socket.as_fd()).unwrap();
         steer.heartbeat(WorkerId(0)).unwrap().beat(now_ns());

@@ -6,26 +6,34 @@ use ipnet::IpNet;
 use crate::control::view::{PodView, RemoteView, View};
 use crate::fib::LocalPod;
 use crate::ids::IfIndex;
-use crate::steer::{PodPath, Steer, SteerError};
+use crate::steer::{PodPath, Steer, SteerError, Tunnel};
 
 /// What the steering programs were told, step by step: after a failed update it is still true, and the next one does
 /// what is missing.
 #[derive(Debug, Default)]
 pub struct Steered {
     locals: BTreeMap<IpAddr, Local>,
-    remotes: HashMap<IpNet, u16>,
+    remotes: HashMap<IpNet, Way>,
     vteps: BTreeSet<IpAddr>,
+    /// Of pods.
     devices: BTreeSet<IfIndex>,
+    tunnels: BTreeSet<IfIndex>,
 }
 
-/// What the programs are to be told of other nodes: each prefix and the largest packet that it takes. Made once for both
-/// steps of an update.
+/// The largest packet that a prefix takes, and by which tunnel it may go past the node's stack.
+type Way = (u16, Option<Tunnel>);
+
+/// What the programs are to be told of other nodes: each prefix and the way to it. Made once for both steps of an update.
 #[derive(Debug)]
-pub struct Prefixes(HashMap<IpNet, u16>);
+pub struct Prefixes(HashMap<IpNet, Way>);
 
 impl Prefixes {
     pub fn of(remotes: &[RemoteView]) -> Self {
-        Self(remotes.iter().flat_map(|remote| remote.prefixes.iter().map(|prefix| (*prefix, remote.mtu))).collect())
+        let ways = remotes.iter().flat_map(|remote| {
+            let way = (remote.mtu, remote.tunnel);
+            remote.prefixes.iter().map(move |prefix| (*prefix, way))
+        });
+        Self(ways.collect())
     }
 }
 
@@ -41,7 +49,8 @@ impl Steered {
         self.locals.retain(|address, (pod, _)| {
             locals.get(address) == Some(pod) || !note(&mut result, steer.remove_local(*address))
         });
-        self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_pod(*device)));
+        self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_device(*device)));
+        self.tunnels.retain(|tunnel| view.tunnels.contains(tunnel) || !note(&mut result, steer.detach_device(*tunnel)));
         let gone = self.remotes.keys().filter(|prefix| !remotes.contains_key(prefix)).copied();
         for prefix in sorted(gone) {
             if note(&mut result, steer.remove_remote(prefix)) {
@@ -71,16 +80,22 @@ impl Steered {
             }
         }
         let known = known(&view.pods, &self.locals);
-        self.devices.retain(|device| known.contains(device) || !note(&mut result, steer.detach_pod(*device)));
+        self.devices.retain(|device| known.contains(device) || !note(&mut result, steer.detach_device(*device)));
         for device in known {
             if !self.devices.contains(&device) && note(&mut result, steer.attach_pod(device)) {
                 self.devices.insert(device);
             }
         }
-        let new = remotes.iter().filter(|(prefix, mtu)| self.remotes.get(prefix) != Some(mtu));
-        for (prefix, mtu) in sorted(new.map(|(prefix, mtu)| (*prefix, *mtu))) {
-            if note(&mut result, steer.add_remote(prefix, mtu)) {
-                self.remotes.insert(prefix, mtu);
+        let new = remotes.iter().filter(|(prefix, way)| self.remotes.get(prefix) != Some(way));
+        for (prefix, way) in sorted(new.map(|(prefix, way)| (*prefix, *way))) {
+            let (mtu, tunnel) = way;
+            if note(&mut result, steer.add_remote(prefix, mtu, tunnel)) {
+                self.remotes.insert(prefix, way);
+            }
+        }
+        for tunnel in &view.tunnels {
+            if !self.tunnels.contains(tunnel) && note(&mut result, steer.attach_tunnel(*tunnel)) {
+                self.tunnels.insert(*tunnel);
             }
         }
         result

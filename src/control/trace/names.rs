@@ -15,6 +15,7 @@ pub struct NameTable {
     uplink: String,
     /// Where frames come from whose pod is not known.
     hub: &'static str,
+    tunnels: Vec<(IfIndex, String)>,
     pods: Vec<PodName>,
     by_address: HashMap<IpAddr, usize>,
     /// By VTEP address.
@@ -52,6 +53,11 @@ impl NameTable {
 
     pub fn hub(&self) -> &str {
         self.hub
+    }
+
+    /// A VXLAN device, unless it has gone.
+    pub fn tunnel(&self, device: IfIndex) -> Option<&str> {
+        self.tunnels.iter().find(|(index, _)| *index == device).map(|(_, name)| name.as_str())
     }
 
     /// The pod of this node that a packet comes from, or else the one that it goes to.
@@ -96,9 +102,14 @@ impl Node {
         let addresses =
             known.iter().enumerate().flat_map(|(at, pod)| pod.addresses.iter().map(move |address| (*address, at)));
         let peers = self.config.peers.iter();
+        let tunnels = self.observed.vtep.as_ref().and_then(|vtep| self.kernel.tunnels(vtep));
+        let tunnels = tunnels.into_iter().flat_map(|tunnels| {
+            tunnels.devices().filter_map(move |device| Some((device, tunnels.name(&self.config, device)?)))
+        });
         NameTable {
             uplink: self.config.node.uplink.clone(),
             hub: super::super::hub::NEAR,
+            tunnels: tunnels.collect(),
             pods: named.collect(),
             by_address: addresses.collect(),
             peers: peers.flat_map(|peer| peer.ends().map(|end| (end.underlay, peer.name.clone()))).collect(),

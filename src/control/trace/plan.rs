@@ -106,10 +106,16 @@ fn labels() -> impl Iterator<Item = &'static str> {
     by_workers.chain(Verdict::ALL.iter().map(|verdict| verdict.label()).filter(is_new))
 }
 
-/// What is traced only when its label is asked for: what a worker tells of too, and what of the uplink is no tunnel's.
+/// What is traced only when its label is asked for: what a worker tells of too, what of the uplink is no tunnel's, and what
+/// of a tunnel was told of at the uplink.
 fn is_for_name_only(program: Program, verdict: Verdict) -> bool {
     let is_of_node = matches!(verdict, Verdict::NotVxlan | Verdict::NotIp | Verdict::Vlan);
-    verdict == Verdict::Claimed || (program == Program::Nic && is_of_node)
+    let is_known = match program {
+        Program::Nic => is_of_node,
+        Program::Pod => false,
+        Program::Tunnel => verdict.outcome() == steer::Outcome::Kernel,
+    };
+    is_known || verdict == Verdict::Claimed
 }
 
 fn numbers(protocol: Protocol) -> &'static [wire::Protocol] {
@@ -163,14 +169,16 @@ mod tests {
     fn what_is_wanted_goes_by_label_and_outcome() {
         let (fates, verdicts) = ask(&[], &[]).unwrap();
         assert_eq!(fates, Fates::FORWARDED.or(Fates::all_dropped()));
-        let usual = |_, verdict: Verdict| verdict == Verdict::Local || verdict.outcome() == steer::Outcome::Dropped;
+        let usual = |_, verdict: Verdict| {
+            matches!(verdict, Verdict::Local | Verdict::Bypass) || verdict.outcome() == steer::Outcome::Dropped
+        };
         assert_eq!(verdicts, Verdicts::such_as(usual));
 
         let dropped = Verdicts::such_as(|_, verdict| verdict.outcome() == steer::Outcome::Dropped);
         assert_eq!(ask(&[], &[Outcome::Dropped]).unwrap(), (Fates::all_dropped(), dropped));
         let (fates, verdicts) = ask(&[], &[Outcome::Kernel]).unwrap();
         let left = |program, verdict: Verdict| {
-            verdict.outcome() == steer::Outcome::Kernel && (program == Program::Pod || verdict != Verdict::NotVxlan)
+            verdict.outcome() == steer::Outcome::Kernel && (program != Program::Nic || verdict != Verdict::NotVxlan)
         };
         let left = |program, verdict| left(program, verdict) && !is_for_name_only(program, verdict);
         assert_eq!((fates, verdicts), (Fates::NONE, Verdicts::such_as(left)));

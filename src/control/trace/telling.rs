@@ -56,7 +56,7 @@ impl Telling<'_> {
         let flow = Flow::read(&sighting.bytes, self.vxlan_port);
         let stays = flow.is_some_and(|flow| self.names.pod_with(flow.destination).is_some());
         let direction = match sighting.program {
-            Program::Nic => Direction::ToPod,
+            Program::Nic | Program::Tunnel => Direction::ToPod,
             Program::Pod if stays => Direction::Local,
             Program::Pod => Direction::FromPod,
         };
@@ -68,16 +68,20 @@ impl Telling<'_> {
         let Sighting { program, verdict, ref bytes, .. } = *sighting;
         let names = self.names;
         let (direction, flow) = self.way(sighting);
+        let unknown = || format!("device {}", sighting.device);
+        let of_flow = || flow.as_ref().and_then(|flow| names.pod_of(flow));
         let (side, pod, interface) = match program {
-            Program::Nic => (Side::Wire, flow.as_ref().and_then(|flow| names.pod_of(flow)), names.uplink().to_owned()),
+            Program::Nic => (Side::Wire, of_flow(), names.uplink().to_owned()),
+            Program::Tunnel => {
+                (Side::Wire, of_flow(), names.tunnel(sighting.device).map_or_else(unknown, str::to_owned))
+            }
             Program::Pod => {
                 let pod = names.pod_at(sighting.device);
-                let unknown = || format!("device {}", sighting.device);
                 (Side::Pod, pod, pod.map_or_else(unknown, |pod| pod.device.clone()))
             }
         };
-        let to_pod =
-            flow.as_ref().and_then(|flow| names.pod_with(flow.destination)).filter(|_| verdict == Verdict::Local);
+        let is_redirected = matches!(verdict, Verdict::Local | Verdict::Bypass);
+        let to_pod = flow.as_ref().and_then(|flow| names.pod_with(flow.destination)).filter(|_| is_redirected);
         Packet {
             time_ns: self.epoch_ns.saturating_add(sighting.time_ns),
             interface,
