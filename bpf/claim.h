@@ -72,6 +72,22 @@ static __always_inline enum verdict is_taken(const struct packet *packet,
 		       VERDICT_CLAIMED;
 }
 
+/* Whether a worker takes a packet of this length, and no packet is on its way that
+ * this one could overtake. A connection of TCP takes one way, whatever else does.
+ */
+static __always_inline enum verdict in_order(const struct packet *packet,
+					     __u32 account, __u64 now_ns,
+					     const struct config *cfg)
+{
+	if (packet->protocol == IPPROTO_TCP)
+		return VERDICT_CLAIMED;
+	if (packet->bytes > cfg->max_packet) {
+		hold(account);
+		return VERDICT_TOO_BIG;
+	}
+	return is_held(account, now_ns) ? VERDICT_BEHIND : VERDICT_CLAIMED;
+}
+
 /* @packet, from the pod of @to or for it, for the pod's worker by way of the hub;
  * @way: where the credits of such packets begin.
  */
@@ -90,6 +106,8 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 
 	to->hub = cfg->hub;
 	verdict = is_taken(packet, cfg);
+	if (verdict == VERDICT_CLAIMED)
+		verdict = in_order(packet, way + to->pod, now_ns, cfg);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	if (!cfg->workers)

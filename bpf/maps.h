@@ -42,7 +42,8 @@ struct config {
 	__u64 slots;		/* of a worker's ring on the hub */
 	__u64 bulk_bytes;	/* above: the kernel path; 0: never */
 	__u32 vni;
-	__u32 max_frame;
+	__u32 max_frame;	/* from the wire, that a worker takes */
+	__u32 max_packet;	/* of pods, that a worker takes */
 	__u32 pod_mtu;
 	__u32 workers;
 	__u32 rings;		/* on the hub */
@@ -53,7 +54,7 @@ struct config {
 	__u8 known_vteps_only;	/* drop tunnel packets of others */
 	__u8 takes_bare;	/* claim what comes without a tunnel */
 	__u8 leaves_tcp;	/* workers take none of it */
-	__u8 pad;
+	__u8 pad[5];
 };
 
 struct {
@@ -189,7 +190,9 @@ struct credit {
 	__u64 refused;		/* by these programs: a pod's, without credit */
 	__u64 quota;		/* by the worker, for each pod; 0: none */
 	__u64 gone;		/* by hub_deliver: to a pod that is not there */
-	__u64 merged_ns;	/* by nic_steer_tc: when some came as one */
+	__u64 held_ns;		/* by these programs: when one came that no
+				 * worker takes
+				 */
 	__u64 pad[2];
 };
 

@@ -266,8 +266,6 @@ static __always_inline enum verdict outer_udp(const struct frame *frame,
 		return VERDICT_TRUNCATED;
 	if (udp->dest != cfg->port)
 		return VERDICT_NOT_VXLAN;
-	if (frame->bytes > cfg->max_frame)
-		return VERDICT_TOO_BIG;
 	if (bpf_ntohs(udp->len) != outer->bytes - outer->header)
 		return VERDICT_MALFORMED;
 	/* refused by the kernel unless a device asks for it (RFC 6935) */
@@ -371,10 +369,14 @@ static __always_inline enum verdict judge_frame(const struct frame *frame,
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	vtep = vtep_of(&outer, cfg);
-	if (vtep)
-		return tunnelled(frame, &outer, vtep, cfg, arrival);
 	arrival->packet = outer;
-	return bare(frame, cfg, arrival);
+	verdict = vtep ? tunnelled(frame, &outer, vtep, cfg, arrival) :
+			 bare(frame, cfg, arrival);
+	if (verdict == VERDICT_CLAIMED && frame->bytes > cfg->max_frame) {
+		hold(FROM_WIRE_CREDITS + arrival->pod->id);
+		return VERDICT_TOO_BIG;
+	}
+	return verdict;
 }
 
 /* XDP: the frame is in the driver, on its way to the queue's socket. */
@@ -433,28 +435,6 @@ static __always_inline __u32 headers_of(struct __sk_buff *skb,
 		       OUTER_MAX + HEADERS_MAX;
 }
 
-/* Has what comes for @pod take the kernel path for a while: several datagrams came
- * as one, as over virtual wires that do not cut them, and workers get none of
- * these. What follows would be on its way for longer.
- */
-static __always_inline void await_merged(__u32 pod)
-{
-	__u32 account = FROM_WIRE_CREDITS + pod;
-	struct credit *credit = bpf_map_lookup_elem(&credits, &account);
-
-	if (credit)
-		WRITE_ONCE(credit->merged_ns, bpf_ktime_get_ns());
-}
-
-static __always_inline bool awaits_merged(__u32 pod, __u64 now_ns)
-{
-	__u32 account = FROM_WIRE_CREDITS + pod;
-	struct credit *credit = bpf_map_lookup_elem(&credits, &account);
-	__u64 merged_ns = credit ? READ_ONCE(credit->merged_ns) : 0;
-
-	return merged_ns && younger(merged_ns, now_ns, BULK_PAUSE_NS);
-}
-
 /* One super-packet: TCP's moves much. */
 static __always_inline enum verdict judge_super(const struct packet *packet)
 {
@@ -464,7 +444,7 @@ static __always_inline enum verdict judge_super(const struct packet *packet)
 		return VERDICT_BULK;
 	pod = local_by_dst(packet);
 	if (pod)
-		await_merged(pod->id);
+		hold(FROM_WIRE_CREDITS + pod->id);
 	return VERDICT_MULTI_BUFFER;
 }
 
@@ -506,7 +486,7 @@ static __always_inline enum verdict judge_merged(const struct frame *frame,
 	    (packet.bytes <= packet.header ||
 	     (void *)(eth + 1) - frame->data + packet.bytes >= frame->bytes))
 		return judge_super(&packet);
-	await_merged(ALL_PODS);
+	hold(FROM_WIRE_CREDITS + ALL_PODS);
 	return VERDICT_MULTI_BUFFER;
 }
 
@@ -540,9 +520,8 @@ static __always_inline enum verdict judge_skb(struct __sk_buff *skb,
 		return verdict;
 	to->pod = arrival.pod->id;
 	to->now_ns = bpf_ktime_get_ns();
-	if (awaits_merged(ALL_PODS, to->now_ns) ||
-	    awaits_merged(to->pod, to->now_ns))
-		return VERDICT_MULTI_BUFFER;
+	if (is_held(FROM_WIRE_CREDITS + ALL_PODS, to->now_ns))
+		return VERDICT_BEHIND;
 	return claim_for_pod(skb, frame.end, &arrival.packet, FROM_WIRE_CREDITS,
 			     cfg, to);
 }

@@ -79,6 +79,9 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 	if (!to->remote)
 		return VERDICT_UNKNOWN_DESTINATION;
 	verdict = fits(skb, end, packet, to->remote->mtu);
+	/* a super-packet of datagrams */
+	if (verdict == VERDICT_PROTOCOL)
+		hold(to->pod);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	to->now_ns = bpf_ktime_get_ns();

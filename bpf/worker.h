@@ -77,6 +77,27 @@ static __always_inline void call_worker(struct heartbeat *beat, __u64 now_ns)
 		WRITE_ONCE(beat->called_ns, now_ns);
 }
 
+/* So long after a packet that no worker takes, one that a worker takes could
+ * overtake it: the kernel path carries it too.
+ */
+#define HOLD_NS 1000000000
+
+static __always_inline void hold(__u32 account)
+{
+	struct credit *credit = bpf_map_lookup_elem(&credits, &account);
+
+	if (credit)
+		WRITE_ONCE(credit->held_ns, bpf_ktime_get_ns());
+}
+
+static __always_inline bool is_held(__u32 account, __u64 now_ns)
+{
+	struct credit *credit = bpf_map_lookup_elem(&credits, &account);
+	__u64 held_ns = credit ? READ_ONCE(credit->held_ns) : 0;
+
+	return held_ns && younger(held_ns, now_ns, HOLD_NS);
+}
+
 /* Signed: a frame that comes after it was given up for lost is consumed twice. */
 static __always_inline __s64 in_flight(const struct credit *credit)
 {

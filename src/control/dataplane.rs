@@ -266,6 +266,8 @@ fn uplink_choice(settings: &Settings) -> UplinkChoice {
         Xdp::Generic => UplinkChoice::Generic,
         Xdp::Off => UplinkChoice::Tc,
         Xdp::Auto if settings.xdp.is_needed(settings.zero_copy, settings.bulk) => UplinkChoice::AnyXdp,
+        // The kernel has a way for each packet: those that fit no chunk, and the others.
+        Xdp::Auto if settings.mtu > largest_inner(settings.underlays()) => UplinkChoice::Tc,
         Xdp::Auto if Driver::of(&settings.uplink_name).is_ok_and(|driver| driver.copies_for_xdp()) => UplinkChoice::Tc,
         Xdp::Auto => UplinkChoice::Auto,
     }
@@ -289,6 +291,7 @@ fn steer_config(settings: &Settings, running: Running, rings: u16, view: &View) 
         port: settings.port,
         vni: settings.vni,
         max_frame: u32::try_from(MAX_FRAME).unwrap_or(u32::MAX),
+        max_packet: largest_inner(settings.underlays()).into(),
         pod_mtu: u32::from(settings.mtu),
         workers,
         rings,
@@ -303,7 +306,8 @@ fn steer_config(settings: &Settings, running: Running, rings: u16, view: &View) 
     }
 }
 
-/// The largest inner packet, in bytes, that fits a chunk of packet memory with its outer headers.
-pub fn largest_inner(underlay: IpAddr) -> u16 {
-    u16::try_from(MAX_FRAME - OuterTemplate::len_over(underlay)).unwrap_or(u16::MAX)
+/// The largest inner packet, in bytes, that fits a chunk of packet memory with the outer headers of any of our tunnels.
+pub fn largest_inner(underlays: impl Iterator<Item = IpAddr>) -> u16 {
+    let outer = underlays.map(OuterTemplate::len_over).max().unwrap_or_default();
+    u16::try_from(MAX_FRAME - outer).unwrap_or(u16::MAX)
 }

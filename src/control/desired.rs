@@ -11,7 +11,7 @@ use super::plan::Tunnels;
 use super::view::{PodView, RemoteView, Settings, View};
 use super::vtep::{Uplink, Vtep};
 use super::wiring::Pod;
-use crate::config::{Config, Mode, Peer};
+use crate::config::{Config, Dataplane, Mode, Peer};
 use crate::fib::LocalPod;
 use crate::ids::HubEnds;
 use crate::steer::{NatCheck, PodPath};
@@ -43,13 +43,14 @@ impl Node {
         if !vtep.uplink.up {
             return Some(format!("the uplink {} is down; set it up", vtep.uplink.name));
         }
-        // Some of a flow's packets would take the workers' path and some the kernel's, and overtake each other.
-        let largest = vtep.ends().map(|end| largest_inner(end.underlay)).min().unwrap_or(0);
-        if vtep.mtu > largest {
+        let largest = largest_inner(vtep.ends().map(|end| end.underlay));
+        let Dataplane { xdp, zero_copy, bulk, .. } = self.config.dataplane;
+        // A socket of AF_XDP takes frames that fit a chunk, and drops others.
+        if vtep.mtu > largest && xdp.is_needed(zero_copy, bulk) {
             let Uplink { name, mtu, .. } = &vtep.uplink;
             let lower = u32::from(largest) + mtu - u32::from(vtep.mtu);
             return Some(format!(
-                "the MTU {mtu} of {name} makes frames larger than a worker takes; set it to {lower} or less on all nodes, or mode = \"kernel\""
+                "the MTU {mtu} of {name} makes frames larger than AF_XDP takes here; set it to {lower} or less on all nodes, or do without XDP: dataplane.xdp = \"off\""
             ));
         }
         None

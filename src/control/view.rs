@@ -57,6 +57,13 @@ pub struct Settings {
     pub pod_cidrs: Vec<IpNet>,
 }
 
+impl Settings {
+    /// Our outer addresses.
+    pub fn underlays(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.vtep).chain(self.second.map(|end| end.underlay))
+    }
+}
+
 /// The whole desired state of the data plane, replaced as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {

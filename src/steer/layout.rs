@@ -10,7 +10,7 @@ use crate::ids::IfIndex;
 use crate::wire::{Mac, TunnelEnd};
 
 /// `struct config`.
-pub(super) fn config(config: &SteerConfig) -> [u8; 112] {
+pub(super) fn config(config: &SteerConfig) -> [u8; 120] {
     let first = TunnelEnd { underlay: config.vtep, mac: config.vtep_mac };
     let of_family = |is_ipv6| {
         let mut ends = std::iter::once(first).chain(config.second);
@@ -24,6 +24,7 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 112] {
         &config.bulk_bytes.to_ne_bytes(),
         &config.vni.get().to_ne_bytes(),
         &config.max_frame.to_ne_bytes(),
+        &config.max_packet.to_ne_bytes(),
         &config.pod_mtu.to_ne_bytes(),
         &u32::from(config.workers).to_ne_bytes(),
         &u32::from(config.rings).to_ne_bytes(),
@@ -31,7 +32,8 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 112] {
         &(config.nat as u32).to_ne_bytes(),
         &config.port.to_be_bytes(),
         &config.uplink_mac.0,
-        &[u8::from(config.known_vteps_only), u8::from(config.takes_bare), u8::from(config.leaves_tcp), 0],
+        &[u8::from(config.known_vteps_only), u8::from(config.takes_bare), u8::from(config.leaves_tcp)],
+        &[0; 5],
     ])
 }
 
@@ -117,6 +119,7 @@ mod tests {
             port: 8472,
             vni: Vni::new(0x0001_0203).unwrap(),
             max_frame: 2048,
+            max_packet: 1998,
             pod_mtu: 1450,
             workers: 3,
             rings: 4,
@@ -142,6 +145,7 @@ mod tests {
             ("bulk_bytes", &(1_u64 << 33).to_ne_bytes()),
             ("vni", &0x0001_0203_u32.to_ne_bytes()),
             ("max_frame", &2048_u32.to_ne_bytes()),
+            ("max_packet", &1998_u32.to_ne_bytes()),
             ("pod_mtu", &1450_u32.to_ne_bytes()),
             ("workers", &3_u32.to_ne_bytes()),
             ("rings", &4_u32.to_ne_bytes()),

@@ -89,6 +89,8 @@ pub struct SteerConfig {
     pub vni: Vni,
     /// The longest frame, in bytes from the outer Ethernet header, that a worker can take from the wire.
     pub max_frame: u32,
+    /// The longest IP packet, in bytes, that a worker can take from a pod.
+    pub max_packet: u32,
     /// The longest IP packet that pods of this node take.
     pub pod_mtu: u32,
     /// Workers that run. A pod belongs to worker `pod id % workers`. 0: everything takes the kernel path.

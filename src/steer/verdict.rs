@@ -25,7 +25,7 @@ table! {
         SpoofWire => "spoof_wire", "from the wire without a tunnel, with the source address of a pod of this node";
         NotIp => "not_ip", "neither IPv4 nor IPv6";
         Vlan => "vlan", "VLAN-tagged, outside or inside of a tunnel";
-        MultiBuffer => "multi_buffer", "in more than one receive buffer; without XDP: merged with others, or less than a second after such";
+        MultiBuffer => "multi_buffer", "in more than one receive buffer; without XDP: merged with others";
         Truncated => "truncated", "ends inside its headers";
         Malformed => "malformed", "a version or length field does not agree with the bytes that came";
         NotVxlan => "not_vxlan", "neither UDP to our VTEP address and port nor for a pod of this node";
@@ -46,6 +46,7 @@ table! {
         UnknownSource => "unknown_source", "from where the data plane takes no answers to";
         Stale => "stale", "the worker's heartbeat is stale";
         Late => "late", "the pod has as many frames on their way as it may, and the worker sleeps or has not shown itself for a while";
+        Behind => "behind", "less than a second after a packet from or to the same pod that no worker takes (merged, or larger than a worker's frame), which it could overtake";
         NoSocket => "no_socket", "no AF_XDP socket on the receive queue, or none of the pod's worker: no worker runs";
         Nated => "nated", "of a flow that the node translates (NAT), or that would be taken for one";
         NatUnknown => "nat_unknown", "may be of a translated flow: ICMP, or conntrack cannot be asked";

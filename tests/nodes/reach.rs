@@ -118,7 +118,7 @@ fn datagrams_that_pods_fragment_arrive_whole(options: Options) {
 in_both_modes!(datagrams_that_pods_fragment_arrive_whole);
 
 #[test]
-fn a_wire_for_frames_larger_than_a_chunk_is_left_to_the_kernel_path() {
+fn where_xdp_is_asked_for_a_wire_of_jumbo_frames_is_left_to_the_kernel_path() {
     let Some(cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
     let state = || cluster.a.status().dataplane;
     cluster.a.host.netns.run("ip link set eth0 mtu 9000");

@@ -131,6 +131,30 @@ fn judges_super_packets_by_their_segments() {
     }
 }
 
+/// A worker would hand them on before the kernel path has.
+#[test]
+fn nothing_overtakes_a_packet_that_no_worker_takes() {
+    if !is_root() {
+        return;
+    }
+    let frame = || from_a(REMOTE_POD[V4], 100);
+    // one packet, or a super-packet of datagrams
+    for (gso_size, verdict) in [(0, Verdict::TooBig), (500, Verdict::Protocol)] {
+        let rig = Rig::new(V4);
+        rig.steer.set_config(&SteerConfig { max_packet: 500, ..config(V4) }).unwrap();
+        assert_eq!(rig.pod(&frame()), Verdict::Claimed);
+        assert_eq!(rig.pod_gso(&from_a(REMOTE_POD[V4], 1000), gso_size).0, verdict);
+        assert_eq!(rig.pod(&frame()), Verdict::Behind);
+        assert_eq!(rig.pod(&echo(MACS, [POD_A[V4], REMOTE_POD[V4]])), Verdict::Behind);
+        let segment = tcp(MACS, [POD_A[V4], REMOTE_POD[V4]], &[0; 900]);
+        assert_eq!(rig.pod(&segment), Verdict::Claimed, "TCP takes one way");
+        assert_eq!(rig.pod(&from_a(POD_B[V4], 1000)), Verdict::Local, "not by a worker");
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        rig.heartbeat.beat(now_ns());
+        assert_eq!(rig.pod(&frame()), Verdict::Claimed, "it has arrived by now");
+    }
+}
+
 #[test]
 fn forwards_to_a_local_pod_as_a_router_would() {
     if !is_root() {

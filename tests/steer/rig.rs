@@ -52,6 +52,7 @@ pub fn config(family: usize) -> SteerConfig {
         port: 8472,
         vni: Vni::new(1).unwrap(),
         max_frame: 2048,
+        max_packet: 9000,
         pod_mtu: u32::from(MTU),
         workers: 1,
         rings: 1,

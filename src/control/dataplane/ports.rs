@@ -1,10 +1,9 @@
 use std::sync::Arc;
 
-use super::DataplaneError;
 use super::memory::{fill_target, ring_size};
 use super::seat::Common;
+use super::{DataplaneError, largest_inner};
 use crate::config::ZeroCopy;
-use crate::control::view::Settings;
 use crate::counters::Traffic;
 use crate::frame::{Pool, Region};
 use crate::ids::{PodId, QueueId, WorkerId};
@@ -75,7 +74,8 @@ fn open_hub(common: Common<'_>, worker: WorkerId, pods: Arc<[Traffic]>) -> Resul
         Some(_) => (settings.hub_slots, 0),
         None => (settings.hub_slots.saturating_mul(2), OuterTemplate::len_over(settings.vtep)),
     };
-    let largest = settings.mtu.saturating_add(u16::try_from(outer).unwrap_or_default());
+    let packet = settings.mtu.min(largest_inner(settings.underlays()));
+    let largest = packet.saturating_add(u16::try_from(outer).unwrap_or_default());
     let ring = Ring::open(near, slots, largest, (workers > 1).then_some(fanout))?;
     let share = Share { worker: worker.0, workers };
     let outlet = PodOutlet::new(Sender::open()?, settings.pod_trains.then_some(near));
@@ -87,9 +87,8 @@ fn open_outlet(common: Common<'_>, sockets: &[(QueueId, Socket)]) -> Result<Opti
     if sockets.iter().all(|(_, socket)| socket.zero_copy()) {
         return Ok(None);
     }
-    let Settings { uplink, vtep, second, .. } = common.settings;
-    let vteps = std::iter::once(*vtep).chain(second.map(|end| end.underlay));
-    Ok(Some(Outlet::new(*uplink, Sender::open()?, vteps.collect())))
+    let settings = common.settings;
+    Ok(Some(Outlet::new(settings.uplink, Sender::open()?, settings.underlays().collect())))
 }
 
 /// Opens the sockets of the queues that are dealt to a worker: every `workers`th, beginning with one that can send.
