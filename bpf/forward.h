@@ -113,9 +113,9 @@ static __always_inline enum verdict judge_tunnel(struct __sk_buff *skb,
 		return VERDICT_UNKNOWN_DESTINATION;
 	if (to->local->by_kernel)
 		return VERDICT_FOREIGN_TC;
-	/* as the pod's answers go by it */
+	/* so do the pod's answers, by this tunnel or the other */
 	remote = remote_by_src(&packet);
-	if (!remote || remote->tunnel != skb->ifindex)
+	if (!remote || !remote->tunnel)
 		return VERDICT_UNKNOWN_SOURCE;
 	verdict = fits(skb, end, &packet, cfg->pod_mtu);
 	if (verdict != VERDICT_CLAIMED)

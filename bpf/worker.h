@@ -77,8 +77,9 @@ static __always_inline void call_worker(struct heartbeat *beat, __u64 now_ns)
 		WRITE_ONCE(beat->called_ns, now_ns);
 }
 
-/* So long after a packet that no worker takes, one that a worker takes could
- * overtake it: the kernel path carries it too.
+/* So long after a packet that no worker takes the kernel path carries those that a
+ * worker would take too: they could overtake it. The first one may overtake what
+ * the worker has yet to take.
  */
 #define HOLD_NS 1000000000
 

@@ -25,7 +25,7 @@ monitoring=(prometheus)
 
 # Other data planes that podwire is measured beside.
 # shellcheck disable=SC2034
-peers=(openvswitch-switch-dpdk)
+peers=(openvswitch-switch-dpdk dpdk-dev)
 
 # The longest-prefix match that podwire's is measured beside.
 # shellcheck disable=SC2034

@@ -1,5 +1,7 @@
-//! Longest-prefix match: time per look-up, time to build and memory, beside two crates, on the same tables and the same
-//! trace; and beside DPDK's, where `PODWIRE_DPDK` names the compiled `dpdk.c` (`scripts/bench lpm` sees to it).
+//! Longest-prefix match: time per look-up, time to build and memory, beside two crates and, as root, the kernel's trie for
+//! BPF programs, on the same tables and the same trace; and beside DPDK's, where `PODWIRE_DPDK` names the compiled
+//! `dpdk.c` (`scripts/bench lpm` sees to it). Also while another thread has a thousand routes change a second, as
+//! control does: what has changed by then is in the next table, built as a whole, as soon as the last one is published.
 //!
 //! Tables: 100, 10,000 and a million prefixes with the lengths of the Internet's routes, and
 //! a cluster of 5,000 nodes with 250 pods on this one, which get half of the look-ups. The trace is
@@ -8,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a bench may stop on what cannot happen")]
 
 mod dpdk;
+mod kernel;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -15,6 +18,8 @@ use std::fs;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
@@ -22,13 +27,16 @@ use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criteri
 use dpdk::{Contest, Dpdk};
 use ip_network_table_deps_treebitmap::IpLookupTable;
 use ipnet::{Ipv4Net, Ipv6Net};
-use podwire::fib::{Key, Poptrie};
+use kernel::Kernel;
+use podwire::fib::{Key, Poptrie, Publisher};
 use prefix_trie::PrefixMap;
 
 const TRACE: usize = 16_384;
 const BURST: usize = 64;
 const NODES: u32 = 5_000;
 const PODS: u8 = 250;
+/// Routes that change a second.
+const UPDATES: u32 = 1_000;
 
 /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 struct Random(u64);
@@ -47,7 +55,7 @@ impl Random {
 }
 
 /// An address family in the types of each contestant.
-trait Family: Key + 'static {
+trait Family: Key + Send + Sync + 'static {
     type Address: ip_network_table_deps_treebitmap::address::Address;
     type Net: prefix_trie::Prefix;
     const NAME: &'static str;
@@ -249,6 +257,7 @@ fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, pre
             }
         }),
     );
+    under_updates(group, table, prefixes, trace);
     bench(
         group,
         "poptrie",
@@ -279,9 +288,69 @@ fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, pre
             }
         }),
     );
+    let sum = trace.iter().filter_map(|key| poptrie.lookup(*key)).map(u64::from).sum();
+    let contest = Contest {
+        is_ipv6: F::WIDTH > 32,
+        prefixes: prefixes.iter().map(|&(bits, len)| (bits.octets(), len)).collect(),
+        trace: trace.iter().map(|key| key.octets()).collect(),
+    };
+    against_kernel::<F>(group, table, &contest, sum);
     if let Some(program) = env::var_os("PODWIRE_DPDK").map(PathBuf::from) {
-        let sum = trace.iter().filter_map(|key| poptrie.lookup(*key)).map(u64::from).sum();
-        against_dpdk::<F>(group, &program, table, prefixes, trace, sum);
+        against_dpdk::<F>(group, &program, table, &contest, sum);
+    }
+}
+
+/// Bursts of look-ups, as a worker's, while routes change: each gets another value in turn.
+fn under_updates<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, prefixes: &[(F, u8)], trace: &[F]) {
+    let build = |updates: u32| {
+        let values = (0_u32..).zip(prefixes);
+        Poptrie::build(values.map(|(value, &(bits, len))| (bits, len, value.wrapping_add(updates))))
+    };
+    let mut publisher = Publisher::new(build(0));
+    let mut reader = publisher.reader();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let control = scope.spawn(|| {
+            let (start, mut tables, mut updates) = (Instant::now(), 0, 0);
+            while !done.load(Ordering::Relaxed) {
+                let due = (start.elapsed() * UPDATES).as_secs();
+                if due == u64::from(updates) {
+                    thread::sleep(Duration::from_micros(100));
+                    continue;
+                }
+                updates = u32::try_from(due).unwrap();
+                publisher.publish(build(updates));
+                publisher.reclaim();
+                tables += 1;
+            }
+            (updates, tables, start.elapsed())
+        });
+        bench(
+            group,
+            "poptrie, burst, under updates",
+            table,
+            timed(|| {
+                let mut values = [0; BURST];
+                for keys in trace.chunks(BURST) {
+                    reader.get().lookup_burst(black_box(keys), &mut values);
+                    black_box(&values);
+                }
+            }),
+        );
+        done.store(true, Ordering::Relaxed);
+        let (updates, tables, time) = control.join().unwrap();
+        println!("{}/under updates/{table}: {updates} updates in {tables} tables, in {time:.1?}", F::NAME);
+    });
+}
+
+fn against_kernel<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, contest: &Contest, sum: u64) {
+    match Kernel::build(contest) {
+        Ok(mut kernel) => {
+            assert_eq!(kernel.sum, sum, "the kernel finds something else");
+            tell::<F>("kernel", table, kernel.build, kernel.bytes);
+            bench(group, "kernel", table, |passes| kernel.passes(passes));
+        }
+        Err(error) => println!("{}/kernel/{table}: not measured: {error}", F::NAME),
     }
 }
 
@@ -289,15 +358,9 @@ fn against_dpdk<F: Family>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     program: &Path,
     table: &str,
-    prefixes: &[(F, u8)],
-    trace: &[F],
+    contest: &Contest,
     sum: u64,
 ) {
-    let contest = Contest {
-        is_ipv6: F::WIDTH > 32,
-        prefixes: prefixes.iter().map(|&(bits, len)| (bits.octets(), len)).collect(),
-        trace: trace.iter().map(|key| key.octets()).collect(),
-    };
     let input = tempfile::NamedTempFile::new().unwrap();
     fs::write(&input, contest.to_bytes()).unwrap();
     for kind in ["rte_lpm", "rte_fib"] {

@@ -9,8 +9,8 @@
 //!          other settings         stop   take over, then start
 //! ```
 //!
-//! While no worker runs the programs leave remote traffic to the kernel path, but know the pods of each view: they
-//! redirect between them and drop what they forge.
+//! While no worker runs the programs leave remote traffic to the kernel, but know pods and peers of each view: they
+//! redirect between the pods, and TCP to the tunnels and from them, and drop what pods forge.
 //!
 //! What a frame may rely on is put in place before it is steered, and taken away after: an update first withdraws what
 //! is gone from the steering maps, then publishes the new table, then steers what is new. A start attaches the
@@ -93,7 +93,7 @@ pub struct Dataplane {
 
 /// Detaches whatever a data plane of the calling thread's network namespace has attached, and removes what it has
 /// pinned, whether it runs or not; a running one would repair it. Says whether there was anything. `devices` are those
-/// where there may be a filter: the host ends of pods, and the hub.
+/// where there may be a filter: the host ends of pods, the hub, the uplink, the VXLAN devices.
 pub fn remove(devices: &[IfIndex]) -> Result<bool, DataplaneError> {
     Ok(steer::remove(pins()?, devices)?)
 }
@@ -130,6 +130,7 @@ impl Dataplane {
                     .iter()
                     .map(|pod| pod.pod.ifindex)
                     .chain([settings.hub.near, settings.hub.far, settings.uplink])
+                    .chain(view.tunnels.keys().copied())
                     .collect();
                 if let Err(error) = remove(&devices) {
                     tracing::error!(%error, "what an earlier data plane has attached stays, and is out of date");

@@ -1,5 +1,6 @@
 //! What the data plane should be, from the configuration and what was last observed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -13,7 +14,7 @@ use super::vtep::{Uplink, Vtep};
 use super::wiring::Pod;
 use crate::config::{Config, Dataplane, Mode, Peer};
 use crate::fib::LocalPod;
-use crate::ids::HubEnds;
+use crate::ids::{HubEnds, IfIndex};
 use crate::steer::{NatCheck, PodPath};
 use crate::wire::TunnelEnd;
 
@@ -66,7 +67,7 @@ impl Node {
         View {
             pods,
             remotes: remotes.collect(),
-            tunnels: self.bypass(vtep).into_iter().flat_map(Tunnels::devices).collect(),
+            tunnels: self.tunnels(),
             vteps: Arc::new(peers().flat_map(|peer| peer.ends()).map(|end| end.underlay).collect()),
             known_vteps_only: self.config.dataplane.known_vteps_only,
             takes_bare: self.observed.takes_bare,
@@ -74,10 +75,17 @@ impl Node {
         }
     }
 
-    /// The tunnels by which TCP may go past the node's stack. With group policies none: the stack sets and judges them.
-    fn bypass(&self, vtep: Option<&Vtep>) -> Option<Tunnels> {
+    fn tunnels(&self) -> BTreeMap<IfIndex, bool> {
+        let may_bypass = self.bypass().is_some();
+        self.observed.tunnels.into_iter().flat_map(Tunnels::devices).map(|device| (device, may_bypass)).collect()
+    }
+
+    /// The tunnels by which TCP may go past the node's stack. None with group policies, which the stack sets and judges,
+    /// and where programs or filters of others may let it have what comes.
+    fn bypass(&self) -> Option<Tunnels> {
         let may_bypass = self.config.dataplane.bypass && !self.config.vxlan.gbp;
-        vtep.filter(|_| may_bypass).and_then(|vtep| self.kernel.tunnels(vtep))
+        let is_ours = |tunnels: &Tunnels| tunnels.devices().all(|device| !self.observed.shaped.contains_key(&device));
+        self.observed.tunnels.filter(|_| may_bypass).filter(is_ours)
     }
 
     /// What the workers reach of a peer, by the ways to it.
@@ -93,7 +101,7 @@ impl Node {
         let (direct, tunnelled): (Vec<_>, Vec<_>) =
             peer.prefixes().filter(is_its).partition(|prefix| is_on_link && vtep.is_direct(peer, prefix));
         let ways = [(direct, None), (tunnelled, Some(end.mac))].into_iter();
-        let tunnel = self.bypass(Some(vtep)).map(|tunnels| tunnels.to(end, peer, vtep));
+        let tunnel = self.bypass().map(|tunnels| tunnels.to(end, peer, vtep));
         ways.filter(|(prefixes, _)| !prefixes.is_empty())
             .map(|(prefixes, vtep_mac)| RemoteView {
                 name: peer.name.clone(),

@@ -37,6 +37,8 @@ use crate::xsk::Queues;
 #[derive(Debug)]
 pub struct Reconciled {
     pub vtep: Vtep,
+    /// None if they could not be had.
+    pub tunnels: Option<Tunnels>,
     pub done: Done,
 }
 
@@ -171,10 +173,9 @@ impl Kernel {
     pub fn reconcile(&mut self, config: &Config, pods: &[Pod]) -> Result<Reconciled, KernelError> {
         let mut vtep = self.vtep(config)?;
         let mut done = Done::default();
-        if let Err(error) = self.ensure_path(config, &mut vtep, pods, &mut done) {
-            done.failures.push(error.to_string());
-        }
-        Ok(Reconciled { vtep, done })
+        let tunnels = self.ensure_path(config, &mut vtep, pods, &mut done);
+        let tunnels = tunnels.map_err(|error| done.failures.push(error.to_string())).ok();
+        Ok(Reconciled { vtep, tunnels, done })
     }
 
     fn ensure_path(
@@ -183,7 +184,7 @@ impl Kernel {
         vtep: &mut Vtep,
         pods: &[Pod],
         done: &mut Done,
-    ) -> Result<(), KernelError> {
+    ) -> Result<Tunnels, KernelError> {
         if let Err(error) = self.ensure_forwarding(config, done) {
             done.failures.push(error.to_string());
         }
@@ -210,7 +211,7 @@ impl Kernel {
             }),
             done,
         );
-        Ok(())
+        Ok(tunnels)
     }
 
     /// Makes the changes of a plan, many at a time. A change that fails is reported and does not stop the others.
@@ -243,12 +244,6 @@ impl Kernel {
             (Err(_), _) => false,
         };
         done.note(change, result);
-    }
-
-    /// The VXLAN devices, once they were seen.
-    pub(super) fn tunnels(&self, vtep: &Vtep) -> Option<Tunnels> {
-        let Known { tunnel, second_tunnel, .. } = self.known;
-        tunnel.map(|first| Tunnels { first, second: vtep.second.and(second_tunnel) })
     }
 
     /// Whether devices have changed since the last call. Cheap: for what the kernel tells nobody of.

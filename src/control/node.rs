@@ -19,6 +19,7 @@ use super::netlink::{Echo, RulesetNews};
 use super::newcomers::Newcomers;
 use super::notes::Notes;
 use super::plan::Change;
+use super::plan::Tunnels;
 use super::pod_news::Pods;
 use super::probe::Prober;
 use super::reclaim::Ended;
@@ -75,6 +76,8 @@ pub struct Node {
 pub struct Observed {
     pub vtep: Option<Vtep>,
     pub hub: Option<HubEnds>,
+    /// The VXLAN devices, as the last look has left them.
+    pub tunnels: Option<Tunnels>,
     /// This node's own addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// The way to each peer's end of a tunnel, by its underlay address.
@@ -239,14 +242,16 @@ impl Node {
         let mut changes = Vec::new();
         let pods = self.store.pods();
         let kept = match self.kernel.reconcile(&self.config, pods) {
-            Ok(Reconciled { vtep, done }) => {
+            Ok(Reconciled { vtep, tunnels, done }) => {
                 observed.vtep = Some(vtep);
+                observed.tunnels = tunnels;
                 Ok(done)
             }
             Err(error) => {
                 observed.problems.push(error.to_string());
                 if error.says_nothing() {
                     observed.vtep.clone_from(&self.observed.vtep);
+                    observed.tunnels = self.observed.tunnels;
                 }
                 self.kernel.keep_pods(&self.config, pods)
             }

@@ -56,8 +56,7 @@ impl Node {
     /// it differs in more, there is no tunnel yet, or the first peer comes, or the last one goes, or some may do without
     /// the tunnel. [`Node::follow_peers`] is left to the caller.
     pub(super) fn put_peers_in_force(&mut self, config: &Config, now: Instant) -> Option<bool> {
-        let vtep = self.observed.vtep.clone()?;
-        let tunnels = self.kernel.tunnels(&vtep)?;
+        let (vtep, tunnels) = (self.observed.vtep.clone()?, self.observed.tunnels?);
         let base = config.with_peers(Vec::new());
         if config.vxlan.direct_routing
             || self.config.peers.is_empty()

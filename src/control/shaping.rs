@@ -1,5 +1,6 @@
 //! What others have put on the host ends of pods to shape, police or watch packets: queueing disciplines, as CNI's
-//! `bandwidth` plugin does, filters, and programs. The kernel's stack passes it; the fast path would go round it.
+//! `bandwidth` plugin does, filters, and programs. The kernel's stack passes it; the fast path would go round it. The same
+//! on the VXLAN devices: it might have the stack get what comes, while the pods' answers go past.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,7 +14,7 @@ use crate::config::Mode;
 use crate::ids::IfIndex;
 use crate::steer::{Pins, SteerError, foreign_programs, is_our_filter};
 
-/// The host ends with something of others on them, and what it is, for people.
+/// The devices with something of others on them, and what it is, for people.
 pub type Shaped = BTreeMap<IfIndex, String>;
 
 /// Why it is not known.
@@ -57,14 +58,17 @@ impl Node {
 }
 
 impl Kernel {
-    /// Looks at the host ends of `pods`: one list of qdiscs, one of filters for each that can have some, and the
-    /// programs of each.
+    /// Looks at the host ends of `pods`, and at the tunnels by which they talk: one list of qdiscs, one of filters for each
+    /// that can have some, and the programs of each.
     pub fn shaped(&mut self, pods: &[Pod]) -> Result<Shaped, ShapingError> {
         let mut shaped = Shaped::new();
         if pods.is_empty() {
             return Ok(shaped);
         }
-        let ends: BTreeMap<IfIndex, &str> = pods.iter().map(|pod| (pod.host_ifindex, &*pod.host_ifname)).collect();
+        let tunnels = [self.known.tunnel, self.known.second_tunnel].into_iter().flatten();
+        let tunnels = tunnels.map(|device| (device, "the VXLAN device"));
+        let ends: BTreeMap<IfIndex, &str> =
+            pods.iter().map(|pod| (pod.host_ifindex, &*pod.host_ifname)).chain(tunnels).collect();
         let qdiscs = self.netlink.qdiscs().map_err(request("list queueing disciplines"))?;
         for qdisc in qdiscs.into_iter().filter(|qdisc| ends.contains_key(&qdisc.device)) {
             if let Some(what) = self.foreign(&qdisc)? {

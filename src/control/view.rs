@@ -72,8 +72,8 @@ pub struct View {
     /// The remote nodes that can be reached through the uplink now. Packets for other nodes are
     /// left to the kernel path.
     pub remotes: Arc<[RemoteView]>,
-    /// The VXLAN devices by which TCP may go past the node's stack.
-    pub tunnels: BTreeSet<IfIndex>,
+    /// The VXLAN devices, and whether TCP may go past the node's stack by them.
+    pub tunnels: BTreeMap<IfIndex, bool>,
     /// The outer source addresses of all peers, reached or not.
     pub vteps: Arc<BTreeSet<IpAddr>>,
     /// Whether tunnel packets from elsewhere are dropped.

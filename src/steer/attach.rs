@@ -121,6 +121,17 @@ impl Steer {
         self.attach_device(Guest::Tunnel, ifindex)
     }
 
+    /// Detaches `tunnel_steer` from a VXLAN device, whoever has attached it.
+    pub fn detach_tunnel(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
+        self.devices.remove(&ifindex);
+        let link = PinnedLink::open(&self.pins.link(&pins::tunnel(ifindex)));
+        let may_be_filter = self.tc == TcChoice::Clsact || !link::has_tcx(ifindex);
+        link.and_then(|link| link.map_or(Ok(()), PinnedLink::remove))
+            .and_then(|()| if may_be_filter { detach_filter(ifindex, &[TUNNEL]) } else { Ok(false) })
+            .map(drop)
+            .map_err(|source| SteerError::Detach { program: TUNNEL, ifindex, source })
+    }
+
     fn attach_device(&mut self, guest: Guest, ifindex: IfIndex) -> Result<(), SteerError> {
         let program = match guest {
             Guest::Pod => &self.programs.pod_steer,
@@ -219,18 +230,20 @@ impl Steer {
     }
 }
 
-/// The programs that others have attached to a pod's device by tcx, by their ids. Ours is the one that `pins`, those of
-/// the network namespace of the calling thread, hold there; while it is not pinned, because somebody has removed the
-/// pin, it is known by its name.
+/// The programs that others have attached by tcx to a pod's device or a tunnel's, by their ids. Ours is the one that
+/// `pins`, those of the network namespace of the calling thread, hold there; while it is not pinned, because somebody has
+/// removed the pin, it is known by its name.
 pub fn foreign_programs(pins: Option<&Pins>, ifindex: IfIndex) -> Result<Vec<u32>, SteerError> {
     let failed = |source| SteerError::Query { ifindex, source };
     let mut programs = link::tcx_programs(ifindex).map_err(failed)?;
-    let pin = pins.filter(|_| !programs.is_empty()).map(|pins| pins.link(&pins::pod(ifindex)));
+    let pins = pins.filter(|_| !programs.is_empty());
+    let pins = pins.map(|pins| [pins::pod(ifindex), pins::tunnel(ifindex)].map(|name| pins.link(&name)));
+    let pin = pins.into_iter().flatten().find(|pin| pin.exists());
     let link = pin.map_or(Ok(None), |pin| PinnedLink::open(&pin)).map_err(failed)?;
     let place = link.map_or(Ok(None), |link| link.place()).map_err(failed)?;
     programs.retain(|program| match place {
         Some((_, ours)) => *program != ours,
-        None => !clsact::is_named(*program, &[POD]),
+        None => !clsact::is_named(*program, &[POD, TUNNEL]),
     });
     Ok(programs)
 }

@@ -173,6 +173,12 @@ pub(super) fn tcx_programs(ifindex: IfIndex) -> io::Result<Vec<u32>> {
     Ok(programs)
 }
 
+/// Whether the kernel has tcx, as far as it says of a device.
+pub(super) fn has_tcx(ifindex: IfIndex) -> bool {
+    let known = query(ifindex, libbpf_sys::BPF_TCX_INGRESS).map(drop);
+    !known.is_err_and(|error| matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)))
+}
+
 fn query(ifindex: IfIndex, hook: libbpf_sys::bpf_attach_type) -> io::Result<impl Iterator<Item = u32>> {
     // BPF_MPROG_MAX in include/linux/bpf_mprog.h
     let mut ids = [0; 64];

@@ -1,9 +1,9 @@
 //! The steering programs of `bpf/`, loaded and attached, and the maps by which control tells them what is where.
 //!
 //! Control owns a [`Steer`]; it hands each worker its [`Heartbeat`] and the [`Credits`]. What it attaches outlives it
-//! and the process: programs without workers leave remote traffic to the kernel path, redirect between the pods that
-//! they know and drop what these forge. Links are pinned ([`Pins`]); where the kernel has no tcx, filters take their
-//! place. The next `Steer` of the namespace, in whatever process and of whatever version, comes with programs and maps
+//! and the process: programs without workers leave remote traffic to the kernel, redirect between the pods that
+//! they know, and TCP to the tunnels and from them, and drop what pods forge. Links are pinned ([`Pins`]); where the kernel
+//! has no tcx, filters take their place. The next `Steer` of the namespace, in whatever process and of whatever version, comes with programs and maps
 //! of its own; only the counters go on. When its maps are full, [`Steer::attach_pod`] and its like exchange the program
 //! of each attachment in one step. Detached is what is asked for, and everything by [`remove`].
 //!

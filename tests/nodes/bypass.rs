@@ -2,23 +2,28 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use podwire::steer::{Program, Verdict};
 
 use super::cluster;
-use super::harness::{Capture, Cluster, Options, Pod, PodwireNode, Wire, pings, tcp_transfer, udp_echo};
+use super::harness::{
+    Capture, Cluster, Options, Pod, PodwireNode, VXLAN_DEVICE, Wire, pings, tcp_transfer, udp_echo, wait_until,
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const WITHOUT: Options = Options { sections: "bypass = false\n", ..Options::WITHOUT_XDP };
 
-/// Has a node count what its stack forwards of TCP.
+/// Has a node count what its stack forwards of TCP, and drop what it has seen half of, as kube-proxy does.
 fn count_forwarded(node: &PodwireNode) {
     node.host.netns.run_all([
         "nft add table inet seen",
         "nft add chain inet seen forward { type filter hook forward priority 0 ; }",
         "nft add rule inet seen forward meta l4proto tcp counter",
+        "nft add rule inet seen forward ct state invalid drop",
     ]);
 }
 
@@ -91,6 +96,8 @@ fn it_can_be_switched_off_and_on_under_a_connection() {
         cluster.a.set_options(options);
         let (before, seen) = (bypassed(&cluster.a), forwarded(&cluster.a));
         connection.ask(20);
+        Connection::open(&from, &to).ask(2);
+        Connection::open(&to, &from).ask(2);
         let has_grown = bypassed(&cluster.a).into_iter().zip(before).map(|(now, before)| now >= before + 20);
         assert!(has_grown.eq([is_bypassed; 2]), "{:?} since {before:?}", bypassed(&cluster.a));
         assert_eq!(forwarded(&cluster.a) > seen, !is_bypassed);
@@ -105,9 +112,11 @@ fn it_goes_on_without_the_daemon_and_under_the_next_one() {
     let mut connection = Connection::open(&from, &to);
     connection.ask(20);
     for end in [PodwireNode::kill, PodwireNode::stop] {
-        end(&mut cluster.a);
-        connection.ask(20);
-        cluster.a.launch();
+        meanwhile_others_open(&from, &to, || {
+            end(&mut cluster.a);
+            connection.ask(20);
+            cluster.a.launch();
+        });
         let before = bypassed(&cluster.a);
         connection.ask(20);
         assert!(bypassed(&cluster.a).iter().zip(before).all(|(now, before)| *now >= before + 20));
@@ -116,6 +125,30 @@ fn it_goes_on_without_the_daemon_and_under_the_next_one() {
     cluster.a.uninstall_data_plane();
     connection.ask(20);
     assert!(forwarded(&cluster.a) >= 40, "the kernel path alone");
+}
+
+/// Opens connections there and back, over and over, until `event` is over. Each must open at once: a segment of which a
+/// stack has not seen the other half would be sent again after a second.
+#[track_caller]
+fn meanwhile_others_open(from: &Pod, to: &Pod, event: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let opening = scope.spawn(|| {
+            let (mut opened, mut longest) = (0, Duration::ZERO);
+            while !done.load(Ordering::Relaxed) {
+                for (from, to) in [(from, to), (to, from)] {
+                    let start = Instant::now();
+                    Connection::open(from, to).ask(1);
+                    (opened, longest) = (opened + 1, longest.max(start.elapsed()));
+                }
+            }
+            (opened, longest)
+        });
+        event();
+        done.store(true, Ordering::Relaxed);
+        let (opened, longest) = opening.join().expect("each connection opens");
+        assert!(opened > 10 && longest < Duration::from_millis(900), "{opened}, the slowest in {longest:?}");
+    });
 }
 
 /// There IPv4 does not go by the VXLAN device.
@@ -128,6 +161,24 @@ fn connections_without_the_tunnel_are_the_stacks() {
     let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
     tcp_transfer(from, to, to.v4.into(), 2_000_000).expect("TCP");
     assert_eq!((bypassed(&cluster.a), forwarded(&cluster.a) > 20), ([0; 2], true));
+}
+
+/// A program or filter there might have the stack get what comes, while the answers go past.
+#[test]
+fn with_something_of_others_on_the_vxlan_device_connections_are_the_stacks() {
+    let Some(cluster) = cluster(Wire::default(), Options::WITHOUT_XDP) else { return };
+    let (a, from, to) = (&cluster.a, &cluster.a.pods[0], &cluster.b.pods[0]);
+    count_forwarded(a);
+    a.host.netns.run(&format!("tc qdisc add dev {VXLAN_DEVICE} root tbf rate 1gbit burst 64kb latency 200ms"));
+    let are_the_stacks = || {
+        let before = bypassed(a);
+        Connection::open(from, to).ask(5);
+        Connection::open(to, from).ask(5);
+        bypassed(a) == before
+    };
+    assert!(wait_until(PATIENCE, are_the_stacks));
+    a.host.netns.run(&format!("tc qdisc del dev {VXLAN_DEVICE} root"));
+    assert!(wait_until(PATIENCE, || !are_the_stacks()));
 }
 
 /// A connection from a pod to another, which echoes.

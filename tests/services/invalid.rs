@@ -33,7 +33,7 @@ fn survives_each_change(options: Options) {
     let connect = || Client::connect(&client.netns, Protocol::Tcp, to).expect("a connection");
     let mut begun_fast = connect();
     a.kill();
-    // Of this one conntrack knows the window from the first segment on, so it notices the leaps.
+    // Of this one conntrack knows the window from the first segment on, so it notices the leaps; unless it goes past.
     let mut begun_in_kernel = connect();
     let mut carries = |when: &str| {
         for (what, connection) in [("begun fast", &mut begun_fast), ("begun in the kernel", &mut begun_in_kernel)] {

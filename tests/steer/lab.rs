@@ -48,8 +48,13 @@ impl Lab {
 
     /// Runs `tc` inside, its arguments parted by spaces.
     pub fn tc(&self, arguments: &str) {
+        self.tc_output(arguments);
+    }
+
+    /// What `tc` prints inside.
+    pub fn tc_output(&self, arguments: &str) -> String {
         let arguments: Vec<_> = ["-n", &self.name].into_iter().chain(arguments.split(' ')).collect();
-        command("tc", &arguments);
+        command("tc", &arguments)
     }
 
     /// A veth pair, both ends up.

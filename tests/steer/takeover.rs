@@ -276,6 +276,31 @@ fn what_somebody_detaches_is_attached_again() {
 }
 
 #[test]
+fn a_tunnel_can_be_left_alone_by_whoever_did_not_attach_there() {
+    for choice in [TcChoice::Tcx, TcChoice::Clsact] {
+        let Some(scene) = Scene::new() else { return };
+        let mut first = scene.lab.load(&config(V4));
+        first.set_tc(choice);
+        scene.attach_all(&mut first);
+        let (tunnel, link) = (scene.lab.ifindex("podwire.1"), scene.tunnel_link());
+        let is_attached = || {
+            let of_tcx = scene.pinned_links().contains(&link);
+            of_tcx || scene.lab.tc_output("filter show dev podwire.1 ingress").contains("tunnel_steer")
+        };
+        assert!(is_attached(), "{choice:?}");
+        drop(first);
+        let mut next = scene.lab.load(&config(V4));
+        next.set_tc(choice);
+        for _ in 0..2 {
+            scene.lab.within(|| next.detach_tunnel(tunnel)).unwrap();
+            assert!(!is_attached(), "{choice:?}");
+        }
+        scene.lab.ip("link del podwire.1");
+        scene.lab.within(|| next.detach_tunnel(tunnel)).expect("nothing to do is success");
+    }
+}
+
+#[test]
 fn what_cannot_be_repaired_is_reported_each_time() {
     let Some(scene) = Scene::new() else { return };
     let mut steer = scene.lab.load(&config(V4));

@@ -14,7 +14,7 @@ use crate::control::api::{
 };
 use crate::control::view::{Counters, ProbationStatus, QueueStatus, TrafficStatus, VerdictRow, WorkerStatus};
 use crate::counters::{Count, DropReason};
-use crate::steer::{Outcome, Verdict};
+use crate::steer::{Outcome, Program, Verdict};
 
 /// What the daemon answered at one moment.
 #[derive(Clone, Debug)]
@@ -314,11 +314,12 @@ fn drops(before: &Tallies, now: &Tallies, elapsed: Duration) -> Vec<Cause> {
     DropReason::ALL.iter().map(row).filter(|row| row.total > 0).collect()
 }
 
-/// What the programs decided with one outcome.
+/// What the programs decided with one outcome, each packet once: what a tunnel's leaves to the kernel path another has left.
 fn verdicts(before: &Stats, now: &Stats, outcome: Outcome, elapsed: Duration) -> Vec<Cause> {
     let has_it = |row: &&VerdictRow| {
         let verdict = Verdict::ALL.iter().find(|verdict| verdict.label() == row.verdict);
-        row.packets > 0 && verdict.is_some_and(|verdict| verdict.outcome() == outcome)
+        let is_known = row.program == Program::Tunnel.label() && outcome == Outcome::Kernel;
+        row.packets > 0 && !is_known && verdict.is_some_and(|verdict| verdict.outcome() == outcome)
     };
     let earlier = |now: &VerdictRow| {
         let same = before.verdicts.iter().find(|row| row.program == now.program && row.verdict == now.verdict);

@@ -17,7 +17,8 @@ pub struct Steered {
     vteps: BTreeSet<IpAddr>,
     /// Of pods.
     devices: BTreeSet<IfIndex>,
-    tunnels: BTreeSet<IfIndex>,
+    /// Where TCP goes past the node's stack, and where it is known not to.
+    tunnels: BTreeMap<IfIndex, bool>,
 }
 
 /// The largest packet that a prefix takes, and by which tunnel it may go past the node's stack.
@@ -50,7 +51,18 @@ impl Steered {
             locals.get(address) == Some(pod) || !note(&mut result, steer.remove_local(*address))
         });
         self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_device(*device)));
-        self.tunnels.retain(|tunnel| view.tunnels.contains(tunnel) || !note(&mut result, steer.detach_device(*tunnel)));
+        // What leaves by a tunnel past the stack first, or its answers would be new to the stack.
+        let may_bypass = |tunnel: Tunnel| view.tunnels.get(&tunnel.device) == Some(&true);
+        let back = self.remotes.iter().filter(|(_, (_, tunnel))| tunnel.is_some_and(|tunnel| !may_bypass(tunnel)));
+        for (prefix, (mtu, _)) in sorted(back.map(|(prefix, way)| (*prefix, *way))) {
+            if note(&mut result, steer.add_remote(prefix, mtu, None)) {
+                self.remotes.insert(prefix, (mtu, None));
+            }
+        }
+        self.tunnels.retain(|tunnel, is_attached| {
+            let stays = view.tunnels.get(tunnel) == Some(is_attached);
+            stays || *is_attached && !note(&mut result, steer.detach_tunnel(*tunnel))
+        });
         let gone = self.remotes.keys().filter(|prefix| !remotes.contains_key(prefix)).copied();
         for prefix in sorted(gone) {
             if note(&mut result, steer.remove_remote(prefix)) {
@@ -79,6 +91,22 @@ impl Steered {
                 }
             }
         }
+        // Nobody reads of them yet: whoever is exchanged for an earlier program goes on where that one was.
+        if self.devices.is_empty() {
+            note(&mut result, self.extend_remotes(steer, remotes, &view.tunnels));
+        }
+        for (tunnel, may_bypass) in &view.tunnels {
+            if self.tunnels.contains_key(tunnel) {
+                continue;
+            }
+            // An earlier data plane may have attached it.
+            let step = if *may_bypass { steer.attach_tunnel(*tunnel) } else { steer.detach_tunnel(*tunnel) };
+            if note(&mut result, step) {
+                self.tunnels.insert(*tunnel, *may_bypass);
+            }
+        }
+        // Nothing leaves by a tunnel past the stack whose answers the stack would get.
+        note(&mut result, self.extend_remotes(steer, remotes, &self.tunnels.clone()));
         let known = known(&view.pods, &self.locals);
         self.devices.retain(|device| known.contains(device) || !note(&mut result, steer.detach_device(*device)));
         for device in known {
@@ -86,16 +114,24 @@ impl Steered {
                 self.devices.insert(device);
             }
         }
-        let new = remotes.iter().filter(|(prefix, way)| self.remotes.get(prefix) != Some(way));
-        for (prefix, way) in sorted(new.map(|(prefix, way)| (*prefix, *way))) {
+        result
+    }
+
+    /// Tells of prefixes that are new or changed, and of their tunnels where those in `tunnels` bypass. Goes on after an
+    /// error and returns the first.
+    fn extend_remotes(
+        &mut self,
+        steer: &Steer,
+        remotes: &HashMap<IpNet, Way>,
+        tunnels: &BTreeMap<IfIndex, bool>,
+    ) -> Result<(), SteerError> {
+        let mut result = Ok(());
+        let bypasses = |tunnel: &Tunnel| tunnels.get(&tunnel.device) == Some(&true);
+        let ways = remotes.iter().map(|(prefix, (mtu, tunnel))| (*prefix, (*mtu, tunnel.filter(bypasses))));
+        for (prefix, way) in sorted(ways.filter(|(prefix, way)| self.remotes.get(prefix) != Some(way))) {
             let (mtu, tunnel) = way;
             if note(&mut result, steer.add_remote(prefix, mtu, tunnel)) {
                 self.remotes.insert(prefix, way);
-            }
-        }
-        for tunnel in &view.tunnels {
-            if !self.tunnels.contains(tunnel) && note(&mut result, steer.attach_tunnel(*tunnel)) {
-                self.tunnels.insert(*tunnel);
             }
         }
         result

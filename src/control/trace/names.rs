@@ -102,8 +102,7 @@ impl Node {
         let addresses =
             known.iter().enumerate().flat_map(|(at, pod)| pod.addresses.iter().map(move |address| (*address, at)));
         let peers = self.config.peers.iter();
-        let tunnels = self.observed.vtep.as_ref().and_then(|vtep| self.kernel.tunnels(vtep));
-        let tunnels = tunnels.into_iter().flat_map(|tunnels| {
+        let tunnels = self.observed.tunnels.into_iter().flat_map(|tunnels| {
             tunnels.devices().filter_map(move |device| Some((device, tunnels.name(&self.config, device)?)))
         });
         NameTable {

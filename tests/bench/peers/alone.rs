@@ -69,6 +69,8 @@ impl System {
 
 impl Alone {
     fn connect(&self, load: &mut Load) -> Result<(), String> {
+        // Said again, now that both ends are up: only then the node's takes what a program redirects to it.
+        self.other.netns.run_all(["ethtool -K eth0 gro off", "ethtool -K eth0 gro on"]);
         load.leave_by(WIRE, &self.other.netns, "eth0")?;
         load.sink(&self.other.netns, "eth0")?;
         for (number, pod) in (0..).zip(self.node.pods()) {
@@ -78,13 +80,13 @@ impl Alone {
         Ok(())
     }
 
-    /// A frame of `size` bytes of a flow, from a pod by one of the routes.
-    pub fn out(&self, pod: usize, flow: u16, size: usize) -> Vec<u8> {
+    /// A frame of `size` bytes of a flow, from a pod to one of so many nodes.
+    pub fn out(&self, pod: usize, flow: u16, size: usize, nodes: u32) -> Vec<u8> {
         let [from, to] = self.pods[pod];
-        let remote = match self.routes {
+        let remote = match nodes {
             1 => remote(&self.other),
             // Far apart.
-            routes => routes::pod(u32::from(flow).wrapping_mul(7919) % (routes - 1)),
+            nodes => routes::pod((u32::from(flow) % nodes).wrapping_mul(7919) % (self.routes - 1)),
         };
         frame(from, to, self.node.pods()[pod].v4, remote, flow, size)
     }

@@ -13,6 +13,7 @@ mod latency;
 mod load;
 mod machine;
 mod rate;
+mod relay;
 mod report;
 mod routes;
 mod systems;
@@ -63,6 +64,9 @@ enum Verb {
         /// Routes of the node, which packets of one pod take; can be repeated
         #[arg(long, value_name = "N", default_values_t = [1, 10_000], value_parser = 1..=i64::from(routes::MOST))]
         routes: Vec<i64>,
+        /// Nodes that packets from pods go to, one a route at most; can be repeated
+        #[arg(long, value_name = "N", default_values_t = [1, 4000], value_parser = clap::value_parser!(u32).range(1..=4000))]
+        nodes: Vec<u32>,
     },
     /// Round trips between pods of two nodes, alone and beside loads
     Latency {
@@ -104,6 +108,11 @@ impl Common {
         let named = |name: &String| SYSTEMS.into_iter().find(|system| system.name == name);
         if self.only.is_empty() { SYSTEMS.to_vec() } else { self.only.iter().filter_map(named).collect() }
     }
+
+    /// Those of them that are overlays.
+    fn overlays(&self) -> Vec<System> {
+        self.systems().into_iter().filter(|system| !system.is_ceiling()).collect()
+    }
 }
 
 fn main() -> io::Result<()> {
@@ -113,7 +122,9 @@ fn main() -> io::Result<()> {
     }
     match verb {
         Verb::Bulk { common, mtu, flows } => bulk(&common, &mtu, &flows),
-        Verb::Rate { common, way, size, pods, routes } => rate(&common, &way, &size, &groups(&pods, &routes)),
+        Verb::Rate { common, way, size, pods, routes, nodes } => {
+            rate(&common, &way, &size, &nodes, &groups(&pods, &routes))
+        }
         Verb::Latency { common, svg } => latency(&common, svg.as_deref()),
         Verb::Fairness { common, floods } => fairness(&common, &floods),
     }
@@ -123,7 +134,7 @@ fn bulk(common: &Common, mtus: &[u32], flows: &[u32]) -> io::Result<()> {
     let groups: Vec<_> = mtus.iter().map(|&mtu| (mtu, bulk::Scenario::all(mtu, flows))).collect();
     let build = |system: &System, mtu| system.build(Wire { mtu, ..Wire::default() }, 2);
     let measure = |_: &System, rig: &mut Rig, scenario: bulk::Scenario| scenario.measure(rig, common.seconds);
-    alternate(common, &common.systems(), &groups, bulk::Scenario::name, build, measure)
+    alternate(common, &common.overlays(), &groups, bulk::Scenario::name, build, measure)
 }
 
 /// What is built for each group of scenarios: pods and routes.
@@ -139,11 +150,11 @@ fn groups(pods: &[i64], routes: &[i64]) -> Vec<Extent> {
     by_pods.chain(by_routes).map(extent).collect()
 }
 
-fn rate(common: &Common, ways: &[Way], sizes: &[Size], extents: &[Extent]) -> io::Result<()> {
+fn rate(common: &Common, ways: &[Way], sizes: &[Size], nodes: &[u32], extents: &[Extent]) -> io::Result<()> {
     let scenarios = |(n, &(pods, routes)): (usize, &Extent)| {
         // What more pods and routes cost shows with one size.
         let sizes = if n == 0 { sizes } else { &sizes[..1] };
-        ((pods, routes), rate::Scenario::all(ways, sizes, pods, routes))
+        ((pods, routes), rate::Scenario::all(ways, sizes, pods, routes, nodes))
     };
     let groups: Vec<_> = extents.iter().enumerate().map(scenarios).collect();
     let systems: Vec<_> = common.systems().into_iter().filter(|system| !system.is_mixed()).collect();
@@ -162,7 +173,7 @@ fn latency(common: &Common, svg: Option<&Path>) -> io::Result<()> {
     };
     let groups = [((), latency::Scenario::ALL.to_vec())];
     let build = |system: &System, ()| system.build_loaded();
-    alternate(common, &common.systems(), &groups, latency::Scenario::name, build, measure)?;
+    alternate(common, &common.overlays(), &groups, latency::Scenario::name, build, measure)?;
     svg.map_or(Ok(()), |dir| pictures.draw(dir))
 }
 
@@ -186,7 +197,8 @@ fn alternate<K: Copy, S: Copy, R>(
     let Common { rounds, seconds, ref json, .. } = *common;
     let scenarios: usize = groups.iter().map(|(_, scenarios)| scenarios.len()).sum();
     eprintln!("{rounds} rounds of {} systems, {scenarios} scenarios each", systems.len());
-    let mut report = Report::new(Machine::look(), seconds, rounds, systems[0].name);
+    let first = systems.first().ok_or_else(|| io::Error::other("none of the systems can be measured so"))?;
+    let mut report = Report::new(Machine::look(), seconds, rounds, first.name);
     for round in 1..=rounds {
         for system in systems {
             for (key, scenarios) in groups {

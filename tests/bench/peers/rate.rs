@@ -55,6 +55,8 @@ pub struct Scenario {
     pub size: Size,
     pub pods: usize,
     pub routes: u32,
+    /// To which packets from pods go.
+    pub nodes: u32,
 }
 
 const PEAK: Measure = Measure { name: "peak Mpps", digits: 3, compared: true };
@@ -62,13 +64,19 @@ const NDR: Measure = Measure { name: "NDR Mpps", digits: 3, compared: true };
 const OFFERED: Measure = Measure { name: "offered", digits: 2, compared: false };
 
 impl Scenario {
-    pub fn all(ways: &[Way], sizes: &[Size], pods: usize, routes: u32) -> Vec<Self> {
-        let of_way = |&way: &Way| sizes.iter().map(move |&size| Self { way, size, pods, routes });
-        ways.iter().flat_map(of_way).collect()
+    /// All numbers of nodes that there can be, where it matters to how many packets go.
+    pub fn all(ways: &[Way], sizes: &[Size], pods: usize, routes: u32, nodes: &[u32]) -> Vec<Self> {
+        let nodes_of = |way| {
+            let all: Vec<_> = nodes.iter().map(|&nodes| nodes.min(routes)).collect();
+            let distinct = if way == Way::In { 1 } else { all.len() };
+            (0..distinct).filter(|&n| !all[..n].contains(&all[n])).map(|n| all[n]).collect::<Vec<_>>()
+        };
+        let of_size = |way, size| nodes_of(way).into_iter().map(move |nodes| Self { way, size, pods, routes, nodes });
+        ways.iter().flat_map(|&way| sizes.iter().flat_map(move |&size| of_size(way, size))).collect()
     }
 
     pub fn name(self) -> String {
-        let Self { way, size, pods, routes } = self;
+        let Self { way, size, pods, routes, nodes } = self;
         let way = match way {
             Way::Out => "pods to wire",
             Way::In => "wire to pods",
@@ -79,7 +87,8 @@ impl Scenario {
             Size::Imix => "IMIX",
             Size::Large => "1400 B",
         };
-        format!("UDP, {way}, {size}, {pods} pod{}, {routes} route{}", plural(pods > 1), plural(routes > 1))
+        let to = if nodes > 1 { format!(", to {nodes} nodes") } else { String::new() };
+        format!("UDP, {way}, {size}, {pods} pod{}, {routes} route{}{to}", plural(pods > 1), plural(routes > 1))
     }
 
     pub fn measure(self, rig: &Alone, load: &mut Load, seconds: u32) -> Result<Figures, String> {
@@ -93,7 +102,7 @@ impl Scenario {
         let flows = (0..FLOWS).zip((0..self.pods).cycle()).zip(sizes);
         let out = flows.clone().map(|((flow, pod), size)| Packet {
             device: u32::try_from(pod).expect("few pods"),
-            bytes: rig.out(pod, flow, size),
+            bytes: rig.out(pod, flow, size, self.nodes),
         });
         let inwards = flows.map(|((flow, pod), size)| Packet { device: WIRE, bytes: rig.inwards(pod, flow, size) });
         match self.way {

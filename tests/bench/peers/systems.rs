@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use podwire::config::derive_vtep_mac;
 
+use super::relay::{Relay, RelayNode};
 use super::routes;
 use crate::harness::{
     Host, KernelNode, Options, OvsNode, Peer, Pod, PodwireNode, Prefix, Shape, Wire, cable, pings, wait_until,
@@ -22,6 +23,8 @@ pub enum Kind {
     /// Open vSwitch in userspace.
     Ovs,
     Podwire(Options),
+    /// A ceiling.
+    Relay(Relay),
 }
 
 const FLANNEL: Kind = Kind::Kernel(Shape::Flannel);
@@ -39,7 +42,7 @@ pub struct System {
 }
 
 /// All that can be compared; the first one is what the others are measured by.
-pub const SYSTEMS: [System; 8] = [
+pub const SYSTEMS: [System; 10] = [
     System { name: "flannel", nodes: [FLANNEL, FLANNEL] },
     System { name: "calico", nodes: [CALICO, CALICO] },
     System { name: "flannel-xdp", nodes: [Kind::Xdp, Kind::Xdp] },
@@ -49,6 +52,8 @@ pub const SYSTEMS: [System; 8] = [
     System { name: "podwire-busy", nodes: [BUSY, ADAPTIVE] },
     System { name: "podwire-xdp", nodes: [NATIVE, NATIVE] },
     System { name: "podwire-flannel", nodes: [ADAPTIVE, FLANNEL] },
+    System { name: "testpmd", nodes: [Kind::Relay(Relay::Testpmd); 2] },
+    System { name: "xdp-redirect", nodes: [Kind::Relay(Relay::Redirect); 2] },
 ];
 
 /// What was built of a [`System`]. Dropped in this order: daemons first, the namespaces last.
@@ -58,6 +63,11 @@ pub struct Rig {
 }
 
 impl System {
+    /// Whether it is no overlay, but the most that one could reach.
+    pub fn is_ceiling(&self) -> bool {
+        matches!(self.nodes, [Kind::Relay(_), _])
+    }
+
     /// Whether its first node is that of another system too.
     pub fn is_mixed(&self) -> bool {
         matches!(self.nodes, [Kind::Podwire(_), Kind::Kernel(_)])
@@ -97,7 +107,7 @@ impl Kind {
     pub fn tunnel(self) -> (u32, u16) {
         match self {
             Self::Kernel(shape) => shape.tunnel(),
-            Self::Xdp | Self::Ovs | Self::Podwire(_) => Shape::Flannel.tunnel(),
+            Self::Xdp | Self::Ovs | Self::Podwire(_) | Self::Relay(_) => Shape::Flannel.tunnel(),
         }
     }
 
@@ -106,6 +116,7 @@ impl Kind {
         match self {
             Self::Kernel(_) | Self::Xdp => Ok(self),
             Self::Ovs => Err("its tunnels to so many nodes are not set up here".to_owned()),
+            Self::Relay(_) => Err("it has no routes".to_owned()),
             Self::Podwire(options) => {
                 // Options are constants everywhere else.
                 let sections = routes::peers(routes - 1).leak();
@@ -118,21 +129,23 @@ impl Kind {
     pub fn peer_at(self, host: &Host) -> Peer {
         match self {
             Self::Kernel(_) | Self::Xdp => KernelNode::peer_at(host),
-            Self::Ovs => host.peer(None),
+            Self::Ovs | Self::Relay(_) => host.peer(None),
             Self::Podwire(_) => host.peer(Some(derive_vtep_mac(host.underlay).to_string())),
         }
     }
 }
 
-/// Has the driver of the uplink run a program for each packet.
-fn attach_empty_program(host: &Host, dir: &Path) -> Result<(), String> {
-    const PROGRAM: &str = "__attribute__((section(\"xdp\"))) int pass(void *ctx) { return 2 /* XDP_PASS */; }\n";
+/// Passes everything on.
+const EMPTY: &str = "__attribute__((section(\"xdp\"))) int pass(void *ctx) { return 2 /* XDP_PASS */; }\n";
+
+/// Has the driver of a device run a program in C for each packet.
+pub fn attach_program(host: &Host, device: &str, program: &str, dir: &Path) -> Result<(), String> {
     let [source, object] = ["pass.c", "pass.o"].map(|name| dir.join(name));
-    std::fs::write(&source, PROGRAM).map_err(|e| format!("{}: {e}", source.display()))?;
+    std::fs::write(&source, program).map_err(|e| format!("{}: {e}", source.display()))?;
     let (source, object) = (source.display(), object.display());
     for line in [
         format!("clang -O2 -g -target bpf -c {source} -o {object}"),
-        format!("ip link set dev {} xdpdrv object {object} section xdp", host.uplink),
+        format!("ip link set dev {device} xdpdrv object {object} section xdp"),
     ] {
         let output = host.netns.output(&line);
         if !output.status.success() {
@@ -147,6 +160,7 @@ pub enum Node {
     Kernel(KernelNode),
     Ovs(OvsNode),
     Podwire(Box<PodwireNode>),
+    Relay(RelayNode),
 }
 
 impl Node {
@@ -160,10 +174,11 @@ impl Node {
             Kind::Xdp => {
                 let node = KernelNode::shaped(host, Shape::Flannel);
                 node.connect(peer);
-                attach_empty_program(&node.host, prefix.dir())?;
+                attach_program(&node.host, &node.host.uplink, EMPTY, prefix.dir())?;
                 Self::Kernel(node)
             }
             Kind::Ovs => Self::Ovs(OvsNode::start(prefix, host, peer)?),
+            Kind::Relay(relay) => Self::Relay(RelayNode::new(host, relay)),
             Kind::Podwire(options) => {
                 Self::Podwire(Box::new(PodwireNode::start(prefix, host, options, vec![peer.clone()])))
             }
@@ -175,6 +190,7 @@ impl Node {
             Self::Kernel(node) => &node.host,
             Self::Ovs(node) => &node.host,
             Self::Podwire(node) => &node.host,
+            Self::Relay(node) => &node.host,
         }
     }
 
@@ -183,6 +199,7 @@ impl Node {
             Self::Kernel(node) => &node.pods,
             Self::Ovs(node) => &node.pods,
             Self::Podwire(node) => &node.pods,
+            Self::Relay(node) => &node.pods,
         }
     }
 
@@ -191,6 +208,7 @@ impl Node {
             Self::Kernel(node) => node.add_pod(prefix, name),
             Self::Ovs(node) => node.add_pod(prefix, name)?,
             Self::Podwire(node) => node.add_pod(prefix, name),
+            Self::Relay(node) => node.add_pod(prefix, name)?,
         }
         Ok(())
     }
@@ -198,7 +216,7 @@ impl Node {
     /// How long the threads that carry packets have run on a CPU; zero where the kernel does.
     pub fn worker_time(&self) -> Duration {
         match self {
-            Self::Kernel(_) => Duration::ZERO,
+            Self::Kernel(_) | Self::Relay(_) => Duration::ZERO,
             Self::Ovs(node) => node.worker_time(),
             Self::Podwire(node) => node.worker_time(),
         }

@@ -1,0 +1,88 @@
+//! The kernel's own table, a `BPF_MAP_TYPE_LPM_TRIE`, asked by `kernel.bpf.c`, which is compiled when it is needed.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput};
+
+use crate::dpdk::Contest;
+
+/// The least that a test run takes (net/bpf/test_run.c).
+const FRAME: [u8; 14] = [0; 14];
+
+/// A table in the kernel.
+pub struct Kernel {
+    pub build: Duration,
+    pub bytes: usize,
+    /// Of the values that the whole trace finds.
+    pub sum: u64,
+    object: Object,
+    program: &'static str,
+}
+
+impl Kernel {
+    /// Builds the table; an error where that cannot be: it needs root and clang.
+    pub fn build(contest: &Contest) -> Result<Self, String> {
+        let (table, program) = if contest.is_ipv6 { ("prefixes6", "find_all6") } else { ("prefixes4", "find_all4") };
+        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let object = compile(dir.path())?;
+        let mut open = ObjectBuilder::default().open_file(&object).map_err(|e| format!("{e:#}"))?;
+        for mut map in open.maps_mut().filter(|map| map.name() == table) {
+            let prefixes = u32::try_from(contest.prefixes.len()).map_err(|e| e.to_string())?;
+            map.set_max_entries(prefixes).map_err(|e| format!("{e:#}"))?;
+        }
+        let object = open.load().map_err(|e| format!("kernel.bpf.c: {e:#}"))?;
+        let mut kernel = Self { build: Duration::ZERO, bytes: 0, sum: 0, object, program };
+        let prefixes = kernel.map(table);
+        let start = Instant::now();
+        let width = if contest.is_ipv6 { 16 } else { 4 };
+        for (value, (address, length)) in (0_u32..).zip(&contest.prefixes) {
+            let key = [&u32::from(*length).to_ne_bytes()[..], &address[..width]].concat();
+            prefixes.update(&key, &value.to_ne_bytes(), MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
+        }
+        kernel.build = start.elapsed();
+        kernel.bytes = bytes(&prefixes);
+        let trace = contest.trace.concat();
+        kernel.map(".data.trace").update(&[0; 4], &trace, MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
+        kernel.passes(1);
+        let sum = kernel.map(".data.sum").lookup(&[0; 4], MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
+        kernel.sum = sum.and_then(|sum| Some(u64::from_ne_bytes(*sum.first_chunk()?))).ok_or("no sum")?;
+        Ok(kernel)
+    }
+
+    /// How long so many passes over the trace take.
+    pub fn passes(&mut self, passes: u64) -> Duration {
+        let program = self.object.progs_mut().find(|program| program.name() == self.program);
+        let program = program.expect("kernel.bpf.c has it");
+        let start = Instant::now();
+        for _ in 0..passes {
+            let input = ProgramInput { data_in: Some(&FRAME), ..ProgramInput::default() };
+            program.test_run(input).expect("it has run before");
+        }
+        start.elapsed()
+    }
+
+    fn map(&self, name: &str) -> MapHandle {
+        let map = self.object.maps().find(|map| map.name() == name).expect("kernel.bpf.c has it");
+        MapHandle::try_from(&map).expect("a descriptor")
+    }
+}
+
+fn compile(dir: &Path) -> Result<std::path::PathBuf, String> {
+    let [source, object] = ["kernel.bpf.c", "kernel.bpf.o"].map(|name| dir.join(name));
+    fs::write(&source, include_str!("kernel.bpf.c")).map_err(|e| e.to_string())?;
+    let flags = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-I/usr/include/x86_64-linux-gnu", "-c"];
+    let clang = Command::new("clang").args(flags).arg(&source).arg("-o").arg(&object).output();
+    let clang = clang.map_err(|e| format!("clang: {e}"))?;
+    if clang.status.success() { Ok(object) } else { Err(String::from_utf8_lossy(&clang.stderr).into_owned()) }
+}
+
+/// What the kernel charges for a map.
+fn bytes(map: &MapHandle) -> usize {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd())).unwrap_or_default();
+    let charged = info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+    charged.unwrap_or_default()
+}
