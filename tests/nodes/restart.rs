@@ -121,7 +121,7 @@ fn a_connection_survives(end: impl Fn(&mut PodwireNode) + Sync) {
     let Some(mut cluster) = cluster(Wire::default(), Options::ADAPTIVE) else { return };
     let (from, to) = (cluster.a.pods[0].clone(), cluster.b.pods[0].clone());
     let (before, programs_before) = (link_ids(&cluster.a), programs(&cluster.a));
-    assert_eq!(before.len(), 5, "uplink, both ends of the hub and two pods: {before:?}");
+    assert_eq!(before.len(), 6, "uplink, tunnel, both ends of the hub and two pods: {before:?}");
     let (pods, claimed) = (cluster.a.cli("pods list --output json"), count(&cluster.a, Program::Pod, Verdict::Claimed));
     for destination in to.addresses() {
         converse(&from, &to, destination, || {
