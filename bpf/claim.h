@@ -47,6 +47,23 @@ static __always_inline void pull_headers(struct __sk_buff *skb, __u32 want)
 		bpf_skb_pull_data(skb, want);
 }
 
+/* Finds the IP packet of a frame at tc, whose headers are before @end then.
+ * VERDICT_VLAN: it is tagged, in the frame or beside it.
+ */
+static __always_inline enum verdict find_packet(struct __sk_buff *skb,
+						struct packet *packet,
+						struct ethhdr **eth, void **end)
+{
+	pull_headers(skb, HEADERS_MAX);
+	*end = (void *)(long)skb->data_end;
+	*eth = (void *)(long)skb->data;
+	if ((void *)(*eth + 1) > *end)
+		return VERDICT_TRUNCATED;
+	if (skb->vlan_present)
+		return VERDICT_VLAN;
+	return find_ip(*eth + 1, *end, (*eth)->h_proto, packet);
+}
+
 /* Whether a pod's worker has its socket. A worker serves the queue of its own
  * number. The kernel takes the socket out when the process ends, before its
  * heartbeat is stale.

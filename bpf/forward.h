@@ -89,14 +89,9 @@ static __always_inline enum verdict judge_tunnel(struct __sk_buff *skb,
 	struct ethhdr *eth;
 	void *end;
 
-	pull_headers(skb, HEADERS_MAX);
-	end = (void *)(long)skb->data_end;
-	eth = (void *)(long)skb->data;
-	if (!cfg || (void *)(eth + 1) > end)
+	if (!cfg)
 		return VERDICT_TRUNCATED;
-	if (skb->vlan_present)
-		return VERDICT_VLAN;
-	verdict = find_ip(eth + 1, end, eth->h_proto, &packet);
+	verdict = find_packet(skb, &packet, &eth, &end);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	/* to our MAC, as the device has seen */

@@ -369,9 +369,12 @@ static __always_inline enum verdict judge_frame(const struct frame *frame,
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	vtep = vtep_of(&outer, cfg);
-	arrival->packet = outer;
-	verdict = vtep ? tunnelled(frame, &outer, vtep, cfg, arrival) :
-			 bare(frame, cfg, arrival);
+	if (vtep) {
+		verdict = tunnelled(frame, &outer, vtep, cfg, arrival);
+	} else {
+		arrival->packet = outer;
+		verdict = bare(frame, cfg, arrival);
+	}
 	if (verdict == VERDICT_CLAIMED && frame->bytes > cfg->max_frame) {
 		hold(FROM_WIRE_CREDITS + arrival->pod->id);
 		return VERDICT_TOO_BIG;

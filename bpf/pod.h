@@ -118,19 +118,16 @@ static __always_inline enum verdict judge_pod(struct __sk_buff *skb,
 	struct ethhdr *eth;
 	void *end;
 
-	pull_headers(skb, HEADERS_MAX);
-	end = (void *)(long)skb->data_end;
-	eth = (void *)(long)skb->data;
-	if (!cfg || (void *)(eth + 1) > end)
+	if (!cfg)
 		return VERDICT_TRUNCATED;
+	verdict = find_packet(skb, &packet, &eth, &end);
 	/* A tag would keep the addresses from is_honest(), but not from the
 	 * stack, which believes a tag of VLAN 0 to be none
 	 * (__netif_receive_skb_core() in net/core/dev.c). No host end has a
 	 * VLAN device, so nobody is waiting for the others.
 	 */
-	if (skb->vlan_present || is_vlan(eth->h_proto))
+	if (verdict == VERDICT_VLAN)
 		return VERDICT_POD_VLAN;
-	verdict = find_ip(eth + 1, end, eth->h_proto, &packet);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	if (from_link(&packet))

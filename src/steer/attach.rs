@@ -97,13 +97,17 @@ impl Steer {
     /// Detaches `nic_steer_tc`, whoever has attached it.
     fn detach_uplink_tc(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
         self.detach_end(UPLINK_TC)?;
-        // Where the hub's ends have filters, there is no tcx.
-        let has_tcx = self.ends.iter().all(|end| end.attached.link().is_some());
-        PinnedLink::open(&self.pins.link(pins::UPLINK_TC))
+        self.detach_anyones(UPLINK_TC, pins::UPLINK_TC, ifindex)
+    }
+
+    /// Detaches a program from a device, whoever has attached it: its link is pinned by that name, or it is a filter.
+    fn detach_anyones(&self, program: &'static str, pin: &str, ifindex: IfIndex) -> Result<(), SteerError> {
+        let may_be_filter = self.tc == TcChoice::Clsact || !link::has_tcx(ifindex);
+        PinnedLink::open(&self.pins.link(pin))
             .and_then(|link| link.map_or(Ok(()), PinnedLink::remove))
-            .and_then(|()| if has_tcx { Ok(false) } else { detach_filter(ifindex, &[UPLINK_TC]) })
+            .and_then(|()| if may_be_filter { detach_filter(ifindex, &[program]) } else { Ok(false) })
             .map(drop)
-            .map_err(|source| SteerError::Detach { program: UPLINK_TC, ifindex, source })
+            .map_err(|source| SteerError::Detach { program, ifindex, source })
     }
 
     /// Says how pods and the hub are attached from now on; [`TcChoice::Auto`] if this is not called.
@@ -116,6 +120,12 @@ impl Steer {
         self.attach_device(Guest::Pod, ifindex)
     }
 
+    /// Detaches `pod_steer`, if this value has attached it there.
+    pub fn detach_pod(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
+        let Some((_, attached)) = self.devices.remove(&ifindex) else { return Ok(()) };
+        attached.detach().map_err(|source| SteerError::Detach { program: POD, ifindex, source })
+    }
+
     /// Attaches `tunnel_steer` to a VXLAN device of ours, or puts it in the place of an earlier one there.
     pub fn attach_tunnel(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
         self.attach_device(Guest::Tunnel, ifindex)
@@ -124,12 +134,7 @@ impl Steer {
     /// Detaches `tunnel_steer` from a VXLAN device, whoever has attached it.
     pub fn detach_tunnel(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
         self.devices.remove(&ifindex);
-        let link = PinnedLink::open(&self.pins.link(&pins::tunnel(ifindex)));
-        let may_be_filter = self.tc == TcChoice::Clsact || !link::has_tcx(ifindex);
-        link.and_then(|link| link.map_or(Ok(()), PinnedLink::remove))
-            .and_then(|()| if may_be_filter { detach_filter(ifindex, &[TUNNEL]) } else { Ok(false) })
-            .map(drop)
-            .map_err(|source| SteerError::Detach { program: TUNNEL, ifindex, source })
+        self.detach_anyones(TUNNEL, &pins::tunnel(ifindex), ifindex)
     }
 
     fn attach_device(&mut self, guest: Guest, ifindex: IfIndex) -> Result<(), SteerError> {
@@ -140,12 +145,6 @@ impl Steer {
         let attached = tc::attach(guest.program(), program, ifindex, &self.pins.link(&guest.pin(ifindex)), self.tc)?;
         self.devices.insert(ifindex, (guest, attached));
         Ok(())
-    }
-
-    /// Detaches the program of a pod's device or a tunnel's, if this value has attached it there.
-    pub fn detach_device(&mut self, ifindex: IfIndex) -> Result<(), SteerError> {
-        let Some((guest, attached)) = self.devices.remove(&ifindex) else { return Ok(()) };
-        attached.detach().map_err(|source| SteerError::Detach { program: guest.program(), ifindex, source })
     }
 
     /// Detaches the programs of pods' devices and tunnels' from all but those where this value has attached them.

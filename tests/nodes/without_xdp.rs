@@ -109,8 +109,8 @@ fn several_workers_share_the_pods_of_one_queue_and_of_two() {
 fn datagrams_that_come_merged_arrive_all_and_in_order() {
     let Some(cluster) = cluster(Wire { uncut: true, ..Wire::default() }, Options::WITHOUT_XDP) else { return };
     let (a, from, to) = (&cluster.a, &cluster.b.pods[0], &cluster.a.pods[0]);
-    arrive_in_order(from, to, &[4]);
-    arrive_in_order(to, from, &[4]);
+    arrive_in_order(from, to, &[4], 30);
+    arrive_in_order(to, from, &[4], 30);
     assert!(a.verdict(Program::Nic, Verdict::MultiBuffer) > 0, "nothing came merged");
     assert_eq!(cluster.bad_checksums(), 0);
 }
@@ -170,23 +170,22 @@ fn after_a_crash_the_kernel_has_all_until_the_next_start() {
     assert_eq!(cluster.a.verdict(Program::Nic, Verdict::Claimed), before, "nothing was claimed meanwhile");
 }
 
-/// Sends bursts of datagrams of these sizes in turn. All must arrive, and in order once one has come that no worker takes.
+/// Sends bursts of so many datagrams, of these sizes in turn. All must arrive, and in order once one has come that no worker takes.
 #[track_caller]
-fn arrive_in_order(sender: &Pod, receiver: &Pod, sizes: &[usize]) {
-    const BURST: u32 = 20;
+fn arrive_in_order(sender: &Pod, receiver: &Pod, sizes: &[usize], count: u32) {
     let address = receiver.v4;
     let socket = receiver.netns.within(|| UdpSocket::bind((address, 7100))).expect("bind in the pod");
     socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let out = sender.netns.within(|| UdpSocket::bind((sender.v4, 0))).expect("bind in the pod");
     let mut bytes = [0; 9000];
     for burst in 0..20 {
-        for (n, size) in (0..BURST).zip(sizes.iter().cycle()) {
+        for (n, size) in (0..count).zip(sizes.iter().cycle()) {
             let mut datagram = vec![0; *size];
-            datagram[..4].copy_from_slice(&(burst * BURST + n).to_be_bytes());
+            datagram[..4].copy_from_slice(&(burst * count + n).to_be_bytes());
             out.send_to(&datagram, (address, 7100)).expect("sends");
         }
         let mut seen = Vec::new();
-        while seen.len() < BURST as usize {
+        while seen.len() < count as usize {
             let len = socket.recv(&mut bytes).unwrap_or_else(|e| panic!("burst {burst}, {} arrived: {e}", seen.len()));
             assert!(sizes.contains(&len));
             seen.extend(bytes.first_chunk().map(|number| u32::from_be_bytes(*number)));
@@ -201,8 +200,8 @@ fn datagrams_of_all_sizes_keep_their_order_over_a_wire_of_jumbo_frames() {
     let Some(cluster) = cluster(Wire { mtu: 9000, ..Wire::default() }, Options::WITHOUT_XDP) else { return };
     let Cluster { a, b, c, .. } = &cluster;
     for other in [&b.pods[0], &c.pods[0]] {
-        arrive_in_order(&a.pods[0], other, &[100, 5000]);
-        arrive_in_order(other, &a.pods[0], &[100, 5000]);
+        arrive_in_order(&a.pods[0], other, &[100, 5000], 20);
+        arrive_in_order(other, &a.pods[0], &[100, 5000], 20);
     }
     for program in [Program::Pod, Program::Nic] {
         assert!(a.verdict(program, Verdict::TooBig) > 0 && a.verdict(program, Verdict::Behind) > 0, "{program:?}");

@@ -39,7 +39,7 @@ impl Scene {
     }
 
     fn detach(&mut self) {
-        self.lab.within(|| self.steer.detach_device(self.device)).unwrap();
+        self.lab.within(|| self.steer.detach_pod(self.device)).unwrap();
     }
 
     /// Attaches a program of the other process; returns its id.

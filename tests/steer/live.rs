@@ -198,8 +198,8 @@ fn a_detached_pod_takes_the_kernel_path() {
         sender.send(&frame);
         assert_eq!(stack.receive(), None);
         node.expect(Verdict::Claimed, 1);
-        node.host.within(|| node.steer.detach_device(pw1)).unwrap();
-        node.host.within(|| node.steer.detach_device(pw1)).expect("nothing to do is success");
+        node.host.within(|| node.steer.detach_pod(pw1)).unwrap();
+        node.host.within(|| node.steer.detach_pod(pw1)).expect("nothing to do is success");
         sender.send(&frame);
         assert_eq!(stack.receive(), Some(Tapped { vlan: None, frame }));
         node.expect(Verdict::Claimed, 1);

@@ -53,6 +53,14 @@ impl Scene {
         })
     }
 
+    /// Programs that are attached everywhere, by what `choice` says.
+    fn attached_by(&self, choice: TcChoice) -> Steer {
+        let mut steer = self.lab.load(&config(V4));
+        steer.set_tc(choice);
+        self.attach_all(&mut steer);
+        steer
+    }
+
     fn pod_link(&self) -> String {
         format!("pod_{}", self.lab.ifindex("pw1"))
     }
@@ -243,9 +251,7 @@ fn the_mode_of_xdp_changes_by_a_new_link_and_nothing_of_the_other_stays() {
 fn what_somebody_detaches_is_attached_again() {
     for choice in [TcChoice::Tcx, TcChoice::Clsact] {
         let Some(scene) = Scene::new() else { return };
-        let mut steer = scene.lab.load(&config(V4));
-        steer.set_tc(choice);
-        scene.attach_all(&mut steer);
+        let mut steer = scene.attached_by(choice);
         let mut repair = || {
             let repairs = scene.lab.within(|| steer.repair());
             assert!(repairs.iter().all(|repair| repair.outcome.is_ok()), "{repairs:?}");
@@ -279,9 +285,7 @@ fn what_somebody_detaches_is_attached_again() {
 fn a_tunnel_can_be_left_alone_by_whoever_did_not_attach_there() {
     for choice in [TcChoice::Tcx, TcChoice::Clsact] {
         let Some(scene) = Scene::new() else { return };
-        let mut first = scene.lab.load(&config(V4));
-        first.set_tc(choice);
-        scene.attach_all(&mut first);
+        let first = scene.attached_by(choice);
         let (tunnel, link) = (scene.lab.ifindex("podwire.1"), scene.tunnel_link());
         let is_attached = || {
             let of_tcx = scene.pinned_links().contains(&link);
@@ -316,9 +320,7 @@ fn what_cannot_be_repaired_is_reported_each_time() {
 fn removal_leaves_nothing_while_the_owner_lives_and_can_be_repeated() {
     for choice in [TcChoice::Tcx, TcChoice::Clsact] {
         let Some(scene) = Scene::new() else { return };
-        let mut steer = scene.lab.load(&config(V4));
-        steer.set_tc(choice);
-        scene.attach_all(&mut steer);
+        let mut steer = scene.attached_by(choice);
         let devices = ["pw1", "pwhub0", "pwhub1", "podwire.1"].map(|name| scene.lab.ifindex(name));
         for _ in 0..2 {
             scene.lab.within(|| steer::remove(Pins::find(scene.lab.cookie()), &devices)).unwrap();

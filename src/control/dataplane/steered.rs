@@ -50,7 +50,7 @@ impl Steered {
         self.locals.retain(|address, (pod, _)| {
             locals.get(address) == Some(pod) || !note(&mut result, steer.remove_local(*address))
         });
-        self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_device(*device)));
+        self.devices.retain(|device| devices.contains(device) || !note(&mut result, steer.detach_pod(*device)));
         // What leaves by a tunnel past the stack first, or its answers would be new to the stack.
         let may_bypass = |tunnel: Tunnel| view.tunnels.get(&tunnel.device) == Some(&true);
         let back = self.remotes.iter().filter(|(_, (_, tunnel))| tunnel.is_some_and(|tunnel| !may_bypass(tunnel)));
@@ -108,7 +108,7 @@ impl Steered {
         // Nothing leaves by a tunnel past the stack whose answers the stack would get.
         note(&mut result, self.extend_remotes(steer, remotes, &self.tunnels.clone()));
         let known = known(&view.pods, &self.locals);
-        self.devices.retain(|device| known.contains(device) || !note(&mut result, steer.detach_device(*device)));
+        self.devices.retain(|device| known.contains(device) || !note(&mut result, steer.detach_pod(*device)));
         for device in known {
             if !self.devices.contains(&device) && note(&mut result, steer.attach_pod(device)) {
                 self.devices.insert(device);

@@ -61,7 +61,7 @@ enum Verb {
         /// Pods of the node; can be repeated
         #[arg(long, value_name = "N", default_values_t = [1, 16, 128, 250], value_parser = 1..=250)]
         pods: Vec<i64>,
-        /// Routes of the node, which packets of one pod take; can be repeated
+        /// Routes of the node; can be repeated
         #[arg(long, value_name = "N", default_values_t = [1, 10_000], value_parser = 1..=i64::from(routes::MOST))]
         routes: Vec<i64>,
         /// Nodes that packets from pods go to, one a route at most; can be repeated

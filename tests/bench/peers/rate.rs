@@ -1,5 +1,6 @@
 //! `scripts/bench rate`: packets a second of one node, between its pods and the wire.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -64,12 +65,10 @@ const NDR: Measure = Measure { name: "NDR Mpps", digits: 3, compared: true };
 const OFFERED: Measure = Measure { name: "offered", digits: 2, compared: false };
 
 impl Scenario {
-    /// All numbers of nodes that there can be, where it matters to how many packets go.
+    /// With each number of nodes that there can be, where packets go to some.
     pub fn all(ways: &[Way], sizes: &[Size], pods: usize, routes: u32, nodes: &[u32]) -> Vec<Self> {
-        let nodes_of = |way| {
-            let all: Vec<_> = nodes.iter().map(|&nodes| nodes.min(routes)).collect();
-            let distinct = if way == Way::In { 1 } else { all.len() };
-            (0..distinct).filter(|&n| !all[..n].contains(&all[n])).map(|n| all[n]).collect::<Vec<_>>()
+        let nodes_of = |way| -> BTreeSet<u32> {
+            if way == Way::In { [1].into() } else { nodes.iter().map(|&nodes| nodes.min(routes)).collect() }
         };
         let of_size = |way, size| nodes_of(way).into_iter().map(move |nodes| Self { way, size, pods, routes, nodes });
         ways.iter().flat_map(|&way| sizes.iter().flat_map(move |&size| of_size(way, size))).collect()
