@@ -146,6 +146,9 @@ impl Sender {
     /// packet, and whether the kernel took it, or its error number.
     pub fn flush(&mut self, pool: &mut Pool, mut done: impl FnMut(Sent, Result<(), i32>)) {
         let total = self.messages.len();
+        if total == 0 {
+            return;
+        }
         self.fill_headers();
         // The headers point into `self.messages` and the frames, which therefore stay as they are until the last call
         // is over.
@@ -159,8 +162,8 @@ impl Sender {
                 next += 1;
             }
         }
-        for (message, outcome) in self.messages.drain(..).zip(outcomes) {
-            done(message.sent, outcome);
+        for (message, outcome) in self.messages.drain(..).zip(&outcomes) {
+            done(message.sent, *outcome);
         }
         for frame in self.frames.drain(..) {
             pool.put(frame);
