@@ -116,6 +116,11 @@ impl OvsNode {
         Ok(())
     }
 
+    /// The switch.
+    pub fn process(&self) -> &Child {
+        &self.switch.0
+    }
+
     /// How long the thread that polls has run on a CPU.
     pub fn worker_time(&self) -> Duration {
         thread_time(&self.switch.0, "pmd-")

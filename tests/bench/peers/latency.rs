@@ -58,8 +58,8 @@ const fn us(name: &'static str) -> Measure {
 pub struct Loaded {
     rig: Rig,
     load: Load,
-    /// In packets a second.
-    ndr: f64,
+    /// In packets a second, once it has been asked for.
+    ndr: Option<f64>,
 }
 
 impl System {
@@ -73,8 +73,7 @@ impl System {
         let [mac, gateway] = macs_of(from, to.v4);
         let packet = |flow| Packet { device: 0, bytes: frame(mac, gateway, from.v4, to.v4, flow, SIZE) };
         load.packets(&(0..FLOWS).map(packet).collect::<Vec<_>>())?;
-        let ndr = search(&mut load, TRIAL)?.ndr * 1e6;
-        Ok(Loaded { rig, load, ndr })
+        Ok(Loaded { rig, load, ndr: None })
     }
 }
 
@@ -91,11 +90,15 @@ impl Scenario {
         }
     }
 
-    fn file(self) -> String {
+    /// A short name.
+    pub fn stem(self) -> &'static str {
         match self {
-            Self::PingPong => "ping-pong.svg".to_owned(),
-            Self::WakeUp => "wake-up.svg".to_owned(),
-            Self::Beside(percent) => format!("load-{percent}.svg"),
+            Self::PingPong => "ping-pong",
+            Self::WakeUp => "wake-up",
+            Self::Beside(0) => "load-0",
+            Self::Beside(10) => "load-10",
+            Self::Beside(50) => "load-50",
+            Self::Beside(_) => "load-90",
         }
     }
 
@@ -103,10 +106,18 @@ impl Scenario {
         let Loaded { rig, load, ndr } = loaded;
         let [from, to] = rig.nodes.each_ref().map(|node| &node.pods()[1]);
         let share = if let Self::Beside(percent) = self { f64::from(percent) / 100.0 } else { 0.0 };
-        let rate = share * *ndr;
-        if share > 0.0 && rate == 0.0 {
-            return Err("its NDR is nothing".to_owned());
-        }
+        let rate = if share > 0.0 {
+            let ndr = match *ndr {
+                Some(ndr) => ndr,
+                None => *ndr.insert(search(load, TRIAL)?.ndr * 1e6),
+            };
+            if ndr == 0.0 {
+                return Err("its NDR is nothing".to_owned());
+            }
+            share * ndr
+        } else {
+            0.0
+        };
         let requests = Requests {
             rate: if self == Self::WakeUp { SELDOM } else { RATE },
             requests: u64::from(seconds) * u64::from(if self == Self::WakeUp { SELDOM } else { RATE }),
@@ -157,7 +168,7 @@ impl Pictures {
             let lines: Vec<_> = of_it.map(|(_, name, trips)| (name.clone(), trips)).collect();
             if !lines.is_empty() {
                 let picture = latency::svg(&lines).map_err(|error| io::Error::other(error.to_string()))?;
-                fs::write(dir.join(scenario.file()), picture)?;
+                fs::write(dir.join(scenario.stem()).with_extension("svg"), picture)?;
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The program behind `scripts/bench bulk`, `rate`, `latency` and `fairness`: podwire beside its peers.
+//! The program behind `scripts/bench bulk`, `rate`, `latency`, `fairness` and `footprint`: podwire beside its peers.
 //!
 //! Each system is built anew, two nodes with one wire between them, measured, and removed before the next one, in
 //! alternating rounds: machines drift. Nodes, pods and load share the machine's cores, so that ratios count, and those
@@ -7,6 +7,7 @@
 mod alone;
 mod bulk;
 mod fairness;
+mod footprint;
 #[path = "../../harness/mod.rs"]
 mod harness;
 mod latency;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use alone::Alone;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser};
+use footprint::Growing;
 use harness::{Wire, is_root};
 use latency::{Loaded, Pictures};
 use load::Load;
@@ -75,6 +77,10 @@ enum Verb {
         /// Draw a picture of each scenario, with all systems, into this directory
         #[arg(long, value_name = "DIR")]
         svg: Option<PathBuf>,
+        /// Only this scenario; can be repeated
+        #[arg(long, value_name = "NAME",
+              value_parser = PossibleValuesParser::new(latency::Scenario::ALL.map(latency::Scenario::stem)))]
+        scenario: Vec<String>,
     },
     /// A ping-pong of a pod beside others of its node that flood, and how evenly these are served
     Fairness {
@@ -83,6 +89,14 @@ enum Verb {
         /// Pods that flood; can be repeated
         #[arg(long, value_name = "N", default_values_t = [0, 1, 4, 16], value_parser = 0..=16)]
         floods: Vec<i64>,
+    },
+    /// CPU and memory of a node whose pods are silent, and the time to add one
+    Footprint {
+        #[command(flatten)]
+        common: Common,
+        /// Pods of the node; can be repeated
+        #[arg(long, value_name = "N", default_values_t = [1, 128, 250], value_parser = 1..=250)]
+        pods: Vec<i64>,
     },
 }
 
@@ -125,8 +139,9 @@ fn main() -> io::Result<()> {
         Verb::Rate { common, way, size, pods, routes, nodes } => {
             rate(&common, &way, &size, &nodes, &groups(&pods, &routes))
         }
-        Verb::Latency { common, svg } => latency(&common, svg.as_deref()),
+        Verb::Latency { common, svg, scenario } => latency(&common, svg.as_deref(), &scenario),
         Verb::Fairness { common, floods } => fairness(&common, &floods),
+        Verb::Footprint { common, pods } => footprint(&common, &pods),
     }
 }
 
@@ -164,14 +179,15 @@ fn rate(common: &Common, ways: &[Way], sizes: &[Size], nodes: &[u32], extents: &
     alternate(common, &systems, &groups, rate::Scenario::name, System::build_alone, measure)
 }
 
-fn latency(common: &Common, svg: Option<&Path>) -> io::Result<()> {
+fn latency(common: &Common, svg: Option<&Path>, wanted: &[String]) -> io::Result<()> {
+    let is_wanted = |scenario: &latency::Scenario| wanted.is_empty() || wanted.iter().any(|it| it == scenario.stem());
     let mut pictures = Pictures::default();
     let measure = |system: &System, loaded: &mut Loaded, scenario: latency::Scenario| {
         let (figures, trips) = scenario.measure(loaded, common.seconds)?;
         pictures.add(scenario, system, trips);
         Ok(figures)
     };
-    let groups = [((), latency::Scenario::ALL.to_vec())];
+    let groups = [((), latency::Scenario::ALL.into_iter().filter(is_wanted).collect())];
     let build = |system: &System, ()| system.build_loaded();
     alternate(common, &common.overlays(), &groups, latency::Scenario::name, build, measure)?;
     svg.map_or(Ok(()), |dir| pictures.draw(dir))
@@ -183,6 +199,15 @@ fn fairness(common: &Common, floods: &[i64]) -> io::Result<()> {
     let build = |system: &System, ()| system.build_crowd();
     let measure = |_: &System, rig: &mut Rig, floods| fairness::measure(rig, floods, common.seconds);
     alternate(common, &systems, &[((), floods)], fairness::name, build, measure)
+}
+
+fn footprint(common: &Common, pods: &[i64]) -> io::Result<()> {
+    let mut pods: Vec<usize> = pods.iter().map(|&pods| usize::try_from(pods).expect("positive")).collect();
+    pods.sort_unstable();
+    let systems: Vec<_> = common.overlays().into_iter().filter(|system| !system.is_mixed()).collect();
+    let build = |system: &System, ()| system.build_growing();
+    let measure = |_: &System, growing: &mut Growing, pods| footprint::measure(growing, pods, common.seconds);
+    alternate(common, &systems, &[((), pods)], footprint::name, build, measure)
 }
 
 /// Measures all scenarios of each group with what was built for it, and all systems in turn.

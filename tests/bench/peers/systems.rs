@@ -1,6 +1,7 @@
 //! What is measured: pairs of nodes with one wire between them, of podwire and of its peers.
 
 use std::path::Path;
+use std::process::Child;
 use std::time::Duration;
 
 use podwire::config::derive_vtep_mac;
@@ -96,6 +97,11 @@ impl System {
 }
 
 impl Rig {
+    /// Adds a pod to the first node.
+    pub fn add_pod(&mut self, name: &str) -> Result<(), String> {
+        self.nodes[0].add_pod(&self.prefix, name)
+    }
+
     /// A directory for files of this laboratory.
     pub fn dir(&self) -> &Path {
         self.prefix.dir()
@@ -211,6 +217,15 @@ impl Node {
             Self::Relay(node) => node.add_pod(prefix, name)?,
         }
         Ok(())
+    }
+
+    /// What carries packets, if the kernel does not.
+    pub fn process(&self) -> Option<&Child> {
+        match self {
+            Self::Kernel(_) | Self::Relay(_) => None,
+            Self::Ovs(node) => Some(node.process()),
+            Self::Podwire(node) => Some(node.daemon()),
+        }
     }
 
     /// How long the threads that carry packets have run on a CPU; zero where the kernel does.

@@ -1,0 +1,86 @@
+//! `scripts/bench footprint`: what a node takes while its pods are silent, by their number.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::machine::as_f64;
+use super::report::{Figures, Measure};
+use super::systems::{Node, Rig, System};
+use crate::harness::{Wire, thread_time};
+
+/// What is left over of what was built is done after so long.
+const SETTLING: Duration = Duration::from_secs(3);
+
+const MIB: f64 = (1 << 20) as f64;
+
+const CPU: Measure = Measure { name: "cores", digits: 4, compared: false };
+const RESIDENT: Measure = Measure { name: "resident MiB", digits: 1, compared: false };
+const KERNEL: Measure = Measure { name: "kernel MiB", digits: 1, compared: true };
+const LAST: Measure = Measure { name: "last pod ms", digits: 1, compared: true };
+
+/// Two nodes, of which the first one gets more pods.
+pub struct Growing {
+    rig: Rig,
+    /// Of the kernel, in bytes, before there were nodes.
+    before: u64,
+}
+
+impl System {
+    pub fn build_growing(&self) -> Result<Growing, String> {
+        let before = kernel_memory();
+        Ok(Growing { rig: self.build(Wire::default(), 1)?, before })
+    }
+}
+
+pub fn name(pods: usize) -> String {
+    format!("{pods} silent pods")
+}
+
+/// With more pods than before.
+pub fn measure(growing: &mut Growing, pods: usize, seconds: u32) -> Result<Figures, String> {
+    let Growing { rig, before } = growing;
+    let mut last = None;
+    while rig.nodes[0].pods().len() < pods {
+        let name = format!("a{}", rig.nodes[0].pods().len() + 1);
+        let start = Instant::now();
+        rig.add_pod(&name)?;
+        last = Some(start.elapsed());
+    }
+    thread::sleep(SETTLING);
+    let node = &rig.nodes[0];
+    let spent = node.cpu_time();
+    thread::sleep(Duration::from_secs(seconds.into()));
+    let cores = node.cpu_time().saturating_sub(spent).as_secs_f64() / f64::from(seconds);
+    let kernel = as_f64(kernel_memory().saturating_sub(*before)) / MIB;
+    let mut figures = vec![(CPU, cores), (RESIDENT, as_f64(node.resident_bytes()) / MIB), (KERNEL, kernel)];
+    figures.extend(last.map(|last| (LAST, last.as_secs_f64() * 1e3)));
+    Ok(figures)
+}
+
+impl Node {
+    /// How long the process that carries packets has run on a CPU, with all its threads.
+    fn cpu_time(&self) -> Duration {
+        self.process().map_or(Duration::ZERO, |process| thread_time(process, ""))
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let Some(process) = self.process() else { return 0 };
+        kib(&format!("/proc/{}/status", process.id()), "VmRSS:") << 10
+    }
+}
+
+/// Memory that the kernel has for itself, in bytes: what is neither free, nor a process's, nor a cache that it would give
+/// up.
+fn kernel_memory() -> u64 {
+    let of = |name| kib("/proc/meminfo", name);
+    let others = ["MemFree:", "Buffers:", "Cached:", "AnonPages:", "SReclaimable:"].map(of).iter().sum();
+    of("MemTotal:").saturating_sub(others) << 10
+}
+
+/// The value of a line that tells KiB.
+fn kib(file: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(file).expect("a file of the kernel's");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
