@@ -29,6 +29,7 @@ struct target {
 	const struct remote *remote;	/* the receiver's prefix otherwise */
 	bool is6;			/* VERDICT_LOCAL, VERDICT_BYPASS */
 	bool by_kernel;			/* all that the sender sends */
+	bool may_bypass;		/* what no worker takes */
 	__u16 pod;			/* VERDICT_CLAIMED: whose frame it is */
 	__u32 hub;			/* VERDICT_CLAIMED: ifindex */
 	__u64 now_ns;			/* set by whoever claims */
@@ -90,23 +91,39 @@ static __always_inline enum verdict is_taken(const struct packet *packet,
 }
 
 /* Whether a worker takes a packet of this length, and no packet is on its way that
- * this one could overtake. A connection of TCP takes one way, whatever else does.
+ * this one could overtake. A connection of TCP takes one way, whatever else does, and
+ * so do pings, or conntrack would call answers invalid whose questions it missed.
  */
 static __always_inline enum verdict in_order(const struct packet *packet,
 					     __u32 account, __u64 now_ns,
 					     const struct config *cfg)
 {
+	const bool fits = packet->bytes <= cfg->max_packet;
+
 	if (packet->protocol == IPPROTO_TCP)
 		return VERDICT_CLAIMED;
-	if (packet->bytes > cfg->max_packet) {
+	if (packet->protocol != IPPROTO_UDP)
+		return fits ? VERDICT_CLAIMED : VERDICT_TOO_BIG;
+	if (!fits) {
 		hold(account);
 		return VERDICT_TOO_BIG;
 	}
 	return is_held(account, now_ns) ? VERDICT_BEHIND : VERDICT_CLAIMED;
 }
 
+/* Whether a packet from the wire is a datagram that comes so soon after merged ones
+ * of which nobody knows whose they are.
+ */
+static __always_inline bool is_behind_all(const struct packet *packet,
+					  __u64 now_ns)
+{
+	return packet->protocol == IPPROTO_UDP &&
+	       is_held(FROM_WIRE_CREDITS + ALL_PODS, now_ns);
+}
+
 /* @packet, from the pod of @to or for it, for the pod's worker by way of the hub;
- * @way: where the credits of such packets begin.
+ * @way: where the credits of such packets begin. What the worker is not woken for
+ * must not overtake what it was sent before.
  */
 static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 						  void *end,
@@ -140,6 +157,9 @@ static __always_inline enum verdict claim_for_pod(struct __sk_buff *skb,
 		verdict = not_bulk(packet, end, cfg, now_ns);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
+	if (to->may_bypass && is_settled(way + to->pod) &&
+	    stays_asleep(beat, now_ns, cfg->wake_ns))
+		return VERDICT_ASLEEP;
 	/* A pod that sends, or is sent, more than its share of what its worker can
 	 * take loses the rest: the kernel path would reorder the flow. But if the
 	 * worker takes nothing at the moment, that is not the pod's fault.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* What the programs forward themselves, from device to device, as ip_forward()
- * would: between pods of this node, and TCP that no worker carries between a pod
- * and our VXLAN device. Neither meets the node's routing nor its netfilter.
+ * would: between pods of this node, and what no worker takes between a pod and
+ * our VXLAN device. Neither meets the node's routing nor its netfilter.
  */
 #ifndef PODWIRE_FORWARD_H
 #define PODWIRE_FORWARD_H
@@ -40,6 +40,21 @@ static __always_inline enum verdict fits(struct __sk_buff *skb, void *end,
 	return VERDICT_CLAIMED;
 }
 
+/* The same; what follows a super-packet of datagrams on @account must not overtake
+ * it.
+ */
+static __always_inline enum verdict fits_in_order(struct __sk_buff *skb,
+						  void *end,
+						  const struct packet *packet,
+						  __u32 mtu, __u32 account)
+{
+	enum verdict verdict = fits(skb, end, packet, mtu);
+
+	if (verdict == VERDICT_PROTOCOL)
+		hold(account);
+	return verdict;
+}
+
 /* Whether the node's stack has nothing to translate in a packet from or for @pod.
  * When the process has ended, nobody says that something has come to be
  * translated since.
@@ -58,22 +73,36 @@ static __always_inline enum verdict passes_stack(struct __sk_buff *skb,
 	return untranslated(in, packet, end, nat);
 }
 
-/* Whether a packet from a pod that is not claimed may go by the VXLAN device: TCP,
- * whatever keeps the workers from taking it. Of a connection all does, both ways,
- * or conntrack, which sees half of it, would call it invalid.
+/* Whether a packet from a pod is one that a worker could take, and may go by the
+ * VXLAN device. Of a connection all does, both ways, or conntrack, which sees half
+ * of it, would call it invalid.
  */
-static __always_inline bool may_bypass(const struct packet *packet,
-				       enum verdict verdict)
+static __always_inline bool is_untaken(enum verdict verdict)
 {
 	switch (verdict) {
 	case VERDICT_BULK:
 	case VERDICT_STALE:
 	case VERDICT_LATE:
 	case VERDICT_NO_SOCKET:
-		return packet->protocol == IPPROTO_TCP;
+		return true;
 	default:
 		return false;
 	}
+}
+
+/* Whether a packet from the VXLAN device for @pod follows none that the stack has. */
+static __always_inline enum verdict
+from_wire_in_order(const struct packet *packet, const struct local_pod *pod,
+		   const struct config *cfg)
+{
+	__u64 now_ns;
+
+	if (packet->protocol == IPPROTO_TCP)
+		return VERDICT_CLAIMED;
+	now_ns = bpf_ktime_get_ns();
+	if (is_behind_all(packet, now_ns))
+		return VERDICT_BEHIND;
+	return in_order(packet, FROM_WIRE_CREDITS + pod->id, now_ns, cfg);
 }
 
 /* From the VXLAN device. What comes merged has its headers in the first of its
@@ -100,8 +129,6 @@ static __always_inline enum verdict judge_tunnel(struct __sk_buff *skb,
 	verdict = plain_ip(&packet, skb->len - ETH_HLEN);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	if (packet.protocol != IPPROTO_TCP)
-		return VERDICT_PROTOCOL;
 	to->is6 = packet.is6;
 	to->local = local_by_dst(&packet);
 	if (!to->local)
@@ -112,10 +139,12 @@ static __always_inline enum verdict judge_tunnel(struct __sk_buff *skb,
 	remote = remote_by_src(&packet);
 	if (!remote || !remote->tunnel)
 		return VERDICT_UNKNOWN_SOURCE;
-	verdict = fits(skb, end, &packet, cfg->pod_mtu);
-	if (verdict != VERDICT_CLAIMED)
-		return verdict;
-	verdict = passes_stack(skb, end, &packet, to->local->id, cfg);
+	verdict = fits_in_order(skb, end, &packet, cfg->pod_mtu,
+				FROM_WIRE_CREDITS + to->local->id);
+	if (verdict == VERDICT_CLAIMED)
+		verdict = from_wire_in_order(&packet, to->local, cfg);
+	if (verdict == VERDICT_CLAIMED)
+		verdict = passes_stack(skb, end, &packet, to->local->id, cfg);
 	return verdict == VERDICT_CLAIMED ? VERDICT_BYPASS : verdict;
 }
 

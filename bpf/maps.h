@@ -41,6 +41,7 @@ struct config {
 	__u64 stale_ns;
 	__u64 slots;		/* of a worker's ring on the hub */
 	__u64 bulk_bytes;	/* above: the kernel path; 0: never */
+	__u64 wake_ns;		/* WAKE_PACKETS wake a worker; 0: each does */
 	__u32 vni;
 	__u32 max_frame;	/* from the wire, that a worker takes */
 	__u32 max_packet;	/* of pods, that a worker takes */
@@ -166,10 +167,15 @@ struct {
 
 /* A worker's sign of life, one cache line each. Times are CLOCK_MONOTONIC. */
 struct heartbeat {
-	__u64 beat_ns;		/* by the worker; 0: not running */
+	__u64 beat_ns;		/* by the worker, at the latest as it falls
+				 * asleep; 0: not running
+				 */
 	__u64 asleep;		/* by the worker */
 	__u64 called_ns;	/* by the programs: first frame for a sleeper */
-	__u64 pad[5];
+	__u64 since_ns;		/* by the programs, too: when the first of */
+	__u64 left;		/* those came that it was not called for, */
+	__u64 left_ns;		/* and the last */
+	__u64 pad[2];
 };
 
 struct {

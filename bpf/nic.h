@@ -53,6 +53,7 @@ struct frame {
 struct arrival {
 	struct packet packet;
 	const struct local_pod *pod;	/* who has its destination, if anybody */
+	bool may_bypass;		/* if no worker takes it */
 };
 
 /* The VTEP of ours that a packet is addressed to, or NULL. */
@@ -213,8 +214,10 @@ static __always_inline enum verdict for_anybody(const struct frame *frame,
 }
 
 /* Whether such a packet is for a worker. */
-static __always_inline enum verdict for_pod(const struct arrival *arrival)
+static __always_inline enum verdict for_pod(struct arrival *arrival)
 {
+	const struct remote *remote;
+
 	if (!arrival->pod)
 		return VERDICT_UNKNOWN_DESTINATION;
 	if (arrival->pod->by_kernel)
@@ -222,8 +225,11 @@ static __always_inline enum verdict for_pod(const struct arrival *arrival)
 	/* The answers would take the kernel path, whose conntrack then has to
 	 * see the questions too.
 	 */
-	return remote_by_src(&arrival->packet) ? VERDICT_CLAIMED :
-						 VERDICT_UNKNOWN_SOURCE;
+	remote = remote_by_src(&arrival->packet);
+	if (!remote)
+		return VERDICT_UNKNOWN_SOURCE;
+	arrival->may_bypass = remote->tunnel;
+	return VERDICT_CLAIMED;
 }
 
 static __always_inline enum verdict inner_frame(const struct frame *frame,
@@ -282,11 +288,11 @@ static __always_inline enum verdict outer_udp(const struct frame *frame,
 /* The queue's socket is looked up before the claim: bpf_redirect_map() alone
  * would not tell a claim from a pass.
  */
-static __always_inline enum verdict claim_for_queue(struct xdp_md *ctx,
-						    void *end,
-						    const struct packet *inner,
-						    const struct config *cfg)
+static __always_inline enum verdict
+claim_for_queue(struct xdp_md *ctx, void *end, const struct arrival *arrival,
+		const struct config *cfg)
 {
+	const struct packet *inner = &arrival->packet;
 	const struct context in = { .xdp = ctx };
 	__u32 queue = ctx->rx_queue_index;
 	__u32 *worker = bpf_map_lookup_elem(&queue_worker, &queue);
@@ -302,9 +308,13 @@ static __always_inline enum verdict claim_for_queue(struct xdp_md *ctx,
 	verdict = untranslated(in, inner, end, cfg->nat);
 	if (verdict == VERDICT_CLAIMED)
 		verdict = not_bulk(inner, end, cfg, now_ns);
-	if (verdict == VERDICT_CLAIMED)
-		call_worker(beat, now_ns);
-	return verdict;
+	if (verdict != VERDICT_CLAIMED)
+		return verdict;
+	if (arrival->may_bypass && is_fast_asleep(beat, now_ns) &&
+	    stays_asleep(beat, now_ns, cfg->wake_ns))
+		return VERDICT_ASLEEP;
+	call_worker(beat, now_ns);
+	return VERDICT_CLAIMED;
 }
 
 /* A packet to @vtep. */
@@ -350,7 +360,10 @@ static __always_inline enum verdict bare(const struct frame *frame,
 	if (frame->apart != VERDICT_CLAIMED)
 		return frame->apart;
 	verdict = for_anybody(frame, packet, eth + 1, cfg);
-	return verdict == VERDICT_CLAIMED ? for_pod(arrival) : verdict;
+	if (verdict == VERDICT_CLAIMED)
+		verdict = for_pod(arrival);
+	arrival->may_bypass = false;
+	return verdict;
 }
 
 /* Whether a frame holds what a worker may carry: @arrival, for a pod of ours. */
@@ -403,7 +416,7 @@ static __always_inline enum verdict judge_xdp(struct xdp_md *ctx)
 	verdict = judge_frame(&frame, cfg, &arrival);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
-	return claim_for_queue(ctx, frame.end, &arrival.packet, cfg);
+	return claim_for_queue(ctx, frame.end, &arrival, cfg);
 }
 
 static __always_inline bool has_extension(const struct packet *packet)
@@ -522,8 +535,9 @@ static __always_inline enum verdict judge_skb(struct __sk_buff *skb,
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
 	to->pod = arrival.pod->id;
+	to->may_bypass = arrival.may_bypass;
 	to->now_ns = bpf_ktime_get_ns();
-	if (is_held(FROM_WIRE_CREDITS + ALL_PODS, to->now_ns))
+	if (is_behind_all(&arrival.packet, to->now_ns))
 		return VERDICT_BEHIND;
 	return claim_for_pod(skb, frame.end, &arrival.packet, FROM_WIRE_CREDITS,
 			     cfg, to);

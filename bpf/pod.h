@@ -78,15 +78,16 @@ static __always_inline enum verdict route(struct __sk_buff *skb, void *end,
 	to->remote = remote_by_dst(packet);
 	if (!to->remote)
 		return VERDICT_UNKNOWN_DESTINATION;
-	verdict = fits(skb, end, packet, to->remote->mtu);
-	/* a super-packet of datagrams */
-	if (verdict == VERDICT_PROTOCOL)
-		hold(to->pod);
+	verdict = fits_in_order(skb, end, packet, to->remote->mtu, to->pod);
 	if (verdict != VERDICT_CLAIMED)
 		return verdict;
+	to->may_bypass = to->remote->tunnel;
 	to->now_ns = bpf_ktime_get_ns();
 	verdict = claim_for_pod(skb, end, packet, 0, cfg, to);
-	if (!to->remote->tunnel || !may_bypass(packet, verdict))
+	/* which may bypass, and has nothing to translate */
+	if (verdict == VERDICT_ASLEEP)
+		return VERDICT_BYPASS;
+	if (!to->may_bypass || !is_untaken(verdict))
 		return verdict;
 	verdict = passes_stack(skb, end, packet, to->pod, cfg);
 	return verdict == VERDICT_CLAIMED ? VERDICT_BYPASS : verdict;

@@ -70,6 +70,45 @@ static __always_inline bool is_at_work(const struct heartbeat *beat,
 	return since_ns && younger(since_ns, now_ns, limit_ns / 2);
 }
 
+/* So many packets within config.wake_ns are worth to wake a worker for.
+ * src/worker/pace.rs has the same number.
+ */
+#define WAKE_PACKETS 16
+
+/* So long after a worker has fallen asleep its socket's ring may yet get what was
+ * claimed before: the driver hands that over at the end of its poll.
+ */
+#define SETTLE_NS 100000
+
+/* Whether a worker has slept for long enough to have nothing in its socket's ring. */
+static __always_inline bool is_fast_asleep(const struct heartbeat *beat,
+					   __u64 now_ns)
+{
+	/* before the time, as above */
+	return READ_ONCE(beat->asleep) &&
+	       !younger(READ_ONCE(beat->beat_ns), now_ns, SETTLE_NS);
+}
+
+/* Whether a worker that sleeps is left to sleep, as packets for it are few: the
+ * kernel has carried one by the time that the worker is awake. CPUs that race may
+ * count too few.
+ */
+static __always_inline bool stays_asleep(struct heartbeat *beat, __u64 now_ns,
+					 __u64 wake_ns)
+{
+	if (!wake_ns || !READ_ONCE(beat->asleep) || READ_ONCE(beat->called_ns))
+		return false;
+	if (!younger(READ_ONCE(beat->since_ns), now_ns, wake_ns)) {
+		WRITE_ONCE(beat->since_ns, now_ns);
+		WRITE_ONCE(beat->left, 0);
+	}
+	WRITE_ONCE(beat->left, READ_ONCE(beat->left) + 1);
+	if (READ_ONCE(beat->left) >= WAKE_PACKETS)
+		return false;
+	WRITE_ONCE(beat->left_ns, now_ns);
+	return true;
+}
+
 /* To be called only when a frame for the worker follows, which wakes it. */
 static __always_inline void call_worker(struct heartbeat *beat, __u64 now_ns)
 {
@@ -103,6 +142,14 @@ static __always_inline bool is_held(__u32 account, __u64 now_ns)
 static __always_inline __s64 in_flight(const struct credit *credit)
 {
 	return READ_ONCE(credit->produced) - READ_ONCE(credit->consumed);
+}
+
+/* Whether the worker has taken all that it was sent of an account. */
+static __always_inline bool is_settled(__u32 account)
+{
+	struct credit *credit = bpf_map_lookup_elem(&credits, &account);
+
+	return credit && in_flight(credit) <= 0;
 }
 
 /* Whether a pod may have one more frame on its way. It may have up to four times

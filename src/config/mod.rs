@@ -153,7 +153,10 @@ pub struct Dataplane {
     pub known_vteps_only: bool,
     /// Default auto.
     pub bulk: Bulk,
-    /// Whether TCP that no worker takes goes past the node's routing and netfilter. Default true.
+    /// From how many packets a second on a sleeping worker is woken for them; fewer go past it where `bypass` lets them.
+    /// Default 20,000; 0: by each.
+    pub wake_pps: u32,
+    /// Whether what no worker takes, though it could, goes past the node's routing and netfilter. Default true.
     pub bypass: bool,
 }
 

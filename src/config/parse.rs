@@ -244,6 +244,7 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
         pod_trains: section.or("pod_trains", true, |_| Ok(())),
         stale_ms: section.or("stale_ms", 20, |ms: &u64| within(10, 10_000)(*ms)),
         known_vteps_only: section.or("known_vteps_only", true, |_| Ok(())),
+        wake_pps: section.or("wake_pps", 20_000, |pps: &u32| within(0, 10_000_000)(u64::from(*pps))),
         bulk: section.or("bulk", Bulk::Auto, |_| Ok(())),
         bypass: section.or("bypass", true, |_| Ok(())),
     };

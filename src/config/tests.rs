@@ -129,7 +129,7 @@ fn sections_with_defaults_may_be_left_out() {
     assert_eq!((config.vxlan.device.as_str(), config.vxlan.port), ("podwire.7", 8472));
     let dataplane = &config.dataplane;
     assert_eq!((dataplane.frames, dataplane.hub_slots, dataplane.stale_ms), (8192, 4096, 20));
-    assert!(dataplane.pod_trains && dataplane.bypass);
+    assert!(dataplane.pod_trains && dataplane.bypass && dataplane.wake_pps == 20_000);
     assert!(dataplane.known_vteps_only);
     assert_eq!(dataplane.bulk, Bulk::Auto);
     assert!(dataplane.cores.is_empty() && config.peers.is_empty());

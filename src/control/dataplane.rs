@@ -10,7 +10,7 @@
 //! ```
 //!
 //! While no worker runs the programs leave remote traffic to the kernel, but know pods and peers of each view: they
-//! redirect between the pods, and TCP to the tunnels and from them, and drop what pods forge.
+//! redirect between the pods, and what workers could take to the tunnels and from them, and drop what pods forge.
 //!
 //! What a frame may rely on is put in place before it is steered, and taken away after: an update first withdraws what
 //! is gone from the steering maps, then publishes the new table, then steers what is new. A start attaches the
@@ -39,7 +39,7 @@ use crate::ids::{IfIndex, PodId};
 use crate::packet;
 use crate::steer::{self, Pins, Steer, SteerConfig, SteerError, UplinkChoice};
 use crate::wire::OuterTemplate;
-use crate::worker::Fault;
+use crate::worker::{Fault, WakeRate};
 use crate::xsk::{self, Driver};
 use repairs::Repairs;
 use steered::{Prefixes, Steered};
@@ -299,6 +299,7 @@ fn steer_config(settings: &Settings, running: Running, rings: u16, view: &View) 
         stale_ns: settings.stale_ms * 1_000_000,
         slots: settings.hub_slots.into(),
         bulk_bytes,
+        wake_ns: WakeRate(settings.wake_pps).window_ns(),
         hub: settings.hub.near,
         nat: view.nat,
         known_vteps_only: view.known_vteps_only,

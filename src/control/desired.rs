@@ -80,7 +80,7 @@ impl Node {
         self.observed.tunnels.into_iter().flat_map(Tunnels::devices).map(|device| (device, may_bypass)).collect()
     }
 
-    /// The tunnels by which TCP may go past the node's stack. None with group policies, which the stack sets and judges,
+    /// The tunnels by which packets may go past the node's stack. None with group policies, which the stack sets and judges,
     /// and where programs or filters of others may let it have what comes.
     fn bypass(&self) -> Option<Tunnels> {
         let may_bypass = self.config.dataplane.bypass && !self.config.vxlan.gbp;
@@ -160,6 +160,7 @@ fn settings(config: &Config, vtep: &Vtep, hub: HubEnds) -> Settings {
         hub_slots: dataplane.hub_slots,
         pod_trains: dataplane.pod_trains,
         stale_ms: dataplane.stale_ms,
+        wake_pps: dataplane.wake_pps,
         pod_cidrs: config.node.pod_cidrs.clone(),
     }
 }

@@ -459,6 +459,7 @@ mod tests {
             hub_slots: 64,
             pod_trains: true,
             stale_ms: 20,
+            wake_pps: 0,
             pod_cidrs: Vec::new(),
         }))
     }

@@ -53,6 +53,8 @@ pub struct Settings {
     pub pod_trains: bool,
     /// The age at which a silent worker's traffic goes to the kernel path.
     pub stale_ms: u64,
+    /// From how many packets a second on a sleeping worker is woken; 0: by each.
+    pub wake_pps: u32,
     /// This node's own ranges.
     pub pod_cidrs: Vec<IpNet>,
 }
@@ -72,7 +74,7 @@ pub struct View {
     /// The remote nodes that can be reached through the uplink now. Packets for other nodes are
     /// left to the kernel path.
     pub remotes: Arc<[RemoteView]>,
-    /// The VXLAN devices, and whether TCP may go past the node's stack by them.
+    /// The VXLAN devices, and whether packets may go past the node's stack by them.
     pub tunnels: BTreeMap<IfIndex, bool>,
     /// The outer source addresses of all peers, reached or not.
     pub vteps: Arc<BTreeSet<IpAddr>>,
@@ -106,7 +108,7 @@ pub struct RemoteView {
     pub dst_mac: Mac,
     /// The largest inner IP packet, in bytes.
     pub mtu: u16,
-    /// The kernel's tunnel to it, if TCP may go by it past the node's stack.
+    /// The kernel's tunnel to it, if packets may go by it past the node's stack.
     pub tunnel: Option<Tunnel>,
 }
 

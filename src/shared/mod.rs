@@ -1,8 +1,8 @@
 //! The BPF arrays that we and the steering programs both write: signs of life and credits by the workers, and what is
 //! traced by control.
 //!
-//! A [`Heartbeat`] belongs to one worker; the programs write `called_ns` when they claim a frame for a sleeper
-//! (`bpf/worker.h`). [`Credits`] are shared by the workers: each writes `consumed` of its ring and of the pods whose frames
+//! A [`Heartbeat`] belongs to one worker; the programs write `called_ns` when they claim a frame for a sleeper, and of those
+//! that they leave him asleep for how many there were and when (`bpf/worker.h`). [`Credits`] are shared by the workers: each writes `consumed` of its ring and of the pods whose frames
 //! it takes, the programs write `produced`. Everything is an atomic on mapped memory: no system call, no lock.
 //!
 //! Invariants, cited by the SAFETY comments:
@@ -29,6 +29,7 @@ type Entry = [AtomicU64; 8];
 const BEAT_NS: usize = 0;
 const ASLEEP: usize = 1;
 const CALLED_NS: usize = 2;
+const LEFT_NS: usize = 5;
 
 /// The words of a credit.
 const PRODUCED: usize = 0;
@@ -110,7 +111,7 @@ impl Heartbeat {
         self.store(BEAT_NS, now_ns, Ordering::Relaxed);
     }
 
-    /// Says that the worker is about to block, having beaten before. After this it must look at its rings once more:
+    /// Says that the worker is about to block, having just beaten. After this it must look at its rings once more:
     /// a frame claimed earlier may not wake it.
     ///
     /// A call that got lost with its frame (a full queue) is never answered and reads as a hang: block for a
@@ -137,6 +138,11 @@ impl Heartbeat {
     /// When the programs first called the worker since it last went to sleep, if they did.
     pub fn called_ns(&self) -> Option<u64> {
         Some(self.load(CALLED_NS)).filter(|&called_ns| called_ns != 0)
+    }
+
+    /// When the programs last left a packet to the kernel path rather than wake the worker; 0: never.
+    pub fn left_ns(&self) -> u64 {
+        self.load(LEFT_NS)
     }
 
     /// Whether the worker sleeps, and whether the programs take it for alive, as `bpf/worker.h` decides.

@@ -10,7 +10,7 @@ use crate::ids::IfIndex;
 use crate::wire::{Mac, TunnelEnd};
 
 /// `struct config`.
-pub(super) fn config(config: &SteerConfig) -> [u8; 120] {
+pub(super) fn config(config: &SteerConfig) -> [u8; 128] {
     let first = TunnelEnd { underlay: config.vtep, mac: config.vtep_mac };
     let of_family = |is_ipv6| {
         let mut ends = std::iter::once(first).chain(config.second);
@@ -22,6 +22,7 @@ pub(super) fn config(config: &SteerConfig) -> [u8; 120] {
         &config.stale_ns.to_ne_bytes(),
         &config.slots.to_ne_bytes(),
         &config.bulk_bytes.to_ne_bytes(),
+        &config.wake_ns.to_ne_bytes(),
         &config.vni.get().to_ne_bytes(),
         &config.max_frame.to_ne_bytes(),
         &config.max_packet.to_ne_bytes(),
@@ -126,6 +127,7 @@ mod tests {
             stale_ns: 20_000_000,
             slots: 64,
             bulk_bytes: 1 << 33,
+            wake_ns: 1 << 34,
             hub: IfIndex(9),
             nat: NatCheck::Kernel,
             uplink_mac: Mac([8, 9, 10, 11, 12, 13]),
@@ -143,6 +145,7 @@ mod tests {
             ("stale_ns", &20_000_000_u64.to_ne_bytes()),
             ("slots", &64_u64.to_ne_bytes()),
             ("bulk_bytes", &(1_u64 << 33).to_ne_bytes()),
+            ("wake_ns", &(1_u64 << 34).to_ne_bytes()),
             ("vni", &0x0001_0203_u32.to_ne_bytes()),
             ("max_frame", &2048_u32.to_ne_bytes()),
             ("max_packet", &1998_u32.to_ne_bytes()),
@@ -189,7 +192,8 @@ mod tests {
     #[test]
     fn the_shared_entries_hold_the_words_that_workers_count_on() {
         let (size, words) = btf::layout("heartbeat");
-        assert_eq!((size, words["beat_ns"], words["asleep"], words["called_ns"]), (64, 0, 8, 16));
+        assert_eq!((size, words["beat_ns"], words["asleep"]), (64, 0, 8));
+        assert_eq!((words["called_ns"], words["left_ns"]), (16, 40));
         let (size, words) = btf::layout("credit");
         assert_eq!((size, words["produced"], words["consumed"]), (64, 0, 8));
         assert_eq!((words["refused"], words["quota"], words["gone"]), (16, 24, 32));

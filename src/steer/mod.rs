@@ -2,7 +2,7 @@
 //!
 //! Control owns a [`Steer`]; it hands each worker its [`Heartbeat`] and the [`Credits`]. What it attaches outlives it
 //! and the process: programs without workers leave remote traffic to the kernel, redirect between the pods that
-//! they know, and TCP to the tunnels and from them, and drop what pods forge. Links are pinned ([`Pins`]); where the kernel
+//! they know, and what could go to workers to the tunnels and from them, and drop what pods forge. Links are pinned ([`Pins`]); where the kernel
 //! has no tcx, filters take their place. The next `Steer` of the namespace, in whatever process and of whatever version, comes with programs and maps
 //! of its own; only the counters go on. When its maps are full, [`Steer::attach_pod`] and its like exchange the program
 //! of each attachment in one step. Detached is what is asked for, and everything by [`remove`].
@@ -18,8 +18,8 @@
 //!   wire ─▶ nic_steer_tc, without XDP ─┬─ claimed ─▶ hub ─▶ worker
 //!                                      └─ kernel path ─▶ VXLAN device
 //!
-//!   pod ─▶ pod_steer ─ TCP that no worker takes ─▶ VXLAN device ─▶ tunnel_steer ─┬─ TCP ─▶ pod
-//!                                                                              └─ kernel path
+//!   pod ─▶ pod_steer ─ what no worker takes ─▶ VXLAN device ─▶ tunnel_steer ─┬─▶ pod
+//!                                                                            └─ kernel path
 //! ```
 
 mod attach;
@@ -103,6 +103,9 @@ pub struct SteerConfig {
     pub slots: u64,
     /// Bytes that a TCP connection moves in full packets before it takes the kernel path; 0: it never does.
     pub bulk_bytes: u64,
+    /// The time within which 16 packets wake a worker that sleeps; fewer go past it, where there is a [`Tunnel`].
+    /// 0: each wakes it.
+    pub wake_ns: u64,
     /// The device that pods' frames for workers are redirected to, at ingress.
     pub hub: IfIndex,
     /// How flows that the node translates are told from others.
@@ -124,7 +127,7 @@ pub enum PodPath {
     Kernel,
 }
 
-/// The kernel's tunnel to a prefix, by which TCP may go past the node's stack.
+/// The kernel's tunnel to a prefix, by which packets may go past the node's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tunnel {
     /// The VXLAN device.
@@ -298,8 +301,8 @@ impl Steer {
         self.local(address).remove(&layout::address(address), &address)
     }
 
-    /// Says that the workers reach `prefix`, with inner IP packets of at most `mtu` bytes, and by which tunnel TCP may go
-    /// there that they do not take.
+    /// Says that the workers reach `prefix`, with inner IP packets of at most `mtu` bytes, and by which tunnel those may
+    /// go there that they do not take.
     pub fn add_remote(&self, prefix: IpNet, mtu: u16, tunnel: Option<Tunnel>) -> Result<(), SteerError> {
         self.remote(prefix).set(&layout::prefix(prefix), &layout::remote(mtu, tunnel), &prefix)
     }

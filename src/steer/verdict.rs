@@ -16,7 +16,7 @@ table! {
     pub enum Verdict {
         Claimed => "claimed", "handed to a worker";
         Local => "local", "redirected to another pod of this node inside the kernel";
-        Bypass => "bypass", "TCP that no worker takes, redirected between the pod and the VXLAN device (dataplane.bypass)";
+        Bypass => "bypass", "not taken by a worker, redirected between the pod and the VXLAN device (dataplane.bypass)";
         SpoofIp => "spoof_ip", "the source address is not the pod's";
         SpoofMac => "spoof_mac", "the source MAC is not the pod's";
         PodVlan => "pod_vlan", "VLAN-tagged by a pod, whose source address was not looked at";
@@ -39,7 +39,7 @@ table! {
         NotUnicast => "not_unicast", "multicast, broadcast, link-local, loopback or unspecified";
         Options => "options", "IPv4 options or an IPv6 extension header";
         Fragment => "fragment", "a fragment";
-        Protocol => "protocol", "neither TCP, UDP nor ICMP, or a super-packet that is not TCP; from the VXLAN device: not TCP";
+        Protocol => "protocol", "neither TCP, UDP nor ICMP, or a super-packet that is not TCP";
         Ttl => "ttl", "the time to live or hop limit would reach zero";
         TooBig => "too_big", "does not fit the MTU, or a worker's frame";
         UnknownDestination => "unknown_destination", "no pod that the data plane can reach";
@@ -47,6 +47,7 @@ table! {
         Stale => "stale", "the worker's heartbeat is stale";
         Late => "late", "the pod has as many frames on their way as it may, and the worker sleeps or has not shown itself for a while";
         Behind => "behind", "less than a second after a packet from or to the same pod that no worker takes (merged, or larger than a worker's frame), which it could overtake";
+        Asleep => "asleep", "the worker sleeps, and too few come to wake it (dataplane.wake_pps); it goes on to the VXLAN device and past the stack";
         NoSocket => "no_socket", "no AF_XDP socket on the receive queue, or none of the pod's worker: no worker runs";
         Nated => "nated", "of a flow that the node translates (NAT), or that would be taken for one";
         NatUnknown => "nat_unknown", "may be of a translated flow: ICMP, or conntrack cannot be asked";

@@ -5,15 +5,19 @@
 //! shows that it is alive while it is well ([`Health`]), and in adaptive mode sleeps when there is nothing to do:
 //!
 //! ```text
-//!            work                nothing for SPIN_NS           a ring or the inbox has something
+//!            work                nothing for a while           a ring or the inbox has something
 //!   polling ──────▶ polling ──────────────────────▶ asleep ──────────────────────────────▶ polling
 //! ```
+//!
+//! To wake up takes longer than the kernel takes for a packet. So the programs leave packets for a sleeper to the kernel
+//! until they are so many that polling pays ([`WakeRate`]); a sleeper has nothing in its rings that they could overtake.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod clock;
 mod fault;
 mod health;
 mod inbox;
+mod pace;
 mod schedule;
 mod sleep;
 mod times;
@@ -22,6 +26,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use std::{hint, thread};
 
 use crate::confine;
 use crate::counters::{Count, FramePage, Tally, TallyPage};
@@ -38,6 +43,8 @@ pub use clock::now_ns;
 pub use fault::Fault;
 pub use health::{Ailment, Health, Memory, Probation, Toll};
 pub use inbox::{Inbox, Message};
+use pace::Pace;
+pub use pace::WakeRate;
 use sleep::until_woken;
 pub use times::{Passes, Times, TimesPage, Timesheet, bounds_ns};
 
@@ -50,17 +57,9 @@ pub enum Polling {
     Adaptive,
 }
 
-/// How long an adaptive worker polls in vain before it sleeps.
-const SPIN_NS: u64 = 50_000;
-
-/// How often a polling worker says that it is alive.
-const BEAT_NS: u64 = 1_000_000;
-
-/// How often the worker asks the kernel for what only the kernel counts, and settles lost credits.
-const HOUSEKEEPING_NS: u64 = 50_000_000;
-
-/// The most idle passes between two looks at the clock.
-const PASSES_PER_LOOK: u32 = 16;
+/// For so long a packet that was left to the kernel path may be on its way: in a queue of the CPU that sent it. By
+/// measurement: without it some of 10,000 packets at a rate that wakes a worker over and over were overtaken.
+const ON_ITS_WAY_NS: u64 = 100_000;
 
 /// What control and the worker both see.
 #[derive(Debug, Default)]
@@ -149,6 +148,8 @@ impl<W: WirePort, P: PodPort> Worker<W, P> {
 #[derive(Debug)]
 pub struct Surroundings {
     pub polling: Polling,
+    /// As the programs have it.
+    pub wake_rate: WakeRate,
     pub core: core_affinity::CoreId,
     pub heartbeat: Heartbeat,
     /// The age at which the programs take the heartbeat for stale.
@@ -166,15 +167,14 @@ impl Worker<Uplink, Hub> {
         if confine::thread(confine::Thread::Worker).is_err() {
             return self;
         }
-        let mut pace = Pace::new(now_ns());
+        let mut pace = Pace::new(around.wake_rate, now_ns());
         let mut health = Health::new(around.stale_ns, pace.now_ns);
         self.times.begin(pace.now_ns);
         around.heartbeat.wake(pace.now_ns);
         loop {
-            let busy = self.poll_once() > 0;
-            pace.passes_since_look += 1;
-            if busy || pace.passes_since_look >= PASSES_PER_LOOK {
-                self.look_at_clock(around, &mut pace, &mut health, busy);
+            let packets = self.poll_once();
+            if pace.pass(packets) {
+                self.look_at_clock(around, &mut pace, &mut health, packets > 0);
                 match around.inbox.take() {
                     Some(Message::Stop) => break,
                     Some(Message::Fault(Fault::Hang(time))) => fault::hang(time),
@@ -193,37 +193,56 @@ impl Worker<Uplink, Hub> {
     }
 
     fn look_at_clock(&mut self, around: &Surroundings, pace: &mut Pace, health: &mut Health, busy: bool) {
-        pace.now_ns = now_ns();
-        self.times.end_passes(pace.now_ns, std::mem::take(&mut pace.passes_since_look), busy);
-        if pace.now_ns >= pace.beat_due_ns {
-            pace.beat_due_ns = pace.now_ns + BEAT_NS;
+        let passes = pace.look(now_ns(), busy);
+        self.times.end_passes(pace.now_ns, passes, busy);
+        if pace.beat_is_due() {
             health.look(pace.now_ns, self.memory());
-            if self.may_beat(around, health) {
-                around.heartbeat.beat(pace.now_ns);
-            } else {
-                around.heartbeat.stop();
-            }
+            let is_well = self.is_well(around, health);
+            beat_if(is_well, &around.heartbeat, pace.now_ns);
             self.publish(&around.board);
         }
-        if pace.now_ns >= pace.housekeeping_due_ns {
-            pace.housekeeping_due_ns = pace.now_ns + HOUSEKEEPING_NS;
+        if pace.housekeeping_is_due() {
             self.keep_house();
         }
-        if busy {
-            pace.idle_since_ns = pace.now_ns;
-        } else if around.polling == Polling::Adaptive && pace.now_ns - pace.idle_since_ns >= SPIN_NS {
+        // Others may have run since the rings were looked at.
+        if busy || self.has_work() {
+            return;
+        }
+        if around.polling == Polling::Adaptive && pace.may_sleep() {
             self.sleep(around, pace, health);
+        } else if pace.may_yield() {
+            self.let_others_run(pace);
+        }
+    }
+
+    fn let_others_run(&mut self, pace: &mut Pace) {
+        thread::yield_now();
+        pace.yielded(now_ns());
+        self.times.end_wait(pace.now_ns);
+    }
+
+    /// Waits until what was left to the kernel path at `left_ns` is out of the way of what the worker will take.
+    fn let_pass(&mut self, pace: &mut Pace, left_ns: u64) {
+        loop {
+            pace.look(now_ns(), false);
+            if pace.now_ns >= left_ns.saturating_add(ON_ITS_WAY_NS) {
+                return;
+            }
+            if pace.may_yield() {
+                self.let_others_run(pace);
+            } else {
+                hint::spin_loop();
+            }
         }
     }
 
     fn sleep(&mut self, around: &Surroundings, pace: &mut Pace, health: &mut Health) {
         self.tally.add(Count::Sleeps, 1);
         health.look(pace.now_ns, self.memory());
-        if !self.may_beat(around, health) {
-            around.heartbeat.stop();
-        }
+        let is_well = self.is_well(around, health);
         self.publish(&around.board);
         self.fib.rest();
+        beat_if(is_well, &around.heartbeat, now_ns());
         around.heartbeat.sleep();
         let limit = health
             .probation()
@@ -231,20 +250,23 @@ impl Worker<Uplink, Hub> {
         // A frame that came before the programs knew of the sleep does not wake anyone.
         let must_wait = !self.has_work() && around.inbox.is_quiet();
         let woken = !must_wait || until_woken(self.wakers(around), limit);
-        *pace = Pace { housekeeping_due_ns: pace.housekeeping_due_ns, ..Pace::new(now_ns()) };
+        let left_ns = around.heartbeat.left_ns();
+        pace.wake(now_ns(), left_ns);
         self.times.end_sleep(pace.now_ns);
         // Nobody can answer a call whose frame was lost.
         health.wake(pace.now_ns, around.heartbeat.called_ns().filter(|_| woken));
-        if self.may_beat(around, health) {
+        if self.is_well(around, health) {
             around.heartbeat.wake(pace.now_ns);
         } else {
             around.heartbeat.stop();
         }
+        self.let_pass(pace, left_ns);
+        self.times.end_wait(pace.now_ns);
     }
 
     /// Whether the worker is to say that it is alive. Without the uplink or the hub it carries nothing: the kernel path
     /// does, until control starts it again, or the hub is up again.
-    fn may_beat(&mut self, around: &Surroundings, health: &Health) -> bool {
+    fn is_well(&mut self, around: &Surroundings, health: &Health) -> bool {
         let Toll { absences, starvations, probations } = health.toll();
         self.tally.set(Count::Absences, absences);
         self.tally.set(Count::Starvations, starvations);
@@ -302,24 +324,11 @@ impl Worker<Uplink, Hub> {
     }
 }
 
-/// When what is due, in nanoseconds of the monotonic clock.
-#[derive(Debug)]
-struct Pace {
-    now_ns: u64,
-    idle_since_ns: u64,
-    beat_due_ns: u64,
-    housekeeping_due_ns: u64,
-    passes_since_look: u32,
-}
-
-impl Pace {
-    fn new(now_ns: u64) -> Self {
-        Self {
-            now_ns,
-            idle_since_ns: now_ns,
-            beat_due_ns: now_ns + BEAT_NS,
-            housekeeping_due_ns: now_ns,
-            passes_since_look: 0,
-        }
+/// Says that a worker is alive, or that it takes no more frames.
+fn beat_if(is_well: bool, heartbeat: &Heartbeat, now_ns: u64) {
+    if is_well {
+        heartbeat.beat(now_ns);
+    } else {
+        heartbeat.stop();
     }
 }

@@ -1,7 +1,7 @@
 //! Where a worker's time goes: passes that found work, passes that did not, and sleep.
 //!
 //! A pass without work costs less than two readings of the clock, so the worker reads it after each pass that found
-//! work and after every few that did not. Each reading ends a span of one or more passes. Those before the last one
+//! work, after the first one then that did not, and after every few more. Each reading ends a span of one or more passes. Those before the last one
 //! found nothing and are taken for ordinary; what the span has over is the last one's:
 //!
 //! ```text
@@ -87,6 +87,11 @@ impl Timesheet {
             let mean_ns = span_ns / u64::from(passes.max(1));
             self.idle_pass_ns = mean_ns.min(2 * self.idle_pass_ns.max(1));
         }
+    }
+
+    /// Ends a time without passes in which others had the core.
+    pub fn end_wait(&mut self, now_ns: u64) {
+        self.times.idle.sum_ns += self.end_span(now_ns);
     }
 
     /// Ends a sleep.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::OPTIONS;
 use super::findings::{Capture, Findings, KernelMode, Paths, Reach, Source, Throughput, Trace};
 use super::harness::{
     self, Cluster, Options, Pod, PodwireNode, Vxlan, iperf3, ping_matrix, tcp_transfer, traceroute, udp_echo,
@@ -158,7 +159,7 @@ fn kernel_mode(cluster: &mut Cluster, seconds: u32) -> KernelMode {
     let reachability = reachability(cluster);
     let throughput = [BULK, DATAGRAMS].map(|load| throughput(cluster, load, seconds.min(1))).concat();
     let fast = paths(cluster, before).iter().map(|row| row.fast).sum();
-    cluster.a.set_options(Options::DEFAULT);
-    cluster.b.set_options(Options::DEFAULT);
+    cluster.a.set_options(OPTIONS);
+    cluster.b.set_options(OPTIONS);
     KernelMode { reachability, throughput, fast }
 }

@@ -41,6 +41,8 @@ pub struct Options {
     pub known_vteps_only: bool,
     /// Who carries TCP connections that move much.
     pub bulk: &'static str,
+    /// Packets a second that wake a worker; 0: each does.
+    pub wake_pps: u32,
     /// More keys of the section `vxlan`.
     pub vxlan: &'static str,
     /// Whether it serves metrics, at [`PodwireNode::METRICS`] and on a Unix socket.
@@ -58,6 +60,7 @@ impl Options {
         masquerade: false,
         known_vteps_only: true,
         bulk: "workers",
+        wake_pps: 0,
         vxlan: "",
         metrics: false,
         sections: "",
@@ -65,9 +68,9 @@ impl Options {
     /// The data plane with a worker that never sleeps.
     pub const BUSY: Self = Self { mode: "busy", ..Self::ADAPTIVE };
     /// The data plane as it comes.
-    pub const DEFAULT: Self = Self { bulk: "auto", ..Self::ADAPTIVE };
+    pub const DEFAULT: Self = Self { bulk: "auto", wake_pps: 20_000, ..Self::ADAPTIVE };
     /// The kernel receives, and the workers take datagrams.
-    pub const WITHOUT_XDP: Self = Self { xdp: "off", ..Self::DEFAULT };
+    pub const WITHOUT_XDP: Self = Self { xdp: "off", bulk: "auto", ..Self::ADAPTIVE };
     /// The kernel path alone.
     pub const KERNEL: Self = Self { mode: "kernel", ..Self::ADAPTIVE };
 
@@ -308,7 +311,7 @@ impl PodwireNode {
     }
 
     fn kubernetes_config(&self) -> String {
-        let Options { mode, xdp, bulk, sections, metrics, .. } = self.options;
+        let Options { mode, xdp, bulk, wake_pps, sections, metrics, .. } = self.options;
         let [kubeconfig, subnet_env, cache] = [self.kubeconfig(), self.subnet_env(), self.cache()];
         format!(
             r#"[node]
@@ -325,7 +328,7 @@ mode = "{mode}"
 cores = [{}]
 xdp = "{xdp}"
 bulk = "{bulk}"
-
+wake_pps = {wake_pps}
 {sections}
 {}"#,
             self.host.name(),
@@ -355,7 +358,8 @@ bulk = "{bulk}"
 
     fn file_config(&self) -> String {
         let Host { index, uplink, underlay, .. } = &self.host;
-        let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, vxlan, metrics, sections } = self.options;
+        let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, wake_pps, vxlan, metrics, sections } =
+            self.options;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let [_, v6] = self.host.addresses();
         let [vtep_mac, vtep_mac6] = self.vtep_macs.clone();
@@ -390,7 +394,7 @@ xdp = "{xdp}"
 zero_copy = "auto"
 known_vteps_only = {known_vteps_only}
 bulk = "{bulk}"
-
+wake_pps = {wake_pps}
 {sections}"#,
             self.host.name(),
             pod_cidrs(*index),

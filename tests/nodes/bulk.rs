@@ -30,7 +30,7 @@ fn segments_from_the_wire_reach_a_pod_as_super_packets() {
 
 #[test]
 fn where_af_xdp_copies_the_kernel_path_takes_over_what_moves_much() {
-    let Some(cluster) = cluster(Wire::default(), Options { xdp: "native", ..Options::DEFAULT }) else {
+    let Some(cluster) = cluster(Wire::default(), Options { xdp: "native", wake_pps: 0, ..Options::DEFAULT }) else {
         return;
     };
     let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);

@@ -69,7 +69,9 @@ fn measure(cluster: &Cluster, floods: usize) -> (Beside, Counters) {
 
 /// Whether the worker ran all the time, else the kernel path had a part of it, and each pod sent more than its share.
 fn is_conclusive((beside, counted): &(Beside, Counters)) -> bool {
-    let ran = ["absences", "pod_steer late", "pod_steer stale"].iter().all(|label| !counted.contains_key(*label));
+    let ran = ["absences", "pod_steer late", "pod_steer stale", "pod_steer bypass"]
+        .iter()
+        .all(|label| !counted.contains_key(*label));
     let least = beside.floods.iter().map(|flood| flood.sent).min().unwrap_or(0);
     ran && least > beside.arrived().sum::<u64>() / beside.floods.len() as u64
 }

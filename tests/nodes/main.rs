@@ -18,6 +18,7 @@ macro_rules! in_both_modes {
     };
 }
 
+mod asleep;
 mod broken;
 mod bulk;
 mod bypass;

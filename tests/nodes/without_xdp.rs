@@ -12,6 +12,9 @@ use super::harness::{
 };
 use super::{assert_ledgers_balance, cluster};
 
+/// But that each packet wakes its worker.
+const AS_IT_COMES: Options = Options { wake_pps: 0, ..Options::DEFAULT };
+
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the workers of a node have taken from pods and from the wire.
@@ -120,7 +123,7 @@ fn over_a_vlan_device_the_workers_take_datagrams_too() {
     if !has_vlan_devices() {
         return;
     }
-    let Some(cluster) = cluster(Wire { vlan: Some(100), ..Wire::default() }, Options::DEFAULT) else { return };
+    let Some(cluster) = cluster(Wire { vlan: Some(100), ..Wire::default() }, AS_IT_COMES) else { return };
     echo_by_workers(&cluster.a, &cluster.a.pods[0], &cluster.b.pods[0]);
 }
 
@@ -137,18 +140,18 @@ fn what_comes_without_a_tunnel_is_the_workers_too() {
 /// XDP would have a veth copy each frame.
 #[test]
 fn a_veth_is_an_uplink_without_xdp_until_it_is_asked_for() {
-    let Some(mut cluster) = cluster(Wire::default(), Options::DEFAULT) else { return };
+    let Some(mut cluster) = cluster(Wire::default(), AS_IT_COMES) else { return };
     assert!(!has_xdp(&cluster.a));
     let asked = [
-        Options { xdp: "native", ..Options::DEFAULT },
-        Options { bulk: "workers", ..Options::DEFAULT },
-        Options { xdp: "generic", ..Options::DEFAULT },
+        Options { xdp: "native", ..AS_IT_COMES },
+        Options { bulk: "workers", ..AS_IT_COMES },
+        Options { xdp: "generic", ..AS_IT_COMES },
     ];
     for options in asked {
         cluster.a.set_options(options);
         assert!(has_xdp(&cluster.a), "{options:?}");
         echo_by_workers(&cluster.a, &cluster.a.pods[0], &cluster.b.pods[0]);
-        cluster.a.set_options(Options::DEFAULT);
+        cluster.a.set_options(AS_IT_COMES);
         assert!(!has_xdp(&cluster.a), "what an earlier data plane attached is gone");
         echo_by_workers(&cluster.a, &cluster.a.pods[0], &cluster.b.pods[0]);
     }

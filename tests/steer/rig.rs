@@ -59,6 +59,7 @@ pub fn config(family: usize) -> SteerConfig {
         stale_ns: STALE_NS,
         slots: SLOTS,
         bulk_bytes: 0,
+        wake_ns: 0,
         hub: IfIndex(1),
         nat: NatCheck::None,
         uplink_mac: NIC_MAC,

@@ -19,7 +19,7 @@ use crate::port::{Hub, Uplink};
 use crate::shared::Heartbeat;
 use crate::steer::{Steer, XdpMode};
 use crate::trace::Tap;
-use crate::worker::{Board, Fault, Inbox, Message, Polling, Surroundings, Worker, now_ns};
+use crate::worker::{Board, Fault, Inbox, Message, Polling, Surroundings, WakeRate, Worker, now_ns};
 
 /// How long a worker may take to stop before it is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -96,6 +96,7 @@ impl Seat {
         };
         let around = Surroundings {
             polling: if settings.mode == Mode::Busy { Polling::Busy } else { Polling::Adaptive },
+            wake_rate: WakeRate(settings.wake_pps),
             core: core_affinity::CoreId { id: core },
             heartbeat,
             stale_ns: settings.stale_ms * 1_000_000,

@@ -17,7 +17,7 @@ pub struct Steered {
     vteps: BTreeSet<IpAddr>,
     /// Of pods.
     devices: BTreeSet<IfIndex>,
-    /// Where TCP goes past the node's stack, and where it is known not to.
+    /// Where packets go past the node's stack, and where it is known not to.
     tunnels: BTreeMap<IfIndex, bool>,
 }
 

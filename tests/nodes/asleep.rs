@@ -1,0 +1,100 @@
+//! Packets for workers that sleep: few go past them, many wake them.
+
+use std::thread;
+use std::time::Duration;
+
+use podwire::steer::{Program, Verdict};
+
+use super::cluster;
+use super::harness::{Cluster, Flow, Options, PodwireNode, Wire, pings, stream_at, tcp_transfer, udp_echo};
+
+const NATIVE: Options = Options { xdp: "native", ..Options::DEFAULT };
+
+/// So fast do packets never come.
+const NEVER: u32 = 10_000_000;
+
+/// Has a node count what its stack forwards.
+fn count_forwarded(node: &PodwireNode) {
+    node.host.netns.run_all([
+        "nft add table inet seen",
+        "nft add chain inet seen forward { type filter hook forward priority 0 ; }",
+        "nft add rule inet seen forward counter",
+    ]);
+}
+
+/// How many packets the stack of a node has forwarded.
+fn forwarded(node: &PodwireNode) -> u64 {
+    let printed = node.host.netns.run("nft list table inet seen");
+    let (_, count) = printed.split_once("counter packets ").expect("a counter");
+    count.split(' ').next().and_then(|count| count.parse().ok()).expect("a number")
+}
+
+/// What the workers of a node have been sent, of its pods and for them.
+fn claimed(node: &PodwireNode) -> u64 {
+    [Program::Pod, Program::Nic].map(|program| node.verdict(program, Verdict::Claimed)).iter().sum()
+}
+
+#[test]
+fn few_packets_go_past_a_worker_that_sleeps_and_past_the_stack() {
+    let plain = Wire::default();
+    let wires = [plain, Wire { ipv6: true, ..plain }, Wire { dual: true, ..plain }];
+    for (wire, options) in wires.map(|wire| (wire, Options::DEFAULT)).into_iter().chain([(plain, NATIVE)]) {
+        let options = Options { wake_pps: NEVER, ..options };
+        let Some(cluster) = cluster(wire, options) else { return };
+        let Cluster { a, b, c, .. } = &cluster;
+        count_forwarded(a);
+        let from = &a.pods[0];
+        let before = claimed(a);
+        for to in [&b.pods[0], &c.pods[0]] {
+            for destination in to.addresses() {
+                assert!(pings(from, destination, ""), "{destination}");
+                let seen = udp_echo(from, to, destination, &[0, 1, 17, 100, 1000]).expect("UDP there and back");
+                assert_eq!(seen, from.address_like(destination));
+                tcp_transfer(from, to, destination, 1000).expect("TCP");
+            }
+        }
+        // A worker looks up once a second, and takes what comes meanwhile.
+        let (claimed, left) = (claimed(a) - before, a.verdict(Program::Nic, Verdict::Asleep));
+        assert!(claimed <= left / 4, "{options:?}: {claimed} by the worker, {left} past it");
+        assert_eq!(forwarded(a), 0, "the stack had none");
+        assert!(a.verdict(Program::Nic, Verdict::Asleep) >= 10, "what came from the wire");
+        assert!([Program::Pod, Program::Tunnel].iter().all(|it| a.verdict(*it, Verdict::Bypass) >= 10));
+        assert_eq!(cluster.bad_checksums(), 0);
+    }
+}
+
+/// At the second of these rates workers fall asleep and are woken over and over. A busy machine puts softirqs off, and with
+/// XDP the end of the driver's poll, which hands over what was claimed: then a few are overtaken.
+#[test]
+fn many_wake_it_and_nothing_is_lost() {
+    for (options, tolerated) in [(Options::DEFAULT, 10), (NATIVE, 100)] {
+        let Some(cluster) = cluster(Wire::default(), options) else { return };
+        let (a, b) = (&cluster.a.pods[0], &cluster.b.pods[0]);
+        let flows = [Flow::v4(a, b), Flow::v6(b, a)];
+        let shares = [4_000, 15_000, 60_000].map(|rate| {
+            let before = claimed(&cluster.a);
+            let outcome = stream_at(rate, &flows, &[], || thread::sleep(Duration::from_secs(2)));
+            for stream in &outcome.streams {
+                assert_eq!((stream.lost, stream.duplicated), (0, 0), "at {rate}: {stream:?}");
+                assert!(stream.reordered <= tolerated, "{options:?} at {rate}: {stream:?}");
+            }
+            let sent: u64 = outcome.streams.iter().map(|stream| stream.sent).sum();
+            100 * (claimed(&cluster.a) - before) / sent
+        });
+        assert!(shares[0] <= 50 && shares[2] >= 80, "{shares:?} % are the workers'");
+    }
+}
+
+#[test]
+fn where_packets_cannot_go_past_the_stack_each_wakes_its_worker() {
+    let Some(cluster) = cluster(Wire::default(), Options { sections: "bypass = false\n", ..Options::DEFAULT }) else {
+        return;
+    };
+    let (from, to) = (&cluster.a.pods[0], &cluster.b.pods[0]);
+    let by = |program, verdict| cluster.a.verdict(program, verdict);
+    let before = [Program::Pod, Program::Nic].map(|program| by(program, Verdict::Claimed));
+    assert!(pings(from, to.v4.into(), ""));
+    let after = [Program::Pod, Program::Nic].map(|program| by(program, Verdict::Claimed));
+    assert!(after.iter().zip(before).all(|(after, before)| *after > before), "{before:?} {after:?}");
+    assert_eq!((by(Program::Nic, Verdict::Asleep), by(Program::Pod, Verdict::Bypass)), (0, 0));
+}
