@@ -13,10 +13,13 @@ const HOT_SPIN_NS: u64 = 250_000;
 const HOG_NS: u64 = 1_000_000;
 
 /// For how long it does not let such a one run then: at first, and at most. It is twice as long if that happens again
-/// within some times of it, and the longest at once if it was away for longer than one of them takes.
+/// within some times of it.
 const HOG_PAUSE_NS: [u64; 2] = [4_000_000, 4_096_000_000];
 const HOG_MEMORY: u64 = 4;
+
+/// It is at least this long if it was away for longer than one of them takes.
 const SEVERAL_HOGS_NS: u64 = 6_000_000;
+const SEVERAL_HOGS_PAUSE_NS: u64 = 128_000_000;
 
 /// With so many packets since the last beat the next one is near, and nobody answers each of them.
 const CALM_PACKETS: u64 = 256;
@@ -115,13 +118,19 @@ impl Pace {
 
     /// Whether the worker has polled in vain for long enough.
     pub fn may_sleep(&self) -> bool {
-        self.now_ns - self.idle_since_ns >= self.spin_ns
+        // Who wants the core and is not let run is to get it soon.
+        let spin_ns = if self.is_beside_hog() { SPIN_NS } else { self.spin_ns };
+        self.now_ns - self.idle_since_ns >= spin_ns
+    }
+
+    fn is_beside_hog(&self) -> bool {
+        self.now_ns < self.yields_from_ns
     }
 
     /// Whether the worker is to let others run that wait for its core, as it finds nothing to do: the pod that is to
     /// answer what the worker has just brought it, for instance, which would wait until the worker sleeps.
     pub fn may_yield(&self) -> bool {
-        self.is_calm && self.now_ns >= self.yields_from_ns
+        self.is_calm && !self.is_beside_hog()
     }
 
     /// The worker has let others run since the last look, and is back at `now_ns`.
@@ -132,11 +141,9 @@ impl Pace {
         }
         let [least, most] = HOG_PAUSE_NS;
         let is_again = now_ns - self.yields_from_ns < HOG_MEMORY * self.hog_pause_ns;
-        self.hog_pause_ns = match () {
-            () if away_ns >= SEVERAL_HOGS_NS => most,
-            () if is_again => (2 * self.hog_pause_ns).min(most),
-            () => least,
-        };
+        let least = if away_ns >= SEVERAL_HOGS_NS { SEVERAL_HOGS_PAUSE_NS } else { least };
+        let longer = if is_again { 2 * self.hog_pause_ns } else { 0 };
+        self.hog_pause_ns = longer.clamp(least, most);
         self.yields_from_ns = now_ns + self.hog_pause_ns;
     }
 
@@ -234,7 +241,7 @@ mod tests {
         assert_eq!(pace.hog_pause_ns, HOG_PAUSE_NS[0], "it has been well for long");
         pace.look(pace.now_ns + 20_000_000_000, false);
         pace.yielded(pace.now_ns + 8_000_000);
-        assert_eq!(pace.hog_pause_ns, HOG_PAUSE_NS[1], "two of them");
+        assert_eq!(pace.hog_pause_ns, SEVERAL_HOGS_PAUSE_NS, "two of them");
     }
 
     #[test]
