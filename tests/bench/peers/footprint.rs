@@ -12,24 +12,29 @@ use crate::harness::{Wire, thread_time};
 /// What is left over of what was built is done after so long.
 const SETTLING: Duration = Duration::from_secs(3);
 
+/// Seconds to wait for memory to be given back, at most.
+const LONGEST_CALMING: u32 = 30;
+
 const MIB: f64 = (1 << 20) as f64;
 
 const CPU: Measure = Measure { name: "cores", digits: 4, compared: false };
-const RESIDENT: Measure = Measure { name: "resident MiB", digits: 1, compared: false };
-const KERNEL: Measure = Measure { name: "kernel MiB", digits: 1, compared: true };
-const LAST: Measure = Measure { name: "last pod ms", digits: 1, compared: true };
+const RESIDENT: Measure = Measure { name: "RSS MiB", digits: 1, compared: false };
+const KERNEL: Measure = Measure { name: "kernel", digits: 1, compared: false };
+const LAST: Measure = Measure { name: "last pod ms", digits: 1, compared: false };
 
 /// Two nodes, of which the first one gets more pods.
 pub struct Growing {
     rig: Rig,
     /// Of the kernel, in bytes, before there were nodes.
     before: u64,
+    /// Why it can get no more pods.
+    full: Option<String>,
 }
 
 impl System {
     pub fn build_growing(&self) -> Result<Growing, String> {
-        let before = kernel_memory();
-        Ok(Growing { rig: self.build(Wire::default(), 1)?, before })
+        let before = calm_kernel_memory();
+        Ok(Growing { rig: self.build(Wire::default(), 1)?, before, full: None })
     }
 }
 
@@ -39,12 +44,17 @@ pub fn name(pods: usize) -> String {
 
 /// With more pods than before.
 pub fn measure(growing: &mut Growing, pods: usize, seconds: u32) -> Result<Figures, String> {
-    let Growing { rig, before } = growing;
+    let Growing { rig, before, full } = growing;
     let mut last = None;
     while rig.nodes[0].pods().len() < pods {
-        let name = format!("a{}", rig.nodes[0].pods().len() + 1);
+        if let Some(reason) = full {
+            return Err(reason.clone());
+        }
+        let pods = rig.nodes[0].pods().len();
         let start = Instant::now();
-        rig.add_pod(&name)?;
+        if let Err(reason) = rig.add_pod(&format!("a{}", pods + 1)) {
+            *full = Some(format!("after {pods} pods: {reason}"));
+        }
         last = Some(start.elapsed());
     }
     thread::sleep(SETTLING);
@@ -76,6 +86,19 @@ fn kernel_memory() -> u64 {
     let of = |name| kib("/proc/meminfo", name);
     let others = ["MemFree:", "Buffers:", "Cached:", "AnonPages:", "SReclaimable:"].map(of).iter().sum();
     of("MemTotal:").saturating_sub(others) << 10
+}
+
+/// The same once it does not change any more: namespaces end by and by.
+fn calm_kernel_memory() -> u64 {
+    let mut memory = kernel_memory();
+    for _ in 0..LONGEST_CALMING {
+        thread::sleep(Duration::from_secs(1));
+        let before = std::mem::replace(&mut memory, kernel_memory());
+        if memory.abs_diff(before) < 1 << 20 {
+            break;
+        }
+    }
+    memory
 }
 
 /// The value of a line that tells KiB.
