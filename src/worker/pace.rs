@@ -8,8 +8,8 @@ const SPIN_NS: u64 = 50_000;
 const HOT_SPIN_NS: u64 = 250_000;
 
 /// Away so long after it has let others run, a worker shares its core with somebody who needs all of it. To such a one
-/// it would lose whole time slices, milliseconds each: in mode adaptive it sleeps rather, which lets others run too, and takes the core
-/// back as soon as it wakes.
+/// it would lose whole time slices, milliseconds each: in mode adaptive it sleeps rather, which lets others run too, and
+/// takes the core back as soon as it wakes.
 const HOG_NS: u64 = 1_000_000;
 
 /// For how long it does not let such a one run then: at first, and at most. It is twice as long if that happens again

@@ -71,6 +71,18 @@ pub fn signal(child: &Child, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
+/// The value of a line of a file of the kernel's that tells KiB.
+pub fn kib(file: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(file).expect("a file of the kernel's");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// How much memory of a child is in RAM.
+pub fn resident_kib(child: &Child) -> u64 {
+    kib(&format!("/proc/{}/status", child.id()), "VmRSS:")
+}
+
 /// How long those threads of a child have run on a CPU whose names begin so: the first figure of each one's `schedstat`.
 pub fn thread_time(child: &Child, name: &str) -> Duration {
     let threads = fs::read_dir(format!("/proc/{}/task", child.id())).expect("the child runs");

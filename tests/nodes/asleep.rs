@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use podwire::steer::{Program, Verdict};
 
+use super::bypass::{count_forwarded_of, forwarded};
 use super::cluster;
 use super::harness::{Cluster, Flow, Options, PodwireNode, Wire, pings, stream_at, tcp_transfer, udp_echo};
 
@@ -12,22 +13,6 @@ const NATIVE: Options = Options { xdp: "native", ..Options::DEFAULT };
 
 /// So fast do packets never come.
 const NEVER: u32 = 10_000_000;
-
-/// Has a node count what its stack forwards.
-fn count_forwarded(node: &PodwireNode) {
-    node.host.netns.run_all([
-        "nft add table inet seen",
-        "nft add chain inet seen forward { type filter hook forward priority 0 ; }",
-        "nft add rule inet seen forward counter",
-    ]);
-}
-
-/// How many packets the stack of a node has forwarded.
-fn forwarded(node: &PodwireNode) -> u64 {
-    let printed = node.host.netns.run("nft list table inet seen");
-    let (_, count) = printed.split_once("counter packets ").expect("a counter");
-    count.split(' ').next().and_then(|count| count.parse().ok()).expect("a number")
-}
 
 /// What the workers of a node have been sent, of its pods and for them.
 fn claimed(node: &PodwireNode) -> u64 {
@@ -42,7 +27,7 @@ fn few_packets_go_past_a_worker_that_sleeps_and_past_the_stack() {
         let options = Options { wake_pps: NEVER, ..options };
         let Some(cluster) = cluster(wire, options) else { return };
         let Cluster { a, b, c, .. } = &cluster;
-        count_forwarded(a);
+        count_forwarded_of("", a);
         let from = &a.pods[0];
         let before = claimed(a);
         for to in [&b.pods[0], &c.pods[0]] {

@@ -17,18 +17,22 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 const WITHOUT: Options = Options { sections: "bypass = false\n", ..Options::WITHOUT_XDP };
 
-/// Has a node count what its stack forwards of TCP, and drop what it has seen half of, as kube-proxy does.
-fn count_forwarded(node: &PodwireNode) {
+/// Has a node count what its stack forwards of `packets`, and drop what it has seen half of, as kube-proxy does.
+pub(super) fn count_forwarded_of(packets: &str, node: &PodwireNode) {
     node.host.netns.run_all([
         "nft add table inet seen",
         "nft add chain inet seen forward { type filter hook forward priority 0 ; }",
-        "nft add rule inet seen forward meta l4proto tcp counter",
+        &format!("nft add rule inet seen forward {packets} counter"),
         "nft add rule inet seen forward ct state invalid drop",
     ]);
 }
 
-/// How many packets of TCP the stack of a node has forwarded.
-fn forwarded(node: &PodwireNode) -> u64 {
+fn count_forwarded(node: &PodwireNode) {
+    count_forwarded_of("meta l4proto tcp", node);
+}
+
+/// How many of these packets the stack of a node has forwarded.
+pub(super) fn forwarded(node: &PodwireNode) -> u64 {
     let printed = node.host.netns.run("nft list table inet seen");
     let (_, count) = printed.split_once("counter packets ").expect("a counter");
     count.split(' ').next().and_then(|count| count.parse().ok()).expect("a number")

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use podwire::control::api::{ChangeTimes, Path};
 use podwire::control::netlink::{MAIN_TABLE, Netlink};
@@ -12,7 +12,9 @@ use podwire::control::plan::PROTOCOL;
 use serde_json::{Value, json};
 
 use crate::api::Api;
-use crate::harness::{Host, KernelNode, Options, Pod, PodwireNode, Prefix, Switch, Wire, wait_until};
+use crate::harness::{
+    self, Host, KernelNode, Options, Pod, PodwireNode, Prefix, Switch, Wire, thread_time, wait_until,
+};
 
 const PREFIX: &str = "pwscale";
 
@@ -196,19 +198,12 @@ impl Site {
 
     /// Memory of the daemon that is in RAM.
     pub fn resident_kib(&self) -> u64 {
-        let status =
-            fs::read_to_string(format!("/proc/{}/status", self.node().daemon().id())).expect("the daemon runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        harness::resident_kib(self.node().daemon())
     }
 
     /// How long the daemon's threads have run.
     pub fn cpu_time(&self) -> Duration {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.node().daemon().id())).expect("the daemon runs");
-        let run_ns = threads.flatten().filter_map(|thread| {
-            fs::read_to_string(thread.path().join("schedstat")).ok()?.split(' ').next()?.parse::<u64>().ok()
-        });
-        Duration::from_nanos(run_ns.sum())
+        thread_time(self.node().daemon(), "")
     }
 
     pub fn node(&self) -> &PodwireNode {

@@ -1,13 +1,12 @@
 //! `scripts/bench footprint`: what a node takes while its pods are silent, by their number.
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::machine::as_f64;
 use super::report::{Figures, Measure};
 use super::systems::{Node, Rig, System};
-use crate::harness::{Wire, thread_time};
+use crate::harness::{Wire, kib, resident_kib, thread_time};
 
 /// What is left over of what was built is done after so long.
 const SETTLING: Duration = Duration::from_secs(3);
@@ -75,8 +74,7 @@ impl Node {
     }
 
     fn resident_bytes(&self) -> u64 {
-        let Some(process) = self.process() else { return 0 };
-        kib(&format!("/proc/{}/status", process.id()), "VmRSS:") << 10
+        self.process().map_or(0, |process| resident_kib(process) << 10)
     }
 }
 
@@ -99,11 +97,4 @@ fn calm_kernel_memory() -> u64 {
         }
     }
     memory
-}
-
-/// The value of a line that tells KiB.
-fn kib(file: &str, name: &str) -> u64 {
-    let text = fs::read_to_string(file).expect("a file of the kernel's");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
