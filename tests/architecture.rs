@@ -11,8 +11,17 @@ const LIMIT: usize = 500;
 
 /// Where `unsafe` may stand: packet memory, rings shared with the kernel, publication, and the
 /// system calls that have no safe form.
-const UNSAFE: &[&str] =
-    &["frame", "xsk", "packet", "shared", "fib::publish", "steer::link", "control::netns", "worker::schedule"];
+const UNSAFE: &[&str] = &[
+    "frame",
+    "xsk",
+    "packet",
+    "shared",
+    "fib::publish",
+    "fib::sparse",
+    "steer::link",
+    "control::netns",
+    "worker::schedule",
+];
 
 /// What a source file says that concerns its place.
 #[derive(Debug, Default)]

@@ -14,11 +14,11 @@ pub struct Contest {
 }
 
 impl Contest {
-    /// As `dpdk.c` reads it; values are the prefixes' places.
+    /// As `dpdk.c` reads it; values are the prefixes' places, from 1.
     pub fn to_bytes(&self) -> Vec<u8> {
         let words = [if self.is_ipv6 { 6 } else { 4 }, self.prefixes.len(), self.trace.len()];
         let mut bytes: Vec<u8> = words.into_iter().flat_map(word).collect();
-        for (value, (address, len)) in self.prefixes.iter().enumerate() {
+        for (value, (address, len)) in (1..).zip(&self.prefixes) {
             bytes.extend(address);
             bytes.extend([word(usize::from(*len)), word(value)].concat());
         }

@@ -39,7 +39,7 @@ impl Kernel {
         let prefixes = kernel.map(table);
         let start = Instant::now();
         let width = if contest.is_ipv6 { 16 } else { 4 };
-        for (value, (address, length)) in (0_u32..).zip(&contest.prefixes) {
+        for (value, (address, length)) in (1_u32..).zip(&contest.prefixes) {
             let key = [&u32::from(*length).to_ne_bytes()[..], &address[..width]].concat();
             prefixes.update(&key, &value.to_ne_bytes(), MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
         }

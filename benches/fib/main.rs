@@ -28,7 +28,7 @@ use dpdk::{Contest, Dpdk};
 use ip_network_table_deps_treebitmap::IpLookupTable;
 use ipnet::{Ipv4Net, Ipv6Net};
 use kernel::Kernel;
-use podwire::fib::{Key, Poptrie, Publisher};
+use podwire::fib::{Dir24, Key, Poptrie, Publisher};
 use prefix_trie::PrefixMap;
 
 const TRACE: usize = 16_384;
@@ -54,8 +54,45 @@ impl Random {
     }
 }
 
+/// podwire's table of an address family.
+trait Table<K>: Send + Sync {
+    /// Prefixes with their values.
+    fn build(prefixes: impl Iterator<Item = (K, u8, u32)>) -> Self;
+    fn lookup(&self, key: K) -> Option<u32>;
+    fn lookup_burst(&self, keys: &[K], values: &mut [u32]);
+    fn bytes(&self) -> usize;
+}
+
+macro_rules! table {
+    ($table:ty, of: $key:ty) => {
+        impl Table<$key> for $table {
+            fn build(prefixes: impl Iterator<Item = ($key, u8, u32)>) -> Self {
+                <$table>::build(prefixes)
+            }
+
+            #[inline]
+            fn lookup(&self, key: $key) -> Option<u32> {
+                self.lookup(key)
+            }
+
+            #[inline]
+            fn lookup_burst(&self, keys: &[$key], values: &mut [u32]) {
+                self.lookup_burst(keys, values);
+            }
+
+            fn bytes(&self) -> usize {
+                self.memory_bytes()
+            }
+        }
+    };
+}
+
+table!(Dir24, of: u32);
+table!(Poptrie, of: u128);
+
 /// An address family in the types of each contestant.
 trait Family: Key + Send + Sync + 'static {
+    type Table: Table<Self>;
     type Address: ip_network_table_deps_treebitmap::address::Address;
     type Net: prefix_trie::Prefix;
     const NAME: &'static str;
@@ -77,6 +114,7 @@ trait Family: Key + Send + Sync + 'static {
 }
 
 impl Family for u32 {
+    type Table = Dir24;
     type Address = Ipv4Addr;
     type Net = Ipv4Net;
     const NAME: &'static str = "v4";
@@ -122,6 +160,7 @@ impl Family for u32 {
 }
 
 impl Family for u128 {
+    type Table = Poptrie;
     type Address = Ipv6Addr;
     type Net = Ipv6Net;
     const NAME: &'static str = "v6";
@@ -223,9 +262,9 @@ fn tell<F: Family>(who: &str, table: &str, build: Duration, bytes: usize) {
 }
 
 fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, prefixes: &[(F, u8)], trace: &[F]) {
-    let values = || (0_u32..).zip(prefixes);
-    let poptrie = || Poptrie::build(values().map(|(value, &(bits, len))| (bits, len, value)));
-    let poptrie = built::<F, _>("poptrie", table, poptrie, Poptrie::memory_bytes);
+    let values = || (1_u32..).zip(prefixes);
+    let podwire = || F::Table::build(values().map(|(value, &(bits, len))| (bits, len, value)));
+    let podwire = built::<F, _>("podwire", table, podwire, F::Table::bytes);
     let treebitmap = || {
         let mut treebitmap = IpLookupTable::new();
         values().for_each(|(value, &(bits, len))| _ = treebitmap.insert(bits.address(), len.into(), value));
@@ -240,19 +279,19 @@ fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, pre
     let addresses: Vec<_> = trace.iter().map(|key| key.address()).collect();
     let hosts: Vec<_> = trace.iter().map(|key| key.net(F::WIDTH)).collect();
     for ((key, address), host) in trace.iter().zip(&addresses).zip(&hosts) {
-        let value = poptrie.lookup(*key);
+        let value = podwire.lookup(*key);
         assert_eq!(value, treebitmap.longest_match(*address).map(|(_, _, value)| *value));
         assert_eq!(value, prefix_map.get_lpm(host).map(|(_, value)| *value));
     }
 
     bench(
         group,
-        "poptrie, burst",
+        "podwire, burst",
         table,
         timed(|| {
             let mut values = [0; BURST];
             for keys in trace.chunks(BURST) {
-                poptrie.lookup_burst(black_box(keys), &mut values);
+                podwire.lookup_burst(black_box(keys), &mut values);
                 black_box(&values);
             }
         }),
@@ -260,11 +299,11 @@ fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, pre
     under_updates(group, table, prefixes, trace);
     bench(
         group,
-        "poptrie",
+        "podwire",
         table,
         timed(|| {
             for &key in trace {
-                black_box(poptrie.lookup(black_box(key)));
+                black_box(podwire.lookup(black_box(key)));
             }
         }),
     );
@@ -288,7 +327,7 @@ fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, pre
             }
         }),
     );
-    let sum = trace.iter().filter_map(|key| poptrie.lookup(*key)).map(u64::from).sum();
+    let sum = trace.iter().filter_map(|key| podwire.lookup(*key)).map(u64::from).sum();
     let contest = Contest {
         is_ipv6: F::WIDTH > 32,
         prefixes: prefixes.iter().map(|&(bits, len)| (bits.octets(), len)).collect(),
@@ -303,8 +342,8 @@ fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, pre
 /// Bursts of look-ups, as a worker's, while routes change: each gets another value in turn.
 fn under_updates<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, prefixes: &[(F, u8)], trace: &[F]) {
     let build = |updates: u32| {
-        let values = (0_u32..).zip(prefixes);
-        Poptrie::build(values.map(|(value, &(bits, len))| (bits, len, value.wrapping_add(updates))))
+        let values = (1_u32..).zip(prefixes);
+        F::Table::build(values.map(|(value, &(bits, len))| (bits, len, value.wrapping_add(updates))))
     };
     let mut publisher = Publisher::new(build(0));
     let mut reader = publisher.reader();
@@ -327,7 +366,7 @@ fn under_updates<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &st
         });
         bench(
             group,
-            "poptrie, burst, under updates",
+            "podwire, burst, under updates",
             table,
             timed(|| {
                 let mut values = [0; BURST];

@@ -3,15 +3,22 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod dir24;
 mod poptrie;
+mod prefix;
 mod publish;
+#[cfg(test)]
+mod scan;
+mod sparse;
 
 use ipnet::IpNet;
 
 use crate::ids::{IfIndex, PodId};
 use crate::wire::{Mac, OuterTemplate};
 
-pub use poptrie::{Key, NONE, Poptrie};
+pub use dir24::Dir24;
+pub use poptrie::Poptrie;
+pub use prefix::{Key, NONE};
 pub use publish::{Publisher, Reader};
 
 /// Where a packet goes. Resolved by control, never per packet.
@@ -49,9 +56,9 @@ pub struct LocalPod {
 /// All routes of a node, both families. Never changes once built.
 #[derive(Debug)]
 pub struct Fib {
-    v4: Poptrie<u32>,
-    v6: Poptrie<u128>,
-    /// Sorted by prefix; a route's place here is the index that look-ups give.
+    v4: Dir24,
+    v6: Poptrie,
+    /// Sorted by prefix; a route's place here, counted from 1, is the index that look-ups give.
     routes: Vec<(IpNet, NextHop)>,
 }
 
@@ -74,8 +81,8 @@ impl Fib {
             }
             is_same
         });
-        let nets = || routes.iter().map(|(net, _)| net).zip(0..);
-        let v4 = Poptrie::build(nets().filter_map(|(net, index)| match net {
+        let nets = || routes.iter().map(|(net, _)| net).zip(1..);
+        let v4 = Dir24::build(nets().filter_map(|(net, index)| match net {
             IpNet::V4(net) => Some((net.addr().to_bits(), net.prefix_len(), index)),
             IpNet::V6(_) => None,
         }));
@@ -112,7 +119,7 @@ impl Fib {
     /// The next hop that an index from this table's burst look-ups stands for; `None` for [`NONE`].
     #[inline]
     pub fn next_hop(&self, index: u32) -> Option<&NextHop> {
-        self.routes.get(index as usize).map(|(_, hop)| hop)
+        self.routes.get((index as usize).wrapping_sub(1)).map(|(_, hop)| hop)
     }
 
     /// How many routes there are.

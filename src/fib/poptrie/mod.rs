@@ -1,97 +1,99 @@
-//! Poptrie: longest-prefix match by population count (Asai and Ohara, SIGCOMM 2015).
+//! IPv6: Poptrie, longest-prefix match by population count (Asai and Ohara, SIGCOMM 2015).
 //!
-//! The first bits of a key index a table directly, every further six bits one node. A node keeps
+//! The first bits in which prefixes differ index a table directly, every further six bits one node. A node keeps
 //! two bit vectors over its 64 slots; how many bits are set up to a slot is the distance of the
 //! slot's child, or leaf, from the node's first. Equal neighbouring leaves are stored once, and a
 //! node whose slots all lead to one value is not stored at all.
 //!
 //! ```text
-//! direct[first bits] ──▶ entry ──┬─▶ value
-//!                          ▲     └─▶ nodes[n]: fork { children, leaf_starts, first_child, first_leaf }
-//!                          │                   path { bits, length, first_child, first_leaf }
-//!                          │                          │
-//!                          └───── by the next bits ───┴─▶ leaves[n], a value
+//! block ──▶ direct[next bits] ──▶ entry ──┬─▶ value
+//!                                   ▲     └─▶ nodes[n]: fork { children, leaf_starts, first_child, first_leaf }
+//!                                   │                   path { bits, length, end, otherwise }
+//!                                   │                          │
+//!                                   └───── by the next bits ───┴─▶ leaves[n], a value
 //! ```
 //!
-//! Paths are not in the paper: bits in which all prefixes below agree take one node, where a pod's
-//! /128 inside its node's /64 would take eleven forks.
+//! Two things are not in the paper. Bits that all prefixes share, a cluster's range, are compared once, and the
+//! table is indexed by what follows: in most clusters it leads to nodes' values at once. Paths: bits in which all prefixes
+//! below agree take one node, where a pod's /128 inside its node's /64 would take eleven forks; a
+//! prefix that is alone ends with its path.
 //!
 //! A trie never changes once built.
 
 mod build;
-mod key;
 #[cfg(test)]
 mod tests;
 
-pub use key::Key;
-
-/// What a look-up gives when no prefix matches; every value of a trie is below it.
-pub const NONE: u32 = NODE - 1;
-
-/// Marks an entry that is the number of a node, not a value.
-const NODE: u32 = 1 << 31;
+use super::prefix::{FURTHER, Key, MAX_VALUE, NONE, Prefix};
 
 /// Key bits that one fork consumes.
 const STRIDE: u8 = 6;
 
+/// Slots of a fork.
+const SLOTS: u64 = 1 << STRIDE;
+
+/// Bits of half an address.
+const HALF: u8 = 64;
+
 /// Look-ups that [`Poptrie::lookup_burst`] walks side by side in a large trie.
 const LANES: usize = 8;
 
-/// A trie of more nodes is large: walks miss the second-level cache. Side by side they then take
-/// 0.6 of the time (a million IPv6 prefixes), in a small trie up to 1.7 times as long.
+/// A trie of more nodes is large: walks miss the second-level cache, and misses are best taken side by side.
 const LARGE: usize = 1 << 15;
 
-/// Prefixes of one address family, each with a value below [`NONE`].
+/// IPv6 prefixes, each with a value.
 #[derive(Debug)]
-pub struct Poptrie<K> {
+pub struct Poptrie {
+    block: Block,
+    /// Those that hold the block, the longest last.
+    around: Vec<Prefix<u128>>,
+    /// By the bits that follow the block's.
     direct: Box<[u32]>,
     nodes: Vec<Node>,
     leaves: Vec<u32>,
-    key: std::marker::PhantomData<K>,
 }
 
-impl<K: Key> Poptrie<K> {
-    /// The value of the longest prefix that holds `key`.
+impl Poptrie {
+    /// The value of the longest prefix that holds an address in host order.
     #[inline]
-    pub fn lookup(&self, key: K) -> Option<u32> {
-        let value = self.walk(key);
+    pub fn lookup(&self, address: u128) -> Option<u32> {
+        let value = self.walk(Halves::of(address));
         (value != NONE).then_some(value)
     }
 
-    /// Looks up each key and writes its value, or [`NONE`], to the same place of `values`; the
+    /// Looks up each address and writes its value, or [`NONE`], to the same place of `values`; the
     /// shorter slice decides how many. Cache misses of several look-ups overlap.
-    pub fn lookup_burst(&self, keys: &[K], values: &mut [u32]) {
+    pub fn lookup_burst(&self, addresses: &[u128], values: &mut [u32]) {
         if self.nodes.len() <= LARGE {
-            values.iter_mut().zip(keys).for_each(|(value, &key)| *value = self.walk(key));
+            values.iter_mut().zip(addresses).for_each(|(value, &address)| *value = self.walk(Halves::of(address)));
             return;
         }
-        for (keys, values) in keys.chunks(LANES).zip(values.chunks_mut(LANES)) {
-            self.walk_side_by_side(keys, values);
+        for (addresses, values) in addresses.chunks(LANES).zip(values.chunks_mut(LANES)) {
+            self.walk_side_by_side(addresses, values);
         }
     }
 
     #[inline]
-    fn walk(&self, key: K) -> u32 {
-        let mut lane = self.enter(key);
-        while lane.at_node() {
-            lane = self.step(lane);
+    fn walk(&self, address: Halves) -> u32 {
+        let mut entry = self.enter(address);
+        while entry & FURTHER != 0 {
+            entry = self.step(entry, address);
         }
-        lane.entry
+        entry
     }
 
-    /// Takes all keys one step, then all that are not done the next: up to [`LANES`] keys.
-    fn walk_side_by_side(&self, keys: &[K], values: &mut [u32]) {
-        let mut lanes = [Lane::default(); LANES];
-        lanes.iter_mut().zip(keys).for_each(|(lane, &key)| *lane = self.enter(key));
+    /// Takes all addresses one step, then all that are not done the next.
+    fn walk_side_by_side(&self, addresses: &[u128], values: &mut [u32]) {
+        let lanes = || addresses.iter().map(|&address| Halves::of(address));
+        values.iter_mut().zip(lanes()).for_each(|(value, address)| *value = self.enter(address));
         let mut walking = true;
         while walking {
             walking = false;
-            for lane in lanes.iter_mut().filter(|lane| lane.at_node()) {
-                *lane = self.step(*lane);
-                walking |= lane.at_node();
+            for (entry, address) in values.iter_mut().zip(lanes()).filter(|(entry, _)| **entry & FURTHER != 0) {
+                *entry = self.step(*entry, address);
+                walking |= *entry & FURTHER != 0;
             }
         }
-        values.iter_mut().zip(lanes).for_each(|(value, lane)| *value = lane.entry);
     }
 
     /// Bytes that the trie occupies.
@@ -99,79 +101,105 @@ impl<K: Key> Poptrie<K> {
         size_of_val(&*self.direct) + size_of_val(&*self.nodes) + size_of_val(&*self.leaves)
     }
 
-    /// Consumes the bits that index the direct table.
+    /// The entry of an address in the direct table.
     #[inline]
-    fn enter(&self, key: K) -> Lane<K> {
-        let entry = self.direct.get(key.first(K::DIRECT_BITS)).copied().unwrap_or(NONE);
-        Lane { entry, rest: key.skip(K::DIRECT_BITS) }
-    }
-
-    /// Goes on from a node; consumes the bits that it tests.
-    #[inline]
-    fn step(&self, Lane { entry, rest }: Lane<K>) -> Lane<K> {
-        let Some(node) = self.nodes.get((entry & !NODE) as usize) else { return Lane { entry: NONE, rest } };
-        if K::PATHS && node.is_path() {
-            let length = node.path_length();
-            let agrees = (rest.first_64() ^ node.children).leading_zeros() >= u32::from(length);
-            let entry = if agrees { NODE | node.first_child } else { self.leaf(node.first_leaf) };
-            return Lane { entry, rest: rest.skip(length) };
+    fn enter(&self, address: Halves) -> u32 {
+        match self.block.slot(address) {
+            Some(slot) => self.direct.get(slot).copied().unwrap_or(NONE),
+            None => self.outside(address),
         }
-        let bit = 1_u64 << rest.first(STRIDE);
-        let up_to = bit | (bit - 1);
-        let entry = if node.children & bit != 0 {
-            NODE | (node.first_child + (node.children & up_to).count_ones() - 1)
-        } else {
-            self.leaf(node.first_leaf + (node.leaf_starts & up_to).count_ones() - 1)
-        };
-        Lane { entry, rest: rest.skip(STRIDE) }
     }
 
+    /// The value of an address that is not in the block.
+    #[cold]
+    fn outside(&self, address: Halves) -> u32 {
+        let address = u128::from(address.high) << 64 | u128::from(address.low);
+        let holding = self.around.iter().rev().find(|prefix| prefix.bits == address.network(prefix.len));
+        holding.map_or(NONE, |prefix| prefix.value)
+    }
+
+    /// Goes on from a node.
     #[inline]
-    fn leaf(&self, number: u32) -> u32 {
-        self.leaves.get(number as usize).copied().unwrap_or(NONE)
+    fn step(&self, entry: u32, address: Halves) -> u32 {
+        let Some(node) = self.nodes.get((entry & MAX_VALUE) as usize) else { return NONE };
+        let half = address.half(node.is_low);
+        if node.is_path {
+            return if (half ^ node.children) & node.leaf_starts == 0 { node.first_child } else { node.first_leaf };
+        }
+        let bit = 1_u64 << ((half >> node.shift) & (SLOTS - 1));
+        let up_to = bit | (bit - 1);
+        if node.children & bit != 0 {
+            FURTHER | (node.first_child + (node.children & up_to).count_ones() - 1)
+        } else {
+            let number = node.first_leaf + (node.leaf_starts & up_to).count_ones() - 1;
+            self.leaves.get(number as usize).copied().unwrap_or(NONE)
+        }
     }
 }
 
-/// A fork over the next six bits, or a path over up to 64.
+/// An address in host order, in words.
+#[derive(Clone, Copy, Debug)]
+struct Halves {
+    high: u64,
+    low: u64,
+}
+
+impl Halves {
+    #[inline]
+    fn of(address: u128) -> Self {
+        let word = |bits: u128| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
+        Self { high: word(address >> 64), low: word(address) }
+    }
+
+    #[inline]
+    fn half(self, is_low: bool) -> u64 {
+        if is_low { self.low } else { self.high }
+    }
+}
+
+/// The addresses that the direct table knows of: those with the bits that all prefixes share.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    network: Halves,
+    mask: Halves,
+    /// The half of the address that has the table's index, and how many bits of it come after the index.
+    is_low: bool,
+    shift: u8,
+}
+
+impl Block {
+    /// The place of an address in the direct table, if it is in the block.
+    #[inline]
+    fn slot(&self, address: Halves) -> Option<usize> {
+        // In the block nothing is left of what comes before the index.
+        let inside = Halves { high: address.high ^ self.network.high, low: address.low ^ self.network.low };
+        let differs = inside.high & self.mask.high | inside.low & self.mask.low;
+        (differs == 0).then(|| index(inside.half(self.is_low) >> self.shift))
+    }
+}
+
+#[inline]
+fn index(slot: u64) -> usize {
+    usize::try_from(slot).unwrap_or(usize::MAX)
+}
+
+/// A fork over six bits, or a path over up to 64, both within one half of the address.
+///
+/// A node is in one line of the cache.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(align(32))]
 struct Node {
-    /// Fork: the slots that lead to a child. Path: its bits, from the highest down.
+    /// Fork: the slots that lead to a child. Path: its bits, in their places.
     children: u64,
     /// Fork: slot 0, and the slots whose leaf is another than that of the leaf slot before them.
-    /// Path: twice its length, so that bit 0 tells the two apart.
+    /// Path: ones in the places of its bits.
     leaf_starts: u64,
-    /// Path: the node at its end.
+    /// Fork: its first child. Path: the entry at its end.
     first_child: u32,
-    /// Path: the leaf of a key that leaves it.
+    /// Fork: its first leaf. Path: the value of an address that leaves it.
     first_leaf: u32,
-}
-
-impl Node {
-    fn path(bits: u64, length: u8, end: u32, otherwise: u32) -> Self {
-        Self { children: bits, leaf_starts: u64::from(length) << 1, first_child: end, first_leaf: otherwise }
-    }
-
-    #[inline]
-    fn is_path(&self) -> bool {
-        self.leaf_starts & 1 == 0
-    }
-
-    #[inline]
-    fn path_length(&self) -> u8 {
-        u8::try_from(self.leaf_starts >> 1).unwrap_or(u8::MAX)
-    }
-}
-
-/// A look-up under way: where it stands, and the bits of the key that are still to be tested.
-#[derive(Clone, Copy, Debug, Default)]
-struct Lane<K> {
-    entry: u32,
-    rest: K,
-}
-
-impl<K> Lane<K> {
-    #[inline]
-    fn at_node(&self) -> bool {
-        self.entry & NODE != 0
-    }
+    is_path: bool,
+    is_low: bool,
+    /// Fork: how many bits of the half come after the six.
+    shift: u8,
 }

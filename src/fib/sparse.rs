@@ -1,0 +1,70 @@
+//! A table of 2^24 entries of which only the pages that were written to take memory.
+//!
+//! Invariants, cited by the SAFETY comments:
+//! 1. `base` is the start of a private anonymous mapping of [`BYTES`] bytes, page-aligned, that the table alone owns and that
+//!    is unmapped when it is dropped.
+//! 2. The kernel fills it with zeros, and every bit pattern is a valid `u32`.
+#![allow(unsafe_code, reason = "the allocator has no memory that stays untouched and in small pages")]
+
+use std::alloc::{Layout, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::{self, NonNull};
+
+/// How many entries there are.
+pub const ENTRIES: usize = 1 << 24;
+
+const BYTES: usize = ENTRIES * size_of::<u32>();
+
+/// The table, all zeros at first: 64 MiB of addresses, which take what was written to and page tables.
+#[derive(Debug)]
+pub struct Sparse {
+    base: NonNull<[u32; ENTRIES]>,
+}
+
+// SAFETY: the table owns its memory (invariant 1) as a `Box<[u32; ENTRIES]>` does.
+unsafe impl Send for Sparse {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Sparse {}
+
+impl Sparse {
+    /// Maps a table. Where there are no more addresses the process ends, as by any failed allocation.
+    pub fn new() -> Self {
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of ours.
+        let base = unsafe { libc::mmap(ptr::null_mut(), BYTES, prot, flags, -1, 0) };
+        let base = if base == libc::MAP_FAILED { None } else { NonNull::new(base.cast::<[u32; ENTRIES]>()) };
+        let Some(base) = base else { handle_alloc_error(Layout::new::<[u32; ENTRIES]>()) };
+        // Miri knows no advice.
+        if !cfg!(miri) {
+            // A huge page for one entry would be 2 MiB to clear with each table that is built.
+            // SAFETY: the mapping just made. Advice that is not taken changes nothing.
+            unsafe { libc::madvise(base.as_ptr().cast(), BYTES, libc::MADV_NOHUGEPAGE) };
+        }
+        Self { base }
+    }
+}
+
+impl Deref for Sparse {
+    type Target = [u32; ENTRIES];
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        // SAFETY: live, aligned and initialized by invariants 1 and 2; written through `&mut self` only.
+        unsafe { self.base.as_ref() }
+    }
+}
+
+impl DerefMut for Sparse {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        // SAFETY: as for `deref`, and by invariant 1 nobody else's.
+        unsafe { self.base.as_mut() }
+    }
+}
+
+impl Drop for Sparse {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of invariant 1; no reference into it outlives the table.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), BYTES) };
+    }
+}
