@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <rte_common.h>
@@ -24,6 +25,7 @@
 #include <rte_lpm.h>
 #include <rte_lpm6.h>
 #include <rte_malloc.h>
+#include <rte_memory.h>
 
 #define BURST 64u
 #define NONE 0
@@ -151,6 +153,14 @@ static uint64_t pass(int with_fib)
     return sum;
 }
 
+/* DPDK's memory is meant to be of hugepages. There may be none that are reserved, but transparent ones. */
+static int want_hugepages(const struct rte_memseg_list *list, void *unused)
+{
+    (void)unused;
+    madvise(list->base_va, list->len, MADV_HUGEPAGE);
+    return 0;
+}
+
 static uint64_t now_ns(void)
 {
     struct timespec now;
@@ -170,6 +180,7 @@ int main(int argc, char **argv)
 
     if (argc != 3 || rte_eal_init(RTE_DIM(eal), eal) < 0)
         fail("DPDK does not start");
+    rte_memseg_list_walk(want_hugepages, NULL);
     with_fib = !strcmp(argv[2], "rte_fib");
     read_all(argv[1]);
     rte_malloc_get_socket_stats(0, &before);

@@ -16,13 +16,10 @@
 //! A table never changes once built.
 
 use super::prefix::{FURTHER, MAX_VALUE, NONE, Prefix, expand, sorted};
-use super::sparse::{ENTRIES, Sparse};
+use super::sparse::{ENTRIES, HUGE_PAGE, PAGE, Sparse};
 
 /// Prefixes of fewer bits are kept apart: one would take 512 KiB and more.
 const SHORT: u8 = 8;
-
-/// Entries of a page of memory.
-const PAGE: usize = 4096 / size_of::<u32>();
 
 /// Groups at most: a value that leads to one stays below [`FURTHER`].
 const MAX_GROUPS: usize = 1 << 22;
@@ -37,8 +34,8 @@ pub struct Dir24 {
     groups: Vec<u32>,
     short: Group,
     has_short: bool,
-    /// Pages of `direct` that were written to.
-    pages: usize,
+    /// Entries in the pages of `direct` that were written to.
+    in_pages: usize,
 }
 
 impl Dir24 {
@@ -51,12 +48,18 @@ impl Dir24 {
     /// When they differ there in more than 4 million ways.
     pub fn build(prefixes: impl IntoIterator<Item = (u32, u8, u32)>) -> Self {
         let (short, prefixes): (Vec<_>, Vec<_>) = sorted(prefixes).into_iter().partition(|prefix| prefix.len < SHORT);
+        // Hugepages spare most of the TLB's misses. They may double the memory.
+        let in_pages = [PAGE, HUGE_PAGE].map(|page| in_pages(&prefixes, page));
+        let (dense, in_pages) = match in_pages {
+            [few, many] if few > 0 && few >= many / 2 => (true, many),
+            [few, _] => (false, few),
+        };
         let mut table = Self {
-            direct: Sparse::new(),
+            direct: Sparse::new(dense),
             groups: vec![NONE; 256],
             short: [NONE; 256],
             has_short: !short.is_empty(),
-            pages: pages(&prefixes),
+            in_pages,
         };
         expand(&short, SHORT, |address| index(address >> 24), &mut table.short);
         let longer = expand(&prefixes, 24, |address| index(address >> 8), &mut *table.direct);
@@ -108,7 +111,7 @@ impl Dir24 {
 
     /// Bytes of memory that the table occupies.
     pub fn memory_bytes(&self) -> usize {
-        self.pages * PAGE * size_of::<u32>() + size_of_val(&*self.groups) + size_of_val(self)
+        self.in_pages * size_of::<u32>() + size_of_val(&*self.groups) + size_of_val(self)
     }
 
     #[inline]
@@ -131,16 +134,16 @@ impl Dir24 {
     }
 }
 
-/// Pages of the direct table that [`sorted`] prefixes are written to.
-fn pages(prefixes: &[Prefix<u32>]) -> usize {
+/// Entries in the pages, of so many each, that [`sorted`] prefixes are written to.
+fn in_pages(prefixes: &[Prefix<u32>], page: usize) -> usize {
     let (mut pages, mut next) = (0, 0);
     for prefix in prefixes {
-        let first = index(prefix.bits >> 8) / PAGE;
-        let end = first + (ENTRIES >> prefix.len.min(24)).div_ceil(PAGE);
+        let first = index(prefix.bits >> 8) / page;
+        let end = first + (ENTRIES >> prefix.len.min(24)).div_ceil(page);
         pages += end.saturating_sub(next.max(first));
         next = next.max(end);
     }
-    pages
+    pages * page
 }
 
 fn index(number: u32) -> usize {
@@ -219,6 +222,9 @@ mod tests {
         assert_eq!(kib(&["10.0.0.0/16", "10.2.0.0/24", "10.4.0.0/24"]), 8);
         assert_eq!(kib(&["10.0.0.0/13", "10.0.0.0/24", "10.4.0.0/24"]), 8);
         assert_eq!(kib(&["10.0.0.0/8"]), 256);
+        // From half of it on a hugepage is worth its memory.
+        assert_eq!(kib(&["8.0.0.0/8", "9.0.0.0/8", "10.0.0.0/8", "11.0.0.0/9"]), 896);
+        assert_eq!(kib(&["8.0.0.0/8", "9.0.0.0/8", "10.0.0.0/8", "11.0.0.0/8"]), 2048);
         assert_eq!(kib(&["10.0.0.1/32", "10.0.0.2/32"]), 5);
     }
 

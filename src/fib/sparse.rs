@@ -15,6 +15,10 @@ pub const ENTRIES: usize = 1 << 24;
 
 const BYTES: usize = ENTRIES * size_of::<u32>();
 
+/// Entries of a page of memory, and of a transparent hugepage.
+pub const PAGE: usize = 4096 / size_of::<u32>();
+pub const HUGE_PAGE: usize = (2 << 20) / size_of::<u32>();
+
 /// The table, all zeros at first: 64 MiB of addresses, which take what was written to and page tables.
 #[derive(Debug)]
 pub struct Sparse {
@@ -27,8 +31,9 @@ unsafe impl Send for Sparse {}
 unsafe impl Sync for Sparse {}
 
 impl Sparse {
-    /// Maps a table. Where there are no more addresses the process ends, as by any failed allocation.
-    pub fn new() -> Self {
+    /// Maps a table, which is to have hugepages if it is `dense` and the kernel has some. Where there are no more addresses the
+    /// process ends, as by any failed allocation.
+    pub fn new(dense: bool) -> Self {
         let (prot, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of ours.
@@ -37,9 +42,10 @@ impl Sparse {
         let Some(base) = base else { handle_alloc_error(Layout::new::<[u32; ENTRIES]>()) };
         // Miri knows no advice.
         if !cfg!(miri) {
-            // A huge page for one entry would be 2 MiB to clear with each table that is built.
+            // A hugepage for one entry would be 2 MiB to clear with each table that is built.
+            let advice = if dense { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
             // SAFETY: the mapping just made. Advice that is not taken changes nothing.
-            unsafe { libc::madvise(base.as_ptr().cast(), BYTES, libc::MADV_NOHUGEPAGE) };
+            unsafe { libc::madvise(base.as_ptr().cast(), BYTES, advice) };
         }
         Self { base }
     }
