@@ -23,7 +23,7 @@ fn small() -> Vec<u8> {
 /// Packets of one measurement; a multiple of every burst size.
 const ROUND: usize = 128;
 
-const BURSTS: [usize; 3] = [1, 32, BURST];
+const BURSTS: [usize; 4] = [1, 32, 64, BURST];
 
 fn encap(c: &mut Criterion) {
     let mut group = c.benchmark_group("encap 64 B");

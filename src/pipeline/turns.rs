@@ -1,3 +1,5 @@
+use arrayvec::ArrayVec;
+
 use super::BURST;
 
 /// In which order the packets of a burst leave: those of one outer flow to one next hop together, as they came among
@@ -5,25 +7,21 @@ use super::BURST;
 #[derive(Debug)]
 pub struct Turns {
     /// Of each packet next hop, source port and place in the burst, from the highest bits on: no two are the same.
-    keys: [u64; BURST],
-    len: usize,
+    keys: ArrayVec<u64, BURST>,
 }
 
 impl Turns {
     /// The turns of packets with these next hops and source ports, up to a burst of them.
     pub fn new(flows: impl Iterator<Item = (u32, u16)>) -> Self {
-        let (mut keys, mut len) = ([0; BURST], 0);
-        for ((key, place), (hop, port)) in keys.iter_mut().zip(0_u64..).zip(flows) {
-            *key = u64::from(hop) << 32 | u64::from(port) << 16 | place;
-            len += 1;
-        }
-        keys.get_mut(..len).unwrap_or_default().sort_unstable();
-        Self { keys, len }
+        let key = |((hop, port), place): ((u32, u16), u64)| u64::from(hop) << 32 | u64::from(port) << 16 | place;
+        let mut keys: ArrayVec<_, BURST> = flows.zip(0_u64..).map(key).take(BURST).collect();
+        keys.sort_unstable();
+        Self { keys }
     }
 
     /// The places in the burst, in the order in which their packets leave.
     pub fn places(&self) -> impl Iterator<Item = usize> {
-        self.keys.iter().take(self.len).map(|key| usize::from((key & 0xffff) as u16))
+        self.keys.iter().map(|key| usize::from((key & 0xffff) as u16))
     }
 }
 

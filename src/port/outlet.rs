@@ -6,8 +6,8 @@ use crate::ids::IfIndex;
 use crate::offload::Train;
 use crate::packet::{Outgoing, Sender};
 
-/// Frames handed to the kernel in one call at most: a few trains, still in the cache when it copies them.
-const BATCH: usize = 64;
+/// Frames handed to the kernel in one call at most: those of a burst, still in the cache when it copies them.
+const BATCH: usize = 128;
 
 /// The way out of a device through the kernel's stack, in trains of frames.
 ///

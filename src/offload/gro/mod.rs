@@ -40,7 +40,7 @@ pub use segment::Segment;
 const FLOWS: usize = 16;
 
 /// Frames of one delivery at most, since no more are pushed between two flushes.
-pub const MAX_FRAMES: usize = 64;
+pub const MAX_FRAMES: usize = 128;
 
 /// A packet for a pod.
 #[derive(Debug)]
