@@ -339,7 +339,7 @@ fn contest<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, pre
     }
 }
 
-/// Bursts of look-ups, as a worker's, while routes change: each gets another value in turn.
+/// Bursts of look-ups while routes change: each gets another value in turn.
 fn under_updates<F: Family>(group: &mut BenchmarkGroup<'_, WallTime>, table: &str, prefixes: &[(F, u8)], trace: &[F]) {
     let build = |updates: u32| {
         let values = (1_u32..).zip(prefixes);

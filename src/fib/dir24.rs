@@ -34,7 +34,7 @@ pub struct Dir24 {
     groups: Vec<u32>,
     short: Group,
     has_short: bool,
-    /// Entries in the pages of `direct` that were written to.
+    /// Entries in the pages of `direct` that were written to, if it has the hugepages that it is to have.
     in_pages: usize,
 }
 
@@ -64,6 +64,7 @@ impl Dir24 {
         expand(&short, SHORT, |address| index(address >> 24), &mut table.short);
         let longer = expand(&prefixes, 24, |address| index(address >> 8), &mut *table.direct);
         assert!(longer.len() < MAX_GROUPS, "more than {MAX_GROUPS} groups of long prefixes");
+        table.groups.reserve_exact(256 * longer.len());
         for (slot, longer) in longer {
             let inherited = longer.first().and_then(|prefix| table.lookup(prefix.bits)).unwrap_or(NONE);
             let mut group = [inherited; 256];
@@ -73,7 +74,6 @@ impl Dir24 {
             }
             table.groups.extend(group);
         }
-        table.groups.shrink_to_fit();
         table
     }
 

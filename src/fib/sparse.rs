@@ -1,5 +1,8 @@
 //! A table of 2^24 entries of which only the pages that were written to take memory.
 //!
+//! All others are read as zeros from one page of the kernel's, which a thread that is the first to read there has to fault in: a
+//! matter for destinations without a route, of which the programs give workers none but by mistake.
+//!
 //! Invariants, cited by the SAFETY comments:
 //! 1. `base` is the start of a private anonymous mapping of [`BYTES`] bytes, page-aligned, that the table alone owns and that
 //!    is unmapped when it is dropped.
@@ -31,16 +34,16 @@ unsafe impl Send for Sparse {}
 unsafe impl Sync for Sparse {}
 
 impl Sparse {
-    /// Maps a table, which is to have hugepages if it is `dense` and the kernel has some. Where there are no more addresses the
-    /// process ends, as by any failed allocation.
+    /// Maps a table, which is to have hugepages if it is `dense` and the kernel has some. Where there is no more memory to
+    /// promise (all of it is counted with `vm.overcommit_memory=2`) the process ends, as by any failed allocation.
     pub fn new(dense: bool) -> Self {
-        let (prot, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        // Miri knows neither this flag nor advice.
+        let reserve = if cfg!(miri) { 0 } else { libc::MAP_NORESERVE };
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserve);
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of ours.
         let base = unsafe { libc::mmap(ptr::null_mut(), BYTES, prot, flags, -1, 0) };
         let base = if base == libc::MAP_FAILED { None } else { NonNull::new(base.cast::<[u32; ENTRIES]>()) };
         let Some(base) = base else { handle_alloc_error(Layout::new::<[u32; ENTRIES]>()) };
-        // Miri knows no advice.
         if !cfg!(miri) {
             // A hugepage for one entry would be 2 MiB to clear with each table that is built.
             let advice = if dense { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };

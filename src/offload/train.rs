@@ -43,6 +43,11 @@ impl Train {
         Self { frames: Vec::with_capacity(MAX_FRAMES), vteps, l4: 0, frame_len: 0, packet_len: 0, complete: false }
     }
 
+    /// How many frames are in it.
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }

@@ -4,6 +4,8 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 
+use arrayvec::ArrayVec;
+
 use super::ring::set;
 use super::{Error, VIRTIO_HEADER};
 use crate::frame::{Frame, Pool};
@@ -11,8 +13,8 @@ use crate::ids::IfIndex;
 use crate::offload::{MAX_FRAMES, VirtioNetHdr};
 use crate::xsk::sys;
 
-/// Messages of one `sendmmsg`: as many as there are bits in a word.
-const BATCH: usize = u64::BITS as usize;
+/// Messages of one `sendmmsg`: those of a burst whose packets all go alone.
+const BATCH: usize = 128;
 
 /// Frames of all messages of a batch.
 const FRAMES: usize = 4 * MAX_FRAMES;
@@ -152,18 +154,21 @@ impl Sender {
         self.fill_headers();
         // The headers point into `self.messages` and the frames, which therefore stay as they are until the last call
         // is over.
-        let mut outcomes = [Ok(()); BATCH];
+        let mut refused = ArrayVec::<_, BATCH>::new();
         let mut next = 0;
         while next < total {
             let (taken, error) = self.send(next, total);
             next += taken;
-            if let Some(outcome) = outcomes.get_mut(next).filter(|_| next < total) {
-                *outcome = Err(error);
+            if next < total {
+                let recorded = refused.try_push((next, error));
+                debug_assert!(recorded.is_ok(), "no more are refused than sent");
                 next += 1;
             }
         }
-        for (message, outcome) in self.messages.drain(..).zip(&outcomes) {
-            done(message.sent, *outcome);
+        let mut refused = refused.into_iter().peekable();
+        for (number, message) in self.messages.drain(..).enumerate() {
+            let error = refused.next_if(|(refused, _)| *refused == number);
+            done(message.sent, error.map_or(Ok(()), |(_, error)| Err(error)));
         }
         for frame in self.frames.drain(..) {
             pool.put(frame);

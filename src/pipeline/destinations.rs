@@ -17,6 +17,8 @@ pub struct Destinations {
     len: usize,
 }
 
+const _: () = assert!(BURST <= 1 << u8::BITS, "a place is a byte");
+
 #[derive(Debug)]
 struct Family<A> {
     addresses: [A; BURST],

@@ -168,8 +168,9 @@ impl Pipeline {
                     sink.tally.add(Count::PodRxSuper, u64::from(departure.is_super()));
                     let destination = departure.destination;
                     // There is room for all that was asked for.
-                    if departures.try_push(departure).is_ok() {
-                        self.destinations.push(destination);
+                    match departures.try_push(departure) {
+                        Ok(()) => self.destinations.push(destination),
+                        Err(_) => debug_assert!(false, "more were fetched than asked for"),
                     }
                 }
                 Err(reason) => sink.lose(slot.and_then(|slot| slot.frame).unwrap_or_default(), reason),
@@ -190,6 +191,7 @@ impl Pipeline {
                 Turns::new(flows).places().for_each(leave);
             }
         }
+        // It borrows what is to be released.
         drop(departures);
         let departed = fetched - arrivals;
         tally.add(Count::PodRxPackets, departed.into());

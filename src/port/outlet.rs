@@ -6,7 +6,7 @@ use crate::ids::IfIndex;
 use crate::offload::Train;
 use crate::packet::{Outgoing, Sender};
 
-/// Frames handed to the kernel in one call at most: those of a burst, still in the cache when it copies them.
+/// So many frames are handed to the kernel at once: those of a burst, still in the cache when it copies them.
 const BATCH: usize = 128;
 
 /// The way out of a device through the kernel's stack, in trains of frames.
@@ -73,7 +73,7 @@ impl Outlet {
 
     /// Moves the train to the sender; false when that has enough.
     fn depart(&mut self) -> bool {
-        if self.sender.queued() >= BATCH {
+        if self.sender.queued() >= BATCH || !self.sender.has_room(1, self.train.len()) {
             return false;
         }
         let (virtio, frames) = self.train.finish();

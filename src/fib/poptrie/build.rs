@@ -110,7 +110,6 @@ impl Poptrie {
         if let ([], &[only]) = (&*children, &*leaves) {
             return Subtree::Leaf(only);
         }
-        node.leaf_starts |= 1;
         node.first_child = self.add_nodes(&children);
         node.first_leaf = self.add_leaves(&leaves);
         Subtree::Node(node)

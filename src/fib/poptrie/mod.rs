@@ -98,7 +98,8 @@ impl Poptrie {
 
     /// Bytes that the trie occupies.
     pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.direct) + size_of_val(&*self.nodes) + size_of_val(&*self.leaves)
+        let tables = size_of_val(&*self.direct) + size_of_val(&*self.nodes) + size_of_val(&*self.leaves);
+        tables + size_of_val(&*self.around) + size_of_val(self)
     }
 
     /// The entry of an address in the direct table.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --manifest-path tests/miri/Cargo.toml \
-//!     --target-dir target/miri --lib -- frame:: ledger:: publish:: ring:: shared:: tests::packets trace::
+//!     --target-dir target/miri --lib -- dir24::tests::the frame:: ledger:: publish:: ring:: shared:: tests::packets trace::
 //! ```
 //!
 //! Miri ends at the first system call that it does not know: tests of other modules make one, or take hours.
