@@ -1,7 +1,7 @@
 //! IPv4: DIR-24-8 (Gupta, Lin and McKeown, INFOCOM 1998), in memory of which only what holds routes exists.
 //!
-//! An address's first 24 bits index a table directly; prefixes that are longer share groups of 256 entries, indexed by the last
-//! eight bits.
+//! An address's first 24 bits index a table directly; prefixes that are longer share groups of 256 entries, indexed by
+//! the last eight bits.
 //!
 //! ```text
 //! direct[first 24 bits] ──▶ entry ──┬─▶ value
@@ -9,9 +9,9 @@
 //!                                   └─▶ 0: short[first 8 bits], a value
 //! ```
 //!
-//! The table has 16 million entries, but only the pages of it that were written to take memory ([`Sparse`]): 40 KiB for 10,000
-//! neighbouring ranges of 256 addresses, 64 MiB for the Internet's networks. Prefixes that would be written to many pages,
-//! a default route above all, are kept apart, in `short`.
+//! The table has 16 million entries, but only the pages of it that were written to take memory ([`Sparse`]): 40 KiB
+//! for 10,000 neighbouring ranges of 256 addresses, 64 MiB for the Internet's networks. Prefixes that would be written to
+//! many pages, a default route above all, are kept apart, in `short`.
 //!
 //! A table never changes once built.
 
@@ -39,8 +39,8 @@ pub struct Dir24 {
 }
 
 impl Dir24 {
-    /// Builds a table from `(address, prefix length, value)`, values from 1 to 2^31 - 1; a prefix with another is left out.
-    /// Of equal prefixes the last one counts. Host bits are ignored, and a length beyond 32 means 32.
+    /// Builds a table from `(address, prefix length, value)`, values from 1 to 2^31 - 1; a prefix with another is left
+    /// out. Of equal prefixes the last one counts. Host bits are ignored, and a length beyond 32 means 32.
     ///
     /// Prefixes of more than 24 bits take 1 KiB for all those that agree in the first 24.
     ///

@@ -65,8 +65,8 @@ pub(super) fn sorted<K: Key>(prefixes: impl IntoIterator<Item = (K, u8, u32)>) -
     prefixes
 }
 
-/// Gives the value of each prefix that ends within `end` bits to the slots that it covers, and returns the longer ones by the slot that
-/// they lie in. `slot_of` says which slot an address is in.
+/// Gives the value of each prefix that ends within `end` bits to the slots that it covers, and returns the longer ones
+/// by the slot that they lie in. `slot_of` says which slot an address is in.
 ///
 /// The prefixes are [`sorted`]: the longest one is written last, and those of one slot are neighbours, the short ones first.
 pub(super) fn expand<'a, K: Key>(

@@ -35,8 +35,8 @@ use destinations::Destinations;
 use encap::Departure;
 use turns::Turns;
 
-/// Packets of one burst: so many that those to one node make trains of eight in each of the sixteen outer flows. With 64 a worker sends a
-/// seventh less; more gain nothing, and keep others waiting for longer.
+/// Packets of one burst: so many that those to one node make trains of eight in each of the sixteen outer flows. With 64
+/// a worker sends a seventh less; more gain nothing, and keep others waiting for longer.
 pub const BURST: usize = BURST_SLOTS as usize;
 
 /// The same, as rings count.

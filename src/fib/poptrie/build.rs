@@ -5,18 +5,19 @@ use std::ops::Range;
 use super::super::prefix::{FURTHER, Key, MAX_VALUE, NONE, Prefix, expand, sorted};
 use super::{Block, HALF, Halves, Node, Poptrie, SLOTS, STRIDE, index};
 
-/// Bits that index the direct table beyond those that would give each prefix an entry: most then have one to themselves.
+/// Bits that index the direct table beyond those that would give each prefix an entry: most then have one to
+/// themselves.
 const SPARE: u32 = 5;
 
 /// Bits that index the direct table at most.
 const DIRECT: u32 = 22;
 
-/// No table of this many prefixes outgrows 31-bit numbers: each adds at most 19 nodes.
+/// No table of this many prefixes outgrows 31-bit numbers: each adds at most 22 nodes, one for six bits.
 const MAX_PREFIXES: usize = 1 << 26;
 
 impl Poptrie {
-    /// Builds a trie from `(address, prefix length, value)`, values from 1 to 2^31 - 1; a prefix with another is left out.
-    /// Of equal prefixes the last one counts. Host bits are ignored, and a length beyond 128 means 128.
+    /// Builds a trie from `(address, prefix length, value)`, values from 1 to 2^31 - 1; a prefix with another is left
+    /// out. Of equal prefixes the last one counts. Host bits are ignored, and a length beyond 128 means 128.
     ///
     /// # Panics
     /// On more than 67 million prefixes.
@@ -176,8 +177,8 @@ fn half_end(end: u8) -> u8 {
     if end <= HALF { HALF } else { 2 * HALF }
 }
 
-/// Bits that index the direct table, which follow the shared ones, in one half of the address: as many as the number of prefixes asks
-/// for, but not more than half of the prefixes have. At least one, if there is one.
+/// Bits that index the direct table, which follow the shared ones, in one half of the address: as many as the number of
+/// prefixes asks for, but not more than half of the prefixes have. At least one, if there is one.
 fn direct_bits(prefixes: &[Prefix<u128>], shared: u8) -> u8 {
     let mut lens: Vec<_> = prefixes.iter().map(|prefix| prefix.len).collect();
     let middle = lens.len() / 2;
