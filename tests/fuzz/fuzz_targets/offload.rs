@@ -21,7 +21,7 @@ struct Merger {
 
 thread_local! {
     static MERGER: RefCell<Merger> = RefCell::new(Merger {
-        pool: Region::map(64).expect("packet memory").1,
+        pool: Region::map(u32::try_from(MAX_FRAMES).expect("few")).expect("packet memory").1,
         gro: Gro::default(),
         pod: LocalPod {
             id: PodId::new(1).expect("an id"),
