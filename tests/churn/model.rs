@@ -116,6 +116,7 @@ impl Model {
     pub fn apply(&mut self, round: &[Answered], is_disturbed: bool) -> Vec<String> {
         let mut faults = Vec::new();
         let before: BTreeSet<IpAddr> = self.addresses();
+        let was_doubtful = self.is_doubtful();
         // Parallel calls are of different containers, so that their order matters for addresses only.
         for answered in round.iter().filter(|answered| !matches!(answered.call, Call::Add(_))) {
             faults.extend(self.apply_other(answered, is_disturbed));
@@ -126,14 +127,21 @@ impl Model {
                 faults.extend(self.hold(attachment, result, answered));
             }
         }
-        for (answered, attachment) in &adds {
-            match &answered.answer {
-                None => self.doubt(&name(attachment), answered.began),
-                Some(Err(_)) if is_disturbed => self.doubt(&name(attachment), answered.began),
-                Some(Err(error)) if !self.may_refuse(attachment, error, &before, adds.len()) => {
-                    faults.push(format!("ADD {}: {error}", name(attachment)));
-                }
-                Some(_) => {}
+        let is_open = |answered: &Answered| match answered.answer {
+            None => true,
+            Some(Err(_)) => is_disturbed,
+            Some(Ok(_)) => false,
+        };
+        for (answered, attachment) in adds.iter().filter(|(answered, _)| is_open(answered)) {
+            self.doubt(&name(attachment), answered.began);
+        }
+        // An address may have been with a pod that was in doubt before the round and is gone after it, or the other way.
+        let is_doubtful = was_doubtful || self.is_doubtful();
+        for (answered, attachment) in adds.iter().filter(|(answered, _)| !is_open(answered)) {
+            if let Some(Err(error)) = &answered.answer
+                && !self.may_refuse(attachment, error, &before, is_doubtful, adds.len())
+            {
+                faults.push(format!("ADD {}: {error}", name(attachment)));
             }
         }
         faults.extend(self.shared_addresses());
@@ -210,13 +218,14 @@ impl Model {
         attachment: &Attachment,
         error: &CniError,
         before: &BTreeSet<IpAddr>,
+        is_doubtful: bool,
         together: usize,
     ) -> bool {
         if let Some(ips) = attachment.capabilities.get("ips").and_then(Value::as_array) {
             let now = self.addresses();
             let wanted = ips.iter().filter_map(|ip| ip.as_str()?.parse().ok());
             let is_taken = |address: IpAddr| before.contains(&address) || now.contains(&address);
-            return !self.open.is_empty() || !self.leaving.is_empty() || wanted.into_iter().any(is_taken);
+            return is_doubtful || wanted.into_iter().any(is_taken);
         }
         let is_recent = |freed: &Instant| freed.elapsed() < self.promise.quarantine + Duration::from_secs(5);
         let recent = self.freed.values().filter(|freed| is_recent(freed)).count();
@@ -244,6 +253,11 @@ impl Model {
         if self.allows(name) {
             self.doubt(name, began);
         }
+    }
+
+    /// Whether there are pods of which nobody knows whether they still have addresses, and which.
+    fn is_doubtful(&self) -> bool {
+        !self.open.is_empty() || !self.leaving.is_empty()
     }
 
     fn addresses(&self) -> BTreeSet<IpAddr> {

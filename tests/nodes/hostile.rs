@@ -327,6 +327,8 @@ fn a_stranger_gets_in_by_no_device(options: Options) {
     let bytes = datagram(&cluster, &pod, &[1; 16]);
     let vtep = node.underlay;
     let macs = ["eth0", "eth1"].map(|device| node.netns.mac(device));
+    // A switch that had yet to learn it would send eth1's frames to eth0 too.
+    cluster.switch.netns.run(&format!("bridge fdb replace {} dev port-a2 master static", macs[1]));
     let via = |mac: &str| drop(stranger.netns.run(&format!("ip neigh replace {vtep} lladdr {mac} dev eth0")));
     for mac in &macs {
         via(mac);

@@ -116,7 +116,7 @@ impl Merger {
             }
         }
         assert_eq!(again, segments);
-        assert_eq!(self.pool.len(), 64, "a frame is lost");
+        assert_eq!(self.pool.len(), MAX_FRAMES, "a frame is lost");
     }
 
     /// The packets of a burst, each with its virtio header.

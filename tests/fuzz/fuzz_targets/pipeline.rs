@@ -9,6 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use podwire::counters::{Count, DropReason};
 use podwire::frame::MAX_FRAME;
 use podwire::offload::{Segmenter, VirtioNetHdr};
+use podwire::pipeline::BURST;
 use podwire::wire::{Ipv4, Ipv6};
 use podwire_fuzz::{ETHERNET, Sums, aim, assert_whole, l4_checksum, mend};
 
@@ -149,7 +150,7 @@ impl Nodes {
             worker.tally.dropped() - lost
         };
         let before = others(&self.receiver);
-        for burst in frames.chunks(64) {
+        for burst in frames.chunks(BURST) {
             for frame in burst {
                 assert!(self.receiver.wire.offer(frame, &mut self.receiver.pool));
             }
