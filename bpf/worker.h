@@ -152,21 +152,29 @@ static __always_inline bool is_settled(__u32 account)
 	return credit && in_flight(credit) <= 0;
 }
 
+/* What a worker takes at once. src/pipeline/mod.rs has the same number. */
+#define WORKER_BURST 128
+
 /* Whether a pod may have one more frame on its way. It may have up to four times
  * as many as the ring has slots left: one pod alone four fifths of the ring, and
  * whoever has none finds a slot (Choudhury and Hahne, "Dynamic queue length
  * thresholds for shared-memory packet switches", 1998), unless there are hundreds
  * of such pods. And the quota keeps pods that send more than the worker can take
  * to equal shares, also while a burst has just been taken and many slots are left.
+ * It counts from a full burst on, or half of a small ring: of hundreds of pods that
+ * send trains by turns each has more than an even share for a moment, and a worker
+ * that got but that would be idle.
  */
 static __always_inline bool has_room(const struct credit *own,
 				     const struct credit *ring, __u64 slots)
 {
-	__s64 left = (__s64)slots - in_flight(ring);
+	__s64 all = in_flight(ring), left = (__s64)slots - all;
 	__s64 quota = READ_ONCE(ring->quota);
 	__s64 mine = in_flight(own);
 
-	return left > 0 && mine < 4 * left && (!quota || mine < quota);
+	if (left <= 0 || mine >= 4 * left)
+		return false;
+	return !quota || mine < quota || (all < WORKER_BURST && all < left);
 }
 
 /* Takes one credit of an account, and of its ring's. CPUs that race may exceed

@@ -200,3 +200,14 @@ impl Pipeline {
         departed as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_that_of_the_programs() {
+        let header = include_str!("../../bpf/worker.h");
+        assert!(header.contains(&format!("#define WORKER_BURST {BURST}\n")));
+    }
+}

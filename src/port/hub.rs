@@ -133,7 +133,7 @@ impl Hub {
     }
 
     /// Bounds each pod, one way, to an equal share of [`SHARED`] slots if some were refused since the last look: they share
-    /// them, with one share for all others.
+    /// them, with one share for all others. The bound counts while a full burst is on its way (`bpf/worker.h`).
     fn share_out(&mut self, way: Way) {
         let mut greedy = 0;
         for holder in self.holders(way) {

@@ -172,7 +172,7 @@ impl Heartbeat {
 
 /// The frames between the steering program and the workers, of each pod and in each worker's ring. The program refuses a
 /// pod's frame when the pod has four times as many on their way as the ring has slots left, or as many as the ring's quota
-/// says, so that no pod fills a ring that others share.
+/// says while a burst or more is on its way, so that no pod fills a ring that others share.
 #[derive(Clone, Debug)]
 pub struct Credits {
     table: Arc<Table>,
@@ -266,7 +266,8 @@ impl Credits {
         self.word(pod.into(), GONE).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
-    /// Has no pod have more than `quota` frames of `ring`'s; 0 sets no bound. Only the ring's worker calls this.
+    /// Has no pod have more than `quota` frames of `ring`'s while it has a burst or more; 0 sets no bound. Only the ring's
+    /// worker calls this.
     pub fn set_quota(&self, ring: impl Into<Holder>, quota: u64) {
         if let Some(word) = self.word(ring.into(), QUOTA) {
             word.store(quota, Ordering::Relaxed);

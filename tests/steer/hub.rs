@@ -104,8 +104,8 @@ fn pods_that_were_refused_share_the_ring_evenly_until_they_are_refused_no_more()
         in_flight
     };
     assert_eq!(greed(&[1, 2]), [820, 164], "four times as many as are left");
-    assert_eq!(greed(&[1, 2]), [85, 85], "a third of 256 each");
-    assert_eq!(greed(&[2]), [85]);
+    assert_eq!(greed(&[1, 2, 1]), [128, 85, 128], "a third of 256 each, once a burst is on its way");
+    assert_eq!(greed(&[2, 1]), [128, 85]);
     assert!(greed(&[]).is_empty(), "nobody was refused since");
     assert_eq!(greed(&[1]), [820]);
 }

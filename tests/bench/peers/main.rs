@@ -69,6 +69,9 @@ enum Verb {
         /// Nodes that packets from pods go to, one a route at most; can be repeated
         #[arg(long, value_name = "N", default_values_t = [1, 4000], value_parser = clap::value_parser!(u32).range(1..=4000))]
         nodes: Vec<u32>,
+        /// Packets of a pod that follow each other, before the next pod's
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+        train: u16,
     },
     /// Round trips between pods of two nodes, alone and beside loads
     Latency {
@@ -136,8 +139,11 @@ fn main() -> io::Result<()> {
     }
     match verb {
         Verb::Bulk { common, mtu, flows } => bulk(&common, &mtu, &flows),
-        Verb::Rate { common, way, size, pods, routes, nodes } => {
-            rate(&common, &way, &size, &nodes, &groups(&pods, &routes))
+        Verb::Rate { common, way, size, pods, routes, nodes, train } => {
+            let groups = groups(&pods, &routes);
+            rate(&common, &groups, &size, |sizes, extent| {
+                rate::Scenario::all(&way, sizes, extent, &nodes, train.into())
+            })
         }
         Verb::Latency { common, svg, scenario } => latency(&common, svg.as_deref(), &scenario),
         Verb::Fairness { common, floods } => fairness(&common, &floods),
@@ -165,13 +171,18 @@ fn groups(pods: &[i64], routes: &[i64]) -> Vec<Extent> {
     by_pods.chain(by_routes).map(extent).collect()
 }
 
-fn rate(common: &Common, ways: &[Way], sizes: &[Size], nodes: &[u32], extents: &[Extent]) -> io::Result<()> {
-    let scenarios = |(n, &(pods, routes)): (usize, &Extent)| {
+fn rate(
+    common: &Common,
+    extents: &[Extent],
+    sizes: &[Size],
+    scenarios: impl Fn(&[Size], Extent) -> Vec<rate::Scenario>,
+) -> io::Result<()> {
+    let of_extent = |(n, &extent): (usize, &Extent)| {
         // What more pods and routes cost shows with one size.
         let sizes = if n == 0 { sizes } else { &sizes[..1] };
-        ((pods, routes), rate::Scenario::all(ways, sizes, pods, routes, nodes))
+        (extent, scenarios(sizes, extent))
     };
-    let groups: Vec<_> = extents.iter().enumerate().map(scenarios).collect();
+    let groups: Vec<_> = extents.iter().enumerate().map(of_extent).collect();
     let systems: Vec<_> = common.systems().into_iter().filter(|system| !system.is_mixed()).collect();
     let measure = |_: &System, (rig, load): &mut (Alone, Load), scenario: rate::Scenario| {
         scenario.measure(rig, load, common.seconds)

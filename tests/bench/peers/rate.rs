@@ -1,6 +1,7 @@
 //! `scripts/bench rate`: packets a second of one node, between its pods and the wire.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -58,6 +59,8 @@ pub struct Scenario {
     pub routes: u32,
     /// To which packets from pods go.
     pub nodes: u32,
+    /// Packets of a pod that follow each other, before the next pod's.
+    pub train: usize,
 }
 
 const PEAK: Measure = Measure { name: "peak Mpps", digits: 3, compared: true };
@@ -66,16 +69,17 @@ const OFFERED: Measure = Measure { name: "offered", digits: 2, compared: false }
 
 impl Scenario {
     /// With each number of nodes that there can be, where packets go to some.
-    pub fn all(ways: &[Way], sizes: &[Size], pods: usize, routes: u32, nodes: &[u32]) -> Vec<Self> {
+    pub fn all(ways: &[Way], sizes: &[Size], (pods, routes): (usize, u32), nodes: &[u32], train: usize) -> Vec<Self> {
         let nodes_of = |way| -> BTreeSet<u32> {
             if way == Way::In { [1].into() } else { nodes.iter().map(|&nodes| nodes.min(routes)).collect() }
         };
-        let of_size = |way, size| nodes_of(way).into_iter().map(move |nodes| Self { way, size, pods, routes, nodes });
+        let of_size =
+            |way, size| nodes_of(way).into_iter().map(move |nodes| Self { way, size, pods, routes, nodes, train });
         ways.iter().flat_map(|&way| sizes.iter().flat_map(move |&size| of_size(way, size))).collect()
     }
 
     pub fn name(self) -> String {
-        let Self { way, size, pods, routes, nodes } = self;
+        let Self { way, size, pods, routes, nodes, train } = self;
         let way = match way {
             Way::Out => "pods to wire",
             Way::In => "wire to pods",
@@ -87,7 +91,8 @@ impl Scenario {
             Size::Large => "1400 B",
         };
         let to = if nodes > 1 { format!(", to {nodes} nodes") } else { String::new() };
-        format!("UDP, {way}, {size}, {pods} pod{}, {routes} route{}{to}", plural(pods > 1), plural(routes > 1))
+        let rows = if pods > 1 && train > 1 { format!(", {train} of each in a row") } else { String::new() };
+        format!("UDP, {way}, {size}, {pods} pod{}{rows}, {routes} route{}{to}", plural(pods > 1), plural(routes > 1))
     }
 
     pub fn measure(self, rig: &Alone, load: &mut Load, seconds: u32) -> Result<Figures, String> {
@@ -98,7 +103,8 @@ impl Scenario {
 
     fn packets(self, rig: &Alone) -> Vec<Packet> {
         let sizes = self.size.frames().iter().cycle().copied();
-        let flows = (0..FLOWS).zip((0..self.pods).cycle()).zip(sizes);
+        let pods = (0..self.pods).flat_map(|pod| iter::repeat_n(pod, self.train)).cycle();
+        let flows = (0..FLOWS).zip(pods).zip(sizes);
         let out = flows.clone().map(|((flow, pod), size)| Packet {
             device: u32::try_from(pod).expect("few pods"),
             bytes: rig.out(pod, flow, size, self.nodes),
