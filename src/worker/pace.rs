@@ -13,9 +13,11 @@ const HOT_SPIN_NS: u64 = 250_000;
 const HOG_NS: u64 = 1_000_000;
 
 /// For how long it does not let such a one run then: at first, and at most. It is twice as long if that happens again
-/// within some times of it.
+/// within some times of it, unless it has been back soon so often since that this was worth the time which is lost now. It
+/// was no such one then: a virtual machine's core is away for a millisecond now and then, whoever has it.
 const HOG_PAUSE_NS: [u64; 2] = [4_000_000, 4_096_000_000];
 const HOG_MEMORY: u64 = 4;
+const WORTH_A_HOG: u32 = 1000;
 
 /// It is at least this long if it was away for longer than one of them takes.
 const SEVERAL_HOGS_NS: u64 = 6_000_000;
@@ -66,6 +68,8 @@ pub struct Pace {
     housekeeping_due_ns: u64,
     yields_from_ns: u64,
     hog_pause_ns: u64,
+    /// How often others were let run since the last hog.
+    soon_back: u32,
     is_busy: bool,
     is_calm: bool,
 }
@@ -81,6 +85,7 @@ impl Pace {
             spin_ns: SPIN_NS,
             yields_from_ns: now_ns,
             hog_pause_ns: 0,
+            soon_back: 0,
             is_busy: false,
             is_calm: true,
             beat_ns: now_ns,
@@ -92,8 +97,8 @@ impl Pace {
     /// Begins again after a sleep, during which packets were left to the kernel path until `left_ns`: if that was just now,
     /// they come fast.
     pub fn wake(&mut self, now_ns: u64, left_ns: u64) {
-        let Self { wake_rate, housekeeping_due_ns, yields_from_ns, hog_pause_ns, .. } = *self;
-        *self = Self { housekeeping_due_ns, yields_from_ns, hog_pause_ns, ..Self::new(wake_rate, now_ns) };
+        let Self { wake_rate, housekeeping_due_ns, yields_from_ns, hog_pause_ns, soon_back, .. } = *self;
+        *self = Self { housekeeping_due_ns, yields_from_ns, hog_pause_ns, soon_back, ..Self::new(wake_rate, now_ns) };
         if now_ns.saturating_sub(left_ns) < wake_rate.window_ns() {
             self.spin_ns = HOT_SPIN_NS;
         }
@@ -137,10 +142,12 @@ impl Pace {
     pub fn yielded(&mut self, now_ns: u64) {
         let away_ns = now_ns - std::mem::replace(&mut self.now_ns, now_ns);
         if away_ns < HOG_NS {
+            self.soon_back = self.soon_back.saturating_add(1);
             return;
         }
         let [least, most] = HOG_PAUSE_NS;
-        let is_again = now_ns - self.yields_from_ns < HOG_MEMORY * self.hog_pause_ns;
+        let is_soon = now_ns - self.yields_from_ns < HOG_MEMORY * self.hog_pause_ns;
+        let is_again = std::mem::take(&mut self.soon_back) < WORTH_A_HOG && is_soon;
         let least = if away_ns >= SEVERAL_HOGS_NS { SEVERAL_HOGS_PAUSE_NS } else { least };
         let longer = if is_again { 2 * self.hog_pause_ns } else { 0 };
         self.hog_pause_ns = longer.clamp(least, most);
@@ -236,6 +243,12 @@ mod tests {
             })
             .collect();
         assert_eq!(pauses, [4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 4096]);
+        for (soon_back, pause_ms) in [(WORTH_A_HOG - 1, 4096), (WORTH_A_HOG, 4), (0, 8)] {
+            pace.look(pace.yields_from_ns, false);
+            (0..soon_back).for_each(|_| pace.yielded(pace.now_ns + 1_000));
+            pace.yielded(pace.now_ns + 3_000_000);
+            assert_eq!(pace.hog_pause_ns / 1_000_000, pause_ms, "after {soon_back}");
+        }
         pace.look(pace.now_ns + 20_000_000_000, false);
         pace.yielded(pace.now_ns + 2_000_000);
         assert_eq!(pace.hog_pause_ns, HOG_PAUSE_NS[0], "it has been well for long");
