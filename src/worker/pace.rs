@@ -68,7 +68,7 @@ pub struct Pace {
     housekeeping_due_ns: u64,
     yields_from_ns: u64,
     hog_pause_ns: u64,
-    /// How often others were let run since the last hog.
+    /// How often the worker has let others run since the last hog, and was back soon.
     soon_back: u32,
     is_busy: bool,
     is_calm: bool,
