@@ -1,11 +1,12 @@
 //! One node under test, with a bare host at the other end of its wire, which makes and takes tunnel packets.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
 
 use super::load::{Load, PORT};
+use super::rate::{Extent, Sender};
 use super::routes;
 use super::systems::{Node, System};
 use crate::harness::{Host, Pod, Prefix, Wire, cable, wait_until};
@@ -18,6 +19,9 @@ const FIRST_PORT: u16 = 10_000;
 
 /// Where the outer UDP header has its checksum, which is left out as the kernel leaves it out.
 const OUTER_CHECKSUM: std::ops::Range<usize> = 40..42;
+
+/// Bytes of a frame that are no datagram's.
+pub const HEADERS: usize = 14 + 20 + 8;
 
 /// How long a gateway may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -40,8 +44,9 @@ pub struct Alone {
 }
 
 impl System {
-    /// Builds the first node alone, with so many pods and routes, and has the load leave by all devices and arrive there.
-    pub fn build_alone(&self, (pods, routes): (usize, u32)) -> Result<(Alone, Load), String> {
+    /// Builds the first node alone, with so many pods and routes, and has the load leave by all devices and arrive there;
+    /// pods that send by sockets are left as they are.
+    pub fn build_alone(&self, (pods, routes): Extent, sender: Sender) -> Result<(Alone, Load), String> {
         let prefix = Prefix::fresh();
         let [host, other] = cable(&prefix, Wire::default());
         let [kind, _] = self.nodes;
@@ -62,19 +67,21 @@ impl System {
         let inner = [&peer, &own].map(|peer| peer.vtep_mac.as_deref().map_or([2, 0, 0, 0, 0, 1], mac));
         let mut load = Load::new(prefix.dir())?;
         let rig = Alone { node, other, routes, tunnel: kind.tunnel(), outer: macs, inner, pods, _prefix: prefix };
-        rig.connect(&mut load)?;
+        rig.connect(&mut load, sender)?;
         Ok((rig, load))
     }
 }
 
 impl Alone {
-    fn connect(&self, load: &mut Load) -> Result<(), String> {
+    fn connect(&self, load: &mut Load, sender: Sender) -> Result<(), String> {
         // Said again, now that both ends are up: only then the node's takes what a program redirects to it.
         self.other.netns.run_all(["ethtool -K eth0 gro off", "ethtool -K eth0 gro on"]);
         load.leave_by(WIRE, &self.other.netns, "eth0")?;
         load.sink(&self.other.netns, "eth0")?;
         for (number, pod) in (0..).zip(self.node.pods()) {
-            let_leave(load, number, &self.node, pod)?;
+            if sender == Sender::Frames {
+                let_leave(load, number, &self.node, pod)?;
+            }
             load.sink(&pod.netns, "eth0")?;
         }
         Ok(())
@@ -83,12 +90,22 @@ impl Alone {
     /// A frame of `size` bytes of a flow, from a pod to one of so many nodes.
     pub fn out(&self, pod: usize, flow: u16, size: usize, nodes: u32) -> Vec<u8> {
         let [from, to] = self.pods[pod];
-        let remote = match nodes {
+        frame(from, to, self.node.pods()[pod].v4, self.remote(flow, nodes), flow, size)
+    }
+
+    /// The same flow's ends.
+    pub fn flow(&self, pod: usize, flow: u16, nodes: u32) -> [SocketAddrV4; 2] {
+        let from = SocketAddrV4::new(self.node.pods()[pod].v4, FIRST_PORT + flow);
+        [from, SocketAddrV4::new(self.remote(flow, nodes), PORT)]
+    }
+
+    /// A pod of one of so many nodes.
+    fn remote(&self, flow: u16, nodes: u32) -> Ipv4Addr {
+        match nodes {
             1 => remote(&self.other),
             // Far apart.
             nodes => routes::pod((u32::from(flow) % nodes).wrapping_mul(7919) % (self.routes - 1)),
-        };
-        frame(from, to, self.node.pods()[pod].v4, remote, flow, size)
+        }
     }
 
     /// The same the other way, in its tunnel.
@@ -128,7 +145,6 @@ pub fn let_leave(load: &mut Load, number: u32, node: &Node, pod: &Pod) -> Result
 
 /// A frame of `size` bytes of a flow.
 pub fn frame(from: Mac, to: Mac, source: Ipv4Addr, destination: Ipv4Addr, flow: u16, size: usize) -> Vec<u8> {
-    const HEADERS: usize = 14 + 20 + 8;
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(from, to)
         .ipv4(source.octets(), destination.octets(), 64)

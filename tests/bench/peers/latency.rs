@@ -109,7 +109,7 @@ impl Scenario {
         let rate = if share > 0.0 {
             let ndr = match *ndr {
                 Some(ndr) => ndr,
-                None => *ndr.insert(search(load, TRIAL)?.ndr * 1e6),
+                None => *ndr.insert(search(|rate| load.run(rate, TRIAL))?.ndr * 1e6),
             };
             if ndr == 0.0 {
                 return Err("its NDR is nothing".to_owned());

@@ -144,27 +144,31 @@ impl Load {
         )]
         let interval = rate.map_or(0, |rate| (1024e9 / rate) as u64);
         self.set_pace(Pace { interval, sent: 0, due: 0, ..self.pace() });
-        let before = self.arrived();
-        let elapsed = self.generate(time);
-        thread::sleep(UNDER_WAY);
-        Trial { seconds: elapsed.as_secs_f64(), sent: self.pace().sent, arrived: self.arrived() - before }
+        self.trial(|load| {
+            let elapsed = load.generate(time);
+            (load.pace().sent, elapsed)
+        })
     }
 
-    /// Runs the program on the calling thread, on the first core, until another thread interrupts it. It spins between
-    /// packets, so the core is its own or shared evenly.
+    /// What becomes of what a source sends, which says how much it was, within which time.
+    pub fn trial(&mut self, source: impl FnOnce(&mut Self) -> (u64, Duration)) -> Trial {
+        let before = self.arrived();
+        let (sent, elapsed) = on_first_core(|| source(self));
+        thread::sleep(UNDER_WAY);
+        Trial { seconds: elapsed.as_secs_f64(), sent, arrived: self.arrived() - before }
+    }
+
+    /// Runs the program on the calling thread until another thread interrupts it. It spins between packets, so the core is
+    /// its own or shared evenly.
     fn generate(&mut self, time: Duration) -> Duration {
         self.stop.store(false, Ordering::Relaxed);
         let (frame, stop) = (self.frame.clone(), Arc::clone(&self.stop));
         let program = self.program("generate");
-        let cores = sched_getaffinity(None).expect("the calling thread exists");
-        let mut first = CpuSet::new();
-        first.set(0);
-        sched_setaffinity(None, &first).expect("the first core");
         // SAFETY: no argument, no failure.
         let generator = unsafe { libc::pthread_self() };
         let ended = AtomicBool::new(false);
         let start = Instant::now();
-        let elapsed = thread::scope(|scope| {
+        thread::scope(|scope| {
             scope.spawn(|| {
                 thread::sleep(time);
                 while !ended.load(Ordering::Relaxed) {
@@ -187,9 +191,7 @@ impl Load {
             }
             ended.store(true, Ordering::Relaxed);
             start.elapsed()
-        });
-        sched_setaffinity(None, &cores).expect("the cores that it had");
-        elapsed
+        })
     }
 
     fn arrived(&self) -> u64 {
@@ -220,6 +222,17 @@ impl Load {
         let mut programs = self.object.progs_mut();
         programs.find(|program| program.name() == name).unwrap_or_else(|| panic!("load.bpf.c has no program {name}"))
     }
+}
+
+/// Does the calling thread's work there.
+fn on_first_core<T>(work: impl FnOnce() -> T) -> T {
+    let cores = sched_getaffinity(None).expect("the calling thread exists");
+    let mut first = CpuSet::new();
+    first.set(0);
+    sched_setaffinity(None, &first).expect("the first core");
+    let result = work();
+    sched_setaffinity(None, &cores).expect("the cores that it had");
+    result
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {

@@ -17,6 +17,7 @@ mod rate;
 mod relay;
 mod report;
 mod routes;
+mod senders;
 mod systems;
 
 use std::io;
@@ -31,7 +32,6 @@ use harness::{Wire, is_root};
 use latency::{Loaded, Pictures};
 use load::Load;
 use machine::Machine;
-use rate::{Size, Way};
 use report::{Figures, Report};
 use systems::{Rig, SYSTEMS, System};
 
@@ -54,24 +54,8 @@ enum Verb {
     Rate {
         #[command(flatten)]
         common: Common,
-        /// Only this way; can be repeated
-        #[arg(long, value_enum, default_values_t = [Way::Out, Way::In, Way::Both])]
-        way: Vec<Way>,
-        /// Only this size; can be repeated
-        #[arg(long, value_enum, default_values_t = [Size::Small, Size::Imix, Size::Large])]
-        size: Vec<Size>,
-        /// Pods of the node; can be repeated
-        #[arg(long, value_name = "N", default_values_t = [1, 16, 128, 250], value_parser = 1..=250)]
-        pods: Vec<i64>,
-        /// Routes of the node; can be repeated
-        #[arg(long, value_name = "N", default_values_t = [1, 10_000], value_parser = 1..=i64::from(routes::MOST))]
-        routes: Vec<i64>,
-        /// Nodes that packets from pods go to, one a route at most; can be repeated
-        #[arg(long, value_name = "N", default_values_t = [1, 4000], value_parser = clap::value_parser!(u32).range(1..=4000))]
-        nodes: Vec<u32>,
-        /// Packets of a pod that follow each other, before the next pod's
-        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-        train: u16,
+        #[command(flatten)]
+        options: rate::Options,
     },
     /// Round trips between pods of two nodes, alone and beside loads
     Latency {
@@ -139,12 +123,7 @@ fn main() -> io::Result<()> {
     }
     match verb {
         Verb::Bulk { common, mtu, flows } => bulk(&common, &mtu, &flows),
-        Verb::Rate { common, way, size, pods, routes, nodes, train } => {
-            let groups = groups(&pods, &routes);
-            rate(&common, &groups, &size, |sizes, extent| {
-                rate::Scenario::all(&way, sizes, extent, &nodes, train.into())
-            })
-        }
+        Verb::Rate { common, options } => rate(&common, &options),
         Verb::Latency { common, svg, scenario } => latency(&common, svg.as_deref(), &scenario),
         Verb::Fairness { common, floods } => fairness(&common, &floods),
         Verb::Footprint { common, pods } => footprint(&common, &pods),
@@ -158,36 +137,13 @@ fn bulk(common: &Common, mtus: &[u32], flows: &[u32]) -> io::Result<()> {
     alternate(common, &common.overlays(), &groups, bulk::Scenario::name, build, measure)
 }
 
-/// What is built for each group of scenarios: pods and routes.
-type Extent = (usize, u32);
-
-/// Each number of pods with the first number of routes, and the first of pods with each further one of routes.
-fn groups(pods: &[i64], routes: &[i64]) -> Vec<Extent> {
-    let extent = |(pods, routes): (i64, i64)| {
-        (usize::try_from(pods).expect("positive"), u32::try_from(routes).expect("at most 2^16"))
-    };
-    let by_pods = pods.iter().map(|&pods| (pods, routes[0]));
-    let by_routes = routes[1..].iter().map(|&routes| (pods[0], routes));
-    by_pods.chain(by_routes).map(extent).collect()
-}
-
-fn rate(
-    common: &Common,
-    extents: &[Extent],
-    sizes: &[Size],
-    scenarios: impl Fn(&[Size], Extent) -> Vec<rate::Scenario>,
-) -> io::Result<()> {
-    let of_extent = |(n, &extent): (usize, &Extent)| {
-        // What more pods and routes cost shows with one size.
-        let sizes = if n == 0 { sizes } else { &sizes[..1] };
-        (extent, scenarios(sizes, extent))
-    };
-    let groups: Vec<_> = extents.iter().enumerate().map(of_extent).collect();
+fn rate(common: &Common, options: &rate::Options) -> io::Result<()> {
     let systems: Vec<_> = common.systems().into_iter().filter(|system| !system.is_mixed()).collect();
+    let build = |system: &System, extent| system.build_alone(extent, options.sender);
     let measure = |_: &System, (rig, load): &mut (Alone, Load), scenario: rate::Scenario| {
         scenario.measure(rig, load, common.seconds)
     };
-    alternate(common, &systems, &groups, rate::Scenario::name, System::build_alone, measure)
+    alternate(common, &systems, &options.groups(), rate::Scenario::name, build, measure)
 }
 
 fn latency(common: &Common, svg: Option<&Path>, wanted: &[String]) -> io::Result<()> {
@@ -233,6 +189,9 @@ fn alternate<K: Copy, S: Copy, R>(
     let Common { rounds, seconds, ref json, .. } = *common;
     let scenarios: usize = groups.iter().map(|(_, scenarios)| scenarios.len()).sum();
     eprintln!("{rounds} rounds of {} systems, {scenarios} scenarios each", systems.len());
+    if scenarios == 0 {
+        return Err(io::Error::other("nothing of this can be measured"));
+    }
     let first = systems.first().ok_or_else(|| io::Error::other("none of the systems can be measured so"))?;
     let mut report = Report::new(Machine::look(), seconds, rounds, first.name);
     for round in 1..=rounds {

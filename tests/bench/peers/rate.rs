@@ -1,14 +1,16 @@
 //! `scripts/bench rate`: packets a second of one node, between its pods and the wire.
 
 use std::collections::BTreeSet;
-use std::iter;
 use std::time::Duration;
+use std::{io, iter};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
 use super::alone::{Alone, WIRE};
-use super::load::{Load, Packet};
+use super::load::{Load, Packet, Trial};
 use super::report::{Figures, Measure};
+use super::routes;
+use super::senders::Senders;
 
 /// UDP flows of each direction.
 const FLOWS: u16 = 4000;
@@ -18,6 +20,9 @@ const FLOWS: u16 = 4000;
 const SMALL: &[usize] = &[60];
 const LARGE: &[usize] = &[1400];
 const IMIX: &[usize] = &[60, 590, 60, 590, 60, 60, 590, 60, 60, 590, 60, 1400];
+
+/// Until sockets, routes and neighbours of all pods are in use.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 /// How often a rate is halved down on: 1/64 of the peak.
 const STEPS: u32 = 6;
@@ -50,6 +55,71 @@ impl Size {
     }
 }
 
+/// What sends for pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sender {
+    /// A program that puts frames on their devices: more than any node takes, but the kernel looks after each device apart
+    Frames,
+    /// Sockets of theirs, as programs in pods do: at most what a core sends
+    Sockets,
+}
+
+#[derive(Args)]
+pub struct Options {
+    /// Only this way; can be repeated
+    #[arg(long, value_enum, default_values_t = [Way::Out, Way::In, Way::Both])]
+    way: Vec<Way>,
+    /// Only this size; can be repeated
+    #[arg(long, value_enum, default_values_t = [Size::Small, Size::Imix, Size::Large])]
+    size: Vec<Size>,
+    /// Pods of the node; can be repeated
+    #[arg(long, value_name = "N", default_values_t = [1, 16, 128, 250], value_parser = 1..=250)]
+    pods: Vec<i64>,
+    /// Routes of the node; can be repeated
+    #[arg(long, value_name = "N", default_values_t = [1, 10_000], value_parser = 1..=i64::from(routes::MOST))]
+    routes: Vec<i64>,
+    /// Nodes that packets from pods go to, one a route at most; can be repeated
+    #[arg(long, value_name = "N", default_values_t = [1, 4000], value_parser = clap::value_parser!(u32).range(1..=4000))]
+    nodes: Vec<u32>,
+    /// Packets of a pod that follow each other, before the next pod's
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    train: u16,
+    /// What sends for pods; sockets send pods to wire only
+    #[arg(long, value_enum, default_value_t = Sender::Frames)]
+    pub sender: Sender,
+}
+
+/// What is built for each group of scenarios: pods and routes.
+pub type Extent = (usize, u32);
+
+impl Options {
+    /// The scenarios of each extent: each number of pods with the first number of routes, and the first of pods with each
+    /// further one of routes. What more of them cost shows with one size.
+    pub fn groups(&self) -> Vec<(Extent, Vec<Scenario>)> {
+        let Self { pods, routes, size, .. } = self;
+        let by_pods = pods.iter().map(|&pods| (pods, routes[0]));
+        let by_routes = routes[1..].iter().map(|&routes| (pods[0], routes));
+        let scenarios = |(n, (pods, routes)): (usize, (i64, i64))| {
+            let extent = (usize::try_from(pods).expect("positive"), u32::try_from(routes).expect("at most 2^16"));
+            (extent, self.scenarios(extent, if n == 0 { size } else { &size[..1] }))
+        };
+        by_pods.chain(by_routes).enumerate().map(scenarios).collect()
+    }
+
+    /// With each number of nodes that there can be, where packets go to some.
+    fn scenarios(&self, (pods, routes): Extent, sizes: &[Size]) -> Vec<Scenario> {
+        let (train, sender) = (self.train.into(), self.sender);
+        let nodes_of = |way| -> BTreeSet<u32> {
+            if way == Way::In { [1].into() } else { self.nodes.iter().map(|&nodes| nodes.min(routes)).collect() }
+        };
+        let of_size = |way, size| {
+            nodes_of(way).into_iter().map(move |nodes| Scenario { way, size, pods, routes, nodes, train, sender })
+        };
+        let ways = self.way.iter().filter(|way| sender == Sender::Frames || **way == Way::Out);
+        ways.flat_map(|&way| sizes.iter().flat_map(move |&size| of_size(way, size))).collect()
+    }
+}
+
 /// What is asked of each system.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Scenario {
@@ -61,6 +131,7 @@ pub struct Scenario {
     pub nodes: u32,
     /// Packets of a pod that follow each other, before the next pod's.
     pub train: usize,
+    pub sender: Sender,
 }
 
 const PEAK: Measure = Measure { name: "peak Mpps", digits: 3, compared: true };
@@ -68,18 +139,8 @@ const NDR: Measure = Measure { name: "NDR Mpps", digits: 3, compared: true };
 const OFFERED: Measure = Measure { name: "offered", digits: 2, compared: false };
 
 impl Scenario {
-    /// With each number of nodes that there can be, where packets go to some.
-    pub fn all(ways: &[Way], sizes: &[Size], (pods, routes): (usize, u32), nodes: &[u32], train: usize) -> Vec<Self> {
-        let nodes_of = |way| -> BTreeSet<u32> {
-            if way == Way::In { [1].into() } else { nodes.iter().map(|&nodes| nodes.min(routes)).collect() }
-        };
-        let of_size =
-            |way, size| nodes_of(way).into_iter().map(move |nodes| Self { way, size, pods, routes, nodes, train });
-        ways.iter().flat_map(|&way| sizes.iter().flat_map(move |&size| of_size(way, size))).collect()
-    }
-
     pub fn name(self) -> String {
-        let Self { way, size, pods, routes, nodes, train } = self;
+        let Self { way, size, pods, routes, nodes, train, sender } = self;
         let way = match way {
             Way::Out => "pods to wire",
             Way::In => "wire to pods",
@@ -92,24 +153,54 @@ impl Scenario {
         };
         let to = if nodes > 1 { format!(", to {nodes} nodes") } else { String::new() };
         let rows = if pods > 1 && train > 1 { format!(", {train} of each in a row") } else { String::new() };
-        format!("UDP, {way}, {size}, {pods} pod{}{rows}, {routes} route{}{to}", plural(pods > 1), plural(routes > 1))
+        let by = if sender == Sender::Sockets { ", by sockets" } else { "" };
+        format!(
+            "UDP, {way}{by}, {size}, {pods} pod{}{rows}, {routes} route{}{to}",
+            plural(pods > 1),
+            plural(routes > 1)
+        )
     }
 
     pub fn measure(self, rig: &Alone, load: &mut Load, seconds: u32) -> Result<Figures, String> {
-        load.packets(&self.packets(rig))?;
-        let Found { peak, ndr, offered } = search(load, Duration::from_secs(seconds.into()))?;
-        Ok(vec![(PEAK, peak), (NDR, ndr), (OFFERED, offered)])
+        let time = Duration::from_secs(seconds.into());
+        let found = match self.sender {
+            Sender::Frames => {
+                load.packets(&self.packets(rig))?;
+                search(|rate| load.run(rate, time))?
+            }
+            Sender::Sockets => {
+                let mut senders = self.senders(rig).map_err(|error| error.to_string())?;
+                load.trial(|_| senders.send(None, WARM_UP));
+                search(|rate| load.trial(|_| senders.send(rate, time)))?
+            }
+        };
+        Ok(vec![(PEAK, found.peak), (NDR, found.ndr), (OFFERED, found.offered)])
+    }
+
+    /// Of each packet the flow, the pod, and the bytes.
+    fn flows(self) -> impl Iterator<Item = (u16, usize, usize)> + Clone {
+        let sizes = self.size.frames().iter().cycle().copied();
+        let pods = (0..self.pods).flat_map(move |pod| iter::repeat_n(pod, self.train)).cycle();
+        (0..FLOWS).zip(pods).zip(sizes).map(|((flow, pod), size)| (flow, pod, size))
+    }
+
+    fn senders(self, rig: &Alone) -> io::Result<Senders> {
+        let mut senders = Senders::default();
+        for pod in 0..self.pods {
+            let of_pod = self.flows().enumerate().filter(|(_, (_, of, _))| *of == pod);
+            let flows = of_pod.map(|(turn, (flow, _, size))| (turn, rig.flow(pod, flow, self.nodes), size));
+            senders.add(&rig.node.pods()[pod].netns, flows)?;
+        }
+        Ok(senders)
     }
 
     fn packets(self, rig: &Alone) -> Vec<Packet> {
-        let sizes = self.size.frames().iter().cycle().copied();
-        let pods = (0..self.pods).flat_map(|pod| iter::repeat_n(pod, self.train)).cycle();
-        let flows = (0..FLOWS).zip(pods).zip(sizes);
-        let out = flows.clone().map(|((flow, pod), size)| Packet {
+        let flows = self.flows();
+        let out = flows.clone().map(|(flow, pod, size)| Packet {
             device: u32::try_from(pod).expect("few pods"),
             bytes: rig.out(pod, flow, size, self.nodes),
         });
-        let inwards = flows.map(|((flow, pod), size)| Packet { device: WIRE, bytes: rig.inwards(pod, flow, size) });
+        let inwards = flows.map(|(flow, pod, size)| Packet { device: WIRE, bytes: rig.inwards(pod, flow, size) });
         match self.way {
             Way::Out => out.collect(),
             Way::In => inwards.collect(),
@@ -132,9 +223,9 @@ pub struct Found {
     pub offered: f64,
 }
 
-/// Floods, then halves its way to the highest rate of which nothing is lost; each trial lasts for `time`.
-pub fn search(load: &mut Load, time: Duration) -> Result<Found, String> {
-    let flood = load.run(None, time);
+/// Floods, then halves its way to the highest rate of which nothing is lost, by trials of so many packets a second.
+pub fn search(mut trial: impl FnMut(Option<f64>) -> Trial) -> Result<Found, String> {
+    let flood = trial(None);
     if flood.arrived == 0 {
         return Err(format!("nothing of {} packets arrives", flood.sent));
     }
@@ -142,12 +233,12 @@ pub fn search(load: &mut Load, time: Duration) -> Result<Found, String> {
     let mut most = found.peak;
     for _ in 0..STEPS {
         let rate = f64::midpoint(found.ndr, most);
-        let mut run = || load.run(Some(rate * 1e6), time);
+        let mut run = || trial(Some(rate * 1e6));
         // A machine that stands still for a moment loses what no switch would.
-        let trial = Some(run()).filter(|trial| trial.lost() == 0).unwrap_or_else(run);
-        found.peak = f64::max(found.peak, trial.arrived_mpps());
-        if trial.lost() == 0 {
-            found.ndr = trial.arrived_mpps();
+        let outcome = Some(run()).filter(|outcome| outcome.lost() == 0).unwrap_or_else(run);
+        found.peak = f64::max(found.peak, outcome.arrived_mpps());
+        if outcome.lost() == 0 {
+            found.ndr = outcome.arrived_mpps();
         } else {
             most = rate;
         }
