@@ -5,6 +5,10 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "peers/machine.rs"]
+mod machine;
+#[path = "peers/report.rs"]
+mod report;
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
@@ -14,7 +18,8 @@ use std::{fs, io, thread};
 
 use clap::Parser;
 use harness::{Cluster, Netns, Options, Pod, Prefix, Wire, histogram, iperf3, is_root};
-use serde::Serialize;
+use machine::Machine;
+use report::{Measure, Report};
 
 /// Measures a podwire node in busy and adaptive mode beside the kernel path alone.
 #[derive(Parser)]
@@ -34,29 +39,21 @@ struct Arguments {
 const MODES: [(&str, Options); 3] =
     [("kernel", Options::KERNEL), ("adaptive", Options::DEFAULT), ("busy", Options { bulk: "auto", ..Options::BUSY })];
 
-/// What is measured: a name, a unit, and how.
-type Measure = (&'static str, &'static str, fn(&Cluster, u32) -> f64);
+const GBITS: Measure = Measure { name: "Gbit/s", digits: 2, compared: true };
+const MPPS: Measure = Measure { name: "Mpps", digits: 3, compared: true };
+const MICROSECONDS: Measure = Measure { name: "µs", digits: 1, compared: true };
 
-const MEASURES: [Measure; 6] = [
-    ("TCP, pod to wire", "Gbit/s", |cluster, seconds| tcp(&cluster.a.pods[0], &cluster.c.pods[0], seconds)),
-    ("TCP, wire to pod", "Gbit/s", |cluster, seconds| tcp(&cluster.c.pods[0], &cluster.a.pods[0], seconds)),
-    ("UDP 64 B, pod to wire", "Mpps", |cluster, seconds| udp(&cluster.a.pods[0], &cluster.c.pods[0], seconds)),
-    ("UDP 64 B, wire to pod", "Mpps", |cluster, seconds| udp(&cluster.c.pods[0], &cluster.a.pods[0], seconds)),
-    ("ping-pong, median", "µs", |cluster, seconds| ping_pong(&cluster.a.pods[0], &cluster.c.pods[0], seconds, 50.0)),
-    ("ping-pong, 99 %", "µs", |cluster, seconds| ping_pong(&cluster.a.pods[0], &cluster.c.pods[0], seconds, 99.0)),
+/// What is measured: a name, in what, and how.
+type Scenario = (&'static str, Measure, fn(&Cluster, u32) -> f64);
+
+const SCENARIOS: [Scenario; 6] = [
+    ("TCP, pod to wire", GBITS, |cluster, seconds| tcp(&cluster.a.pods[0], &cluster.c.pods[0], seconds)),
+    ("TCP, wire to pod", GBITS, |cluster, seconds| tcp(&cluster.c.pods[0], &cluster.a.pods[0], seconds)),
+    ("UDP 64 B, pod to wire", MPPS, |cluster, seconds| udp(&cluster.a.pods[0], &cluster.c.pods[0], seconds)),
+    ("UDP 64 B, wire to pod", MPPS, |cluster, seconds| udp(&cluster.c.pods[0], &cluster.a.pods[0], seconds)),
+    ("ping-pong, median", MICROSECONDS, |it, seconds| ping_pong(&it.a.pods[0], &it.c.pods[0], seconds, 50.0)),
+    ("ping-pong, 99 %", MICROSECONDS, |it, seconds| ping_pong(&it.a.pods[0], &it.c.pods[0], seconds, 99.0)),
 ];
-
-/// The rounds of one measure in one mode.
-#[derive(Serialize)]
-struct Row {
-    measure: &'static str,
-    unit: &'static str,
-    mode: &'static str,
-    rounds: Vec<f64>,
-    median: f64,
-    /// Median of this mode by median of the kernel path.
-    ratio: f64,
-}
 
 fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
@@ -64,43 +61,20 @@ fn main() -> io::Result<()> {
         return Err(io::Error::other("network namespaces need root"));
     }
     let mut cluster = Cluster::start(Prefix::named("pwbench"), Wire::default(), Options::KERNEL);
-    let mut rounds = vec![Vec::new(); MEASURES.len() * MODES.len()];
+    let reference = MODES[0].0;
+    let mut report = Report::new(Machine::look(), arguments.seconds, arguments.rounds, reference);
     for round in 1..=arguments.rounds {
-        for (m, (mode, options)) in MODES.into_iter().enumerate() {
-            println!("round {round} of {}: {mode}", arguments.rounds);
+        for (mode, options) in MODES {
             cluster.a.set_options(options);
-            for (n, (.., measure)) in MEASURES.into_iter().enumerate() {
-                rounds[n * MODES.len() + m].push(measure(&cluster, arguments.seconds));
+            for (scenario, unit, find) in SCENARIOS {
+                let found = find(&cluster, arguments.seconds);
+                eprintln!("round {round} of {}: {mode}: {scenario}:{}", arguments.rounds, unit.tell(found));
+                report.add(round, scenario, mode, Ok(vec![(unit, found)]));
             }
         }
     }
-    let rows = rows(rounds);
-    print(&rows);
-    if let Some(file) = arguments.json {
-        fs::write(file, serde_json::to_string_pretty(&rows)? + "\n")?;
-    }
-    Ok(())
-}
-
-fn rows(rounds: Vec<Vec<f64>>) -> Vec<Row> {
-    let mut rows: Vec<Row> = Vec::new();
-    for (index, mut rounds) in rounds.into_iter().enumerate() {
-        let ((measure, unit, _), (mode, _)) = (MEASURES[index / MODES.len()], MODES[index % MODES.len()]);
-        rounds.sort_by(f64::total_cmp);
-        let median = rounds[rounds.len() / 2];
-        let kernel = rows.iter().find(|row| row.measure == measure).map_or(median, |row| row.median);
-        rows.push(Row { measure, unit, mode, rounds, median, ratio: median / kernel });
-    }
-    rows
-}
-
-fn print(rows: &[Row]) {
-    println!("\n{:<24} {:<9} {:>15} {:>21} {:>10}", "MEASURE", "MODE", "MEDIAN", "LEAST TO MOST", "BY KERNEL");
-    for row in rows {
-        let spread = format!("{:.3} to {:.3}", row.rounds[0], row.rounds[row.rounds.len() - 1]);
-        let median = format!("{:.3} {}", row.median, row.unit);
-        println!("{:<24} {:<9} {median:>15} {spread:>21} {:>10.2}", row.measure, row.mode, row.ratio);
-    }
+    report.tell();
+    arguments.json.map_or(Ok(()), |file| report.write(&file))
 }
 
 fn tcp(from: &Pod, to: &Pod, seconds: u32) -> f64 {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::Range;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -163,14 +164,22 @@ pub fn with_reflector<T>(
     let (target, ended) = (server.local_addr()?, AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| reflect(&server, Instant::now() + DAY, &ended));
-        let outcome = ask(&client, target);
-        ended.store(true, Ordering::Relaxed);
-        outcome
+        let _ends = EndOnDrop(&ended);
+        ask(&client, target)
     })
 }
 
+/// Tells the other threads of a scope that it ends, also if it does so by a panic.
+pub struct EndOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Asks a reflector for `time`, the next time when the answer is there. Returns how many answers did not come within a
-/// second, and the others' round trips.
+/// second, and the others' round trips. An answer that comes later than that is not taken for another one's.
 pub fn ping_pong(socket: &UdpSocket, target: SocketAddr, time: Duration) -> io::Result<(u64, Histogram<u64>)> {
     const LIMIT: Duration = Duration::from_secs(1);
     // As `podwire::latency::reflect` takes it for a request.
@@ -180,14 +189,34 @@ pub fn ping_pong(socket: &UdpSocket, target: SocketAddr, time: Duration) -> io::
     socket.set_read_timeout(Some(LIMIT))?;
     let (mut lost, mut trips) = (0, histogram());
     let begin = Instant::now();
-    while begin.elapsed() < time {
+    for number in 0_u64.. {
+        request[NUMBER].copy_from_slice(&number.to_be_bytes());
         let start = Instant::now();
-        match socket.send(&request).and_then(|_| socket.recv(&mut [0; MIN_BYTES])) {
-            Ok(_) => trips.saturating_record(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)),
-            Err(_) => lost += 1,
+        if start - begin >= time {
+            break;
+        }
+        let is_answered = socket.send(&request).is_ok() && receive_answer(socket, &request[NUMBER]);
+        if is_answered {
+            trips.saturating_record(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        } else {
+            lost += 1;
         }
     }
     Ok((lost, trips))
+}
+
+/// Where a request has its number.
+const NUMBER: Range<usize> = 8..16;
+
+/// Waits for the answer with this number.
+fn receive_answer(socket: &UdpSocket, number: &[u8]) -> bool {
+    let mut answer = [0; MIN_BYTES];
+    while socket.recv(&mut answer).is_ok() {
+        if &answer[NUMBER] == number {
+            return true;
+        }
+    }
+    false
 }
 
 /// What iperf3 measured.

@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use super::machine::{CpuTime, as_f64};
 use super::report::{Figures, Measure};
 use super::systems::{Node, Rig};
-use crate::harness::{Pod, histogram, try_iperf3};
+use crate::harness::{EndOnDrop, Pod, histogram, try_iperf3};
 
 /// What is asked of each system.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,8 +45,8 @@ impl Scenario {
             return bulk(rig, &from[0], &to[0], self.flows, seconds);
         }
         let (bulk, trips) = ping_pong_during(&from[1], &to[1], || bulk(rig, &from[0], &to[0], self.flows, seconds));
+        let (figures, trips) = (bulk?.into_iter().filter(|(measure, _)| measure.compared), trips?);
         let us = |quantile| as_f64(trips.value_at_quantile(quantile)) / 1e3;
-        let figures = bulk?.into_iter().filter(|(measure, _)| measure.compared);
         Ok(figures.chain([(P50, us(0.5)), (P99, us(0.99))]).collect())
     }
 }
@@ -80,7 +80,7 @@ fn bulk(rig: &Rig, from: &Pod, to: &Pod, flows: u32, seconds: u32) -> Result<Fig
 }
 
 /// Round trips in nanoseconds of one byte there and back at a time, over TCP, while `load` runs.
-fn ping_pong_during<T>(from: &Pod, to: &Pod, load: impl FnOnce() -> T) -> (T, Histogram<u64>) {
+fn ping_pong_during<T>(from: &Pod, to: &Pod, load: impl FnOnce() -> T) -> (T, Result<Histogram<u64>, String>) {
     const LIMIT: Duration = Duration::from_secs(1);
     let listener = to.netns.within(|| TcpListener::bind((to.v4, 0))).expect("bind in the pod");
     let address = listener.local_addr().expect("bound");
@@ -90,28 +90,27 @@ fn ping_pong_during<T>(from: &Pod, to: &Pod, load: impl FnOnce() -> T) -> (T, Hi
         stream.set_nodelay(true).expect("a TCP socket");
         stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
     }
-    let running = AtomicBool::new(true);
+    let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(move || {
             let mut byte = [0];
             while server.read_exact(&mut byte).and_then(|()| server.write_all(&byte)).is_ok() {}
         });
-        let pinging = scope.spawn(|| {
+        // The other end sees when the client goes.
+        let ended = &ended;
+        let pinging = scope.spawn(move || {
             let mut trips = histogram();
-            while running.load(Ordering::Relaxed) {
+            while !ended.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 let answered = client.write_all(&[0]).and_then(|()| client.read_exact(&mut [0]));
+                answered.map_err(|error| format!("the ping-pong beside, within {LIMIT:?}: {error}"))?;
                 trips.saturating_record(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
-                if answered.is_err() {
-                    break;
-                }
             }
-            // The other end sees it.
-            drop(client);
-            trips
+            Ok(trips)
         });
+        let ends = EndOnDrop(ended);
         let outcome = load();
-        running.store(false, Ordering::Relaxed);
+        drop(ends);
         (outcome, pinging.join().expect("no panic"))
     })
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::machine::as_f64;
 use super::report::{Figures, Measure};
-use super::systems::{Node, Rig, System};
+use super::systems::{Rig, System};
 use crate::harness::{Wire, kib, resident_kib, thread_time};
 
 /// What is left over of what was built is done after so long.
@@ -16,6 +16,7 @@ const LONGEST_CALMING: u32 = 30;
 
 const MIB: f64 = (1 << 20) as f64;
 
+/// Of the process that carries packets, with all its threads: none where the kernel does.
 const CPU: Measure = Measure { name: "cores", digits: 4, compared: false };
 const RESIDENT: Measure = Measure { name: "RSS MiB", digits: 1, compared: false };
 const KERNEL: Measure = Measure { name: "kernel", digits: 1, compared: false };
@@ -57,25 +58,16 @@ pub fn measure(growing: &mut Growing, pods: usize, seconds: u32) -> Result<Figur
         last = Some(start.elapsed());
     }
     thread::sleep(SETTLING);
-    let node = &rig.nodes[0];
-    let spent = node.cpu_time();
+    let process = rig.nodes[0].process();
+    let cpu_s = || process.map_or(f64::NAN, |process| thread_time(process, "").as_secs_f64());
+    let spent_s = cpu_s();
     thread::sleep(Duration::from_secs(seconds.into()));
-    let cores = node.cpu_time().saturating_sub(spent).as_secs_f64() / f64::from(seconds);
+    let cores = (cpu_s() - spent_s) / f64::from(seconds);
+    let resident = process.map_or(f64::NAN, |process| as_f64(resident_kib(process) << 10) / MIB);
     let kernel = as_f64(kernel_memory().saturating_sub(*before)) / MIB;
-    let mut figures = vec![(CPU, cores), (RESIDENT, as_f64(node.resident_bytes()) / MIB), (KERNEL, kernel)];
+    let mut figures = vec![(CPU, cores), (RESIDENT, resident), (KERNEL, kernel)];
     figures.extend(last.map(|last| (LAST, last.as_secs_f64() * 1e3)));
     Ok(figures)
-}
-
-impl Node {
-    /// How long the process that carries packets has run on a CPU, with all its threads.
-    fn cpu_time(&self) -> Duration {
-        self.process().map_or(Duration::ZERO, |process| thread_time(process, ""))
-    }
-
-    fn resident_bytes(&self) -> u64 {
-        self.process().map_or(0, |process| resident_kib(process) << 10)
-    }
 }
 
 /// Memory that the kernel has for itself, in bytes: what is neither free, nor a process's, nor a cache that it would give

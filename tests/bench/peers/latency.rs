@@ -128,13 +128,14 @@ impl Scenario {
             _ => latency::measure(socket, target, requests, &AtomicBool::new(false))
                 .map(|outcome| (outcome.lost(), outcome.round_trips)),
         };
+        let mut offered = 0.0;
         let (lost, trips) = with_reflector(from, to, |socket, target| {
             if rate == 0.0 {
                 return ask(socket, target);
             }
             thread::scope(|scope| {
                 let asking = scope.spawn(|| ask(socket, target));
-                load.run(Some(rate), Duration::from_secs(seconds.into()));
+                offered = load.run(Some(rate), Duration::from_secs(seconds.into())).offered_mpps();
                 asking.join().unwrap_or_else(|panic| resume_unwind(panic))
             })
         })
@@ -142,8 +143,16 @@ impl Scenario {
         if trips.is_empty() {
             return Err("no answer came".to_owned());
         }
-        let figures = QUANTILES.iter().map(|&(measure, at)| (measure, as_f64(trips.value_at_quantile(at)) / 1e3));
-        Ok((figures.chain([(LOST, as_f64(lost)), (LOAD, rate / 1e6)]).collect(), trips))
+        // One that fewer samples than it takes would show is but their greatest.
+        let at = |at: f64| {
+            if (1.0 - at) * as_f64(trips.len()) < 1.0 && at < 1.0 {
+                f64::NAN
+            } else {
+                as_f64(trips.value_at_quantile(at)) / 1e3
+            }
+        };
+        let figures = QUANTILES.iter().map(|&(measure, quantile)| (measure, at(quantile)));
+        Ok((figures.chain([(LOST, as_f64(lost)), (LOAD, offered)]).collect(), trips))
     }
 }
 

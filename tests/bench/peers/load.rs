@@ -3,6 +3,7 @@
 
 use std::mem::offset_of;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -14,9 +15,10 @@ use libbpf_rs::{
     MapCore, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput, ProgramMut, TC_INGRESS, TcHookBuilder,
 };
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use signal_hook::SigId;
 
 use super::machine::as_f64;
-use crate::harness::Netns;
+use crate::harness::{EndOnDrop, Netns};
 
 /// UDP destination port of what is counted.
 pub const PORT: u16 = 7021;
@@ -77,6 +79,13 @@ pub struct Load {
     /// Of the longest packet.
     frame: Vec<u8>,
     stop: Arc<AtomicBool>,
+    handler: SigId,
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        signal_hook::low_level::unregister(self.handler);
+    }
 }
 
 impl Load {
@@ -91,9 +100,10 @@ impl Load {
             return Err(String::from_utf8_lossy(&clang.stderr).into_owned());
         }
         let object = ObjectBuilder::default().open_file(&object).and_then(libbpf_rs::OpenObject::load);
+        let object = object.map_err(|e| format!("load.bpf.c: {e}"))?;
         let stop = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(libc::SIGUSR1, Arc::clone(&stop)).map_err(|e| e.to_string())?;
-        Ok(Self { object: object.map_err(|e| format!("load.bpf.c: {e}"))?, frame: Vec::new(), stop })
+        let handler = signal_hook::flag::register(libc::SIGUSR1, Arc::clone(&stop)).map_err(|e| e.to_string())?;
+        Ok(Self { object, frame: Vec::new(), stop, handler })
     }
 
     /// Lets packets leave by a device, under a number.
@@ -177,6 +187,7 @@ impl Load {
                     thread::sleep(Duration::from_millis(1));
                 }
             });
+            let _ends = EndOnDrop(&ended);
             while !stop.load(Ordering::Relaxed) {
                 let input = ProgramInput {
                     data_in: Some(&frame),
@@ -189,7 +200,6 @@ impl Load {
                     _ => {}
                 }
             }
-            ended.store(true, Ordering::Relaxed);
             start.elapsed()
         })
     }
@@ -230,9 +240,9 @@ fn on_first_core<T>(work: impl FnOnce() -> T) -> T {
     let mut first = CpuSet::new();
     first.set(0);
     sched_setaffinity(None, &first).expect("the first core");
-    let result = work();
+    let result = catch_unwind(AssertUnwindSafe(work));
     sched_setaffinity(None, &cores).expect("the cores that it had");
-    result
+    result.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {

@@ -23,6 +23,10 @@ mod systems;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use alone::Alone;
 use clap::builder::PossibleValuesParser;
@@ -31,8 +35,10 @@ use footprint::Growing;
 use harness::{Wire, is_root};
 use latency::{Loaded, Pictures};
 use load::Load;
-use machine::Machine;
+use machine::{Machine, as_f64};
 use report::{Figures, Report};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use systems::{Rig, SYSTEMS, System};
 
 /// Measures podwire beside its peers.
@@ -92,9 +98,9 @@ struct Common {
     /// Write the figures to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Seconds of each measurement
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
-    seconds: u32,
+    /// Seconds of each measurement (5); of each trial of a rate (1)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: Option<u32>,
     /// Rounds of all systems
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
@@ -104,6 +110,10 @@ struct Common {
 }
 
 impl Common {
+    fn seconds(&self) -> u32 {
+        self.seconds.unwrap_or(5)
+    }
+
     /// The systems that are wanted, in the order that is wanted.
     fn systems(&self) -> Vec<System> {
         let named = |name: &String| SYSTEMS.into_iter().find(|system| system.name == name);
@@ -116,14 +126,26 @@ impl Common {
     }
 }
 
-fn main() -> io::Result<()> {
-    let verb = Verb::parse();
+fn main() -> ExitCode {
+    match run(Verb::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("scripts/bench: {error}");
+            if error.kind() == io::ErrorKind::Interrupted { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run(verb: Verb) -> io::Result<()> {
     if !is_root() {
         return Err(io::Error::other("network namespaces need root"));
     }
     match verb {
         Verb::Bulk { common, mtu, flows } => bulk(&common, &mtu, &flows),
-        Verb::Rate { common, options } => rate(&common, &options),
+        Verb::Rate { mut common, options } => {
+            common.seconds.get_or_insert(1);
+            rate(&common, &options)
+        }
         Verb::Latency { common, svg, scenario } => latency(&common, svg.as_deref(), &scenario),
         Verb::Fairness { common, floods } => fairness(&common, &floods),
         Verb::Footprint { common, pods } => footprint(&common, &pods),
@@ -133,7 +155,7 @@ fn main() -> io::Result<()> {
 fn bulk(common: &Common, mtus: &[u32], flows: &[u32]) -> io::Result<()> {
     let groups: Vec<_> = mtus.iter().map(|&mtu| (mtu, bulk::Scenario::all(mtu, flows))).collect();
     let build = |system: &System, mtu| system.build(Wire { mtu, ..Wire::default() }, 2);
-    let measure = |_: &System, rig: &mut Rig, scenario: bulk::Scenario| scenario.measure(rig, common.seconds);
+    let measure = |_: &System, rig: &mut Rig, scenario: bulk::Scenario| scenario.measure(rig, common.seconds());
     alternate(common, &common.overlays(), &groups, bulk::Scenario::name, build, measure)
 }
 
@@ -141,7 +163,7 @@ fn rate(common: &Common, options: &rate::Options) -> io::Result<()> {
     let systems: Vec<_> = common.systems().into_iter().filter(|system| !system.is_mixed()).collect();
     let build = |system: &System, extent| system.build_alone(extent, options.sender);
     let measure = |_: &System, (rig, load): &mut (Alone, Load), scenario: rate::Scenario| {
-        scenario.measure(rig, load, common.seconds)
+        scenario.measure(rig, load, common.seconds())
     };
     alternate(common, &systems, &options.groups(), rate::Scenario::name, build, measure)
 }
@@ -150,7 +172,7 @@ fn latency(common: &Common, svg: Option<&Path>, wanted: &[String]) -> io::Result
     let is_wanted = |scenario: &latency::Scenario| wanted.is_empty() || wanted.iter().any(|it| it == scenario.stem());
     let mut pictures = Pictures::default();
     let measure = |system: &System, loaded: &mut Loaded, scenario: latency::Scenario| {
-        let (figures, trips) = scenario.measure(loaded, common.seconds)?;
+        let (figures, trips) = scenario.measure(loaded, common.seconds())?;
         pictures.add(scenario, system, trips);
         Ok(figures)
     };
@@ -164,7 +186,7 @@ fn fairness(common: &Common, floods: &[i64]) -> io::Result<()> {
     let floods: Vec<usize> = floods.iter().map(|&floods| usize::try_from(floods).expect("not negative")).collect();
     let systems: Vec<_> = common.systems().into_iter().filter(System::ends_in_kernel).collect();
     let build = |system: &System, ()| system.build_crowd();
-    let measure = |_: &System, rig: &mut Rig, floods| fairness::measure(rig, floods, common.seconds);
+    let measure = |_: &System, rig: &mut Rig, floods| fairness::measure(rig, floods, common.seconds());
     alternate(common, &systems, &[((), floods)], fairness::name, build, measure)
 }
 
@@ -173,11 +195,12 @@ fn footprint(common: &Common, pods: &[i64]) -> io::Result<()> {
     pods.sort_unstable();
     let systems: Vec<_> = common.overlays().into_iter().filter(|system| !system.is_mixed()).collect();
     let build = |system: &System, ()| system.build_growing();
-    let measure = |_: &System, growing: &mut Growing, pods| footprint::measure(growing, pods, common.seconds);
+    let measure = |_: &System, growing: &mut Growing, pods| footprint::measure(growing, pods, common.seconds());
     alternate(common, &systems, &[((), pods)], footprint::name, build, measure)
 }
 
-/// Measures all scenarios of each group with what was built for it, and all systems in turn.
+/// Measures all scenarios of each group with what was built for it, and all systems in turn. What there is is told of and
+/// written also when SIGINT or SIGTERM ends it; a second one ends it at once.
 fn alternate<K: Copy, S: Copy, R>(
     common: &Common,
     systems: &[System],
@@ -186,33 +209,62 @@ fn alternate<K: Copy, S: Copy, R>(
     build: impl Fn(&System, K) -> Result<R, String>,
     mut measure: impl FnMut(&System, &mut R, S) -> Result<Figures, String>,
 ) -> io::Result<()> {
-    let Common { rounds, seconds, ref json, .. } = *common;
+    let Common { rounds, ref json, .. } = *common;
     let scenarios: usize = groups.iter().map(|(_, scenarios)| scenarios.len()).sum();
+    let all = systems.len() * scenarios * usize::try_from(rounds).expect("few");
     eprintln!("{rounds} rounds of {} systems, {scenarios} scenarios each", systems.len());
     if scenarios == 0 {
         return Err(io::Error::other("nothing of this can be measured"));
     }
     let first = systems.first().ok_or_else(|| io::Error::other("none of the systems can be measured so"))?;
-    let mut report = Report::new(Machine::look(), seconds, rounds, first.name);
-    for round in 1..=rounds {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))?;
+        flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let mut report = Report::new(Machine::look(), common.seconds(), rounds, first.name);
+    let (start, mut done) = (Instant::now(), 0);
+    'rounds: for round in 1..=rounds {
         for system in systems {
             for (key, scenarios) in groups {
-                // What the laboratory cannot build it tells of by a panic; the others go on.
-                let outcome = catch_unwind(AssertUnwindSafe(|| build(system, *key)));
-                let mut rig = outcome.unwrap_or_else(|_| Err("it could not be built, see the panic above".to_owned()));
+                let mut rig = guarded("built", || build(system, *key));
                 for &scenario in scenarios {
+                    if interrupted.load(Ordering::Relaxed) {
+                        break 'rounds;
+                    }
                     let name = name(scenario);
-                    let outcome =
-                        rig.as_mut().map_err(|reason| reason.clone()).and_then(|rig| measure(system, rig, scenario));
+                    let outcome = match &mut rig {
+                        Ok(rig) => guarded("measured", || measure(system, rig, scenario)),
+                        Err(reason) => Err(reason.clone()),
+                    };
                     let said = match &outcome {
                         Ok(figures) => figures.iter().map(|(measure, value)| measure.tell(*value)).collect(),
                         Err(reason) => reason.clone(),
                     };
                     eprintln!("round {round} of {rounds}: {}: {name}:{said}", system.name);
-                    report.add(&name, system.name, outcome);
+                    report.add(round, &name, system.name, outcome);
+                    done += 1;
                 }
             }
         }
+        if let Some(file) = json {
+            report.write(file)?;
+        }
+        let left = start.elapsed().as_secs_f64() * as_f64((all - done) as u64) / as_f64(done as u64) / 60.0;
+        eprintln!("round {round} of {rounds} has ended; about {left:.0} min are left");
     }
-    report.finish(json.as_deref())
+    report.tell();
+    if let Some(file) = json {
+        report.write(file)?;
+    }
+    if interrupted.load(Ordering::Relaxed) {
+        return Err(io::Error::new(io::ErrorKind::Interrupted, format!("ended after {done} of {all} measurements")));
+    }
+    Ok(())
+}
+
+/// What the laboratory cannot do it tells of by a panic; the other measurements go on.
+fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    outcome.unwrap_or_else(|_| Err(format!("it could not be {what}, see the panic above")))
 }

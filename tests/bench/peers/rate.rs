@@ -27,6 +27,9 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// How often a rate is halved down on: 1/64 of the peak.
 const STEPS: u32 = 6;
 
+/// A rate of which all arrives by the one that is tried next.
+const GROWTH: f64 = 1.25;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Way {
     /// Pods to wire
@@ -223,23 +226,32 @@ pub struct Found {
     pub offered: f64,
 }
 
-/// Floods, then halves its way to the highest rate of which nothing is lost, by trials of so many packets a second.
+/// Floods, then looks for the highest rate of which nothing is lost, by trials of so many packets a second: first at the
+/// rate that arrived of the flood, upwards from there as long as all arrives, for a node that is overrun may carry less
+/// than it can, and then by halves.
 pub fn search(mut trial: impl FnMut(Option<f64>) -> Trial) -> Result<Found, String> {
     let flood = trial(None);
     if flood.arrived == 0 {
         return Err(format!("nothing of {} packets arrives", flood.sent));
     }
     let mut found = Found { peak: flood.arrived_mpps(), ndr: 0.0, offered: flood.offered_mpps() };
-    let mut most = found.peak;
-    for _ in 0..STEPS {
-        let rate = f64::midpoint(found.ndr, most);
+    let mut all_arrives_at = |rate: f64, found: &mut Found| {
         let mut run = || trial(Some(rate * 1e6));
         // A machine that stands still for a moment loses what no switch would.
         let outcome = Some(run()).filter(|outcome| outcome.lost() == 0).unwrap_or_else(run);
         found.peak = f64::max(found.peak, outcome.arrived_mpps());
         if outcome.lost() == 0 {
-            found.ndr = outcome.arrived_mpps();
-        } else {
+            found.ndr = f64::max(found.ndr, outcome.arrived_mpps());
+        }
+        outcome.lost() == 0
+    };
+    let mut most = found.peak;
+    while most < found.offered && all_arrives_at(most, &mut found) {
+        most = f64::min(most * GROWTH, found.offered);
+    }
+    for _ in 0..STEPS {
+        let rate = f64::midpoint(found.ndr, most);
+        if !all_arrives_at(rate, &mut found) {
             most = rate;
         }
     }

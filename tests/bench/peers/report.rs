@@ -1,9 +1,11 @@
 //! Figures of alternating rounds, and which ratios they bear out.
 
+use std::io;
+use std::io::Write;
 use std::path::Path;
-use std::{fs, io};
 
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use super::machine::Machine;
 
@@ -28,7 +30,8 @@ struct Row {
     scenario: String,
     system: &'static str,
     measure: Measure,
-    rounds: Vec<f64>,
+    /// Of each round; none where it could not be measured.
+    rounds: Vec<Option<f64>>,
     median: f64,
     least: f64,
     most: f64,
@@ -44,8 +47,17 @@ pub struct Report {
     rounds: u32,
     reference: &'static str,
     rows: Vec<Row>,
-    /// What could not be measured: scenario, system, reason.
-    failures: Vec<(String, &'static str, String)>,
+    failures: Vec<Failure>,
+}
+
+/// What could not be measured, in some rounds.
+#[derive(Serialize)]
+struct Failure {
+    scenario: String,
+    system: &'static str,
+    rounds: Vec<u32>,
+    /// Of the first time.
+    reason: String,
 }
 
 impl Report {
@@ -53,58 +65,78 @@ impl Report {
         Self { machine, seconds, rounds, reference, rows: Vec::new(), failures: Vec::new() }
     }
 
-    /// Notes what came of one round.
-    pub fn add(&mut self, scenario: &str, system: &'static str, outcome: Result<Figures, String>) {
+    /// Notes what came of a round, from 1. A figure that is not a number was not found.
+    pub fn add(&mut self, round: u32, scenario: &str, system: &'static str, outcome: Result<Figures, String>) {
         match outcome {
-            Ok(figures) => figures.into_iter().for_each(|(measure, value)| self.note(scenario, system, measure, value)),
-            Err(reason) => self.fail(scenario, system, reason),
+            Ok(figures) => {
+                for (measure, value) in figures {
+                    self.note(round, scenario, system, measure, Some(value).filter(|value| !value.is_nan()));
+                }
+            }
+            Err(reason) => self.fail(round, scenario, system, reason),
         }
     }
 
-    fn note(&mut self, scenario: &str, system: &'static str, measure: Measure, value: f64) {
-        let is_it = |row: &&mut Row| (&*row.scenario, row.system, row.measure.name) == (scenario, system, measure.name);
-        match self.rows.iter_mut().find(is_it) {
-            Some(row) => row.rounds.push(value),
-            None => self.rows.push(Row {
+    fn note(&mut self, round: u32, scenario: &str, system: &'static str, measure: Measure, value: Option<f64>) {
+        let is_it = |row: &Row| (&*row.scenario, row.system, row.measure.name) == (scenario, system, measure.name);
+        let at = self.rows.iter().position(is_it).unwrap_or_else(|| {
+            let [median, least, most] = [f64::NAN; 3];
+            let rounds = vec![None; usize::try_from(self.rounds).expect("few")];
+            self.rows.push(Row {
                 scenario: scenario.to_owned(),
                 system,
                 measure,
-                rounds: vec![value],
-                median: value,
-                least: value,
-                most: value,
+                rounds,
+                median,
+                least,
+                most,
                 ratio: None,
-            }),
+            });
+            self.rows.len() - 1
+        });
+        self.rows[at].rounds[usize::try_from(round).expect("few") - 1] = value;
+    }
+
+    fn fail(&mut self, round: u32, scenario: &str, system: &'static str, reason: String) {
+        match self.failures.iter_mut().find(|it| (&*it.scenario, it.system) == (scenario, system)) {
+            Some(failure) => failure.rounds.push(round),
+            None => self.failures.push(Failure { scenario: scenario.to_owned(), system, rounds: vec![round], reason }),
         }
     }
 
-    fn fail(&mut self, scenario: &str, system: &'static str, reason: String) {
-        if !self.failures.iter().any(|(s, y, _)| (&**s, *y) == (scenario, system)) {
-            self.failures.push((scenario.to_owned(), system, reason));
-        }
-    }
-
-    /// Computes what the rounds amount to, prints it, and writes it to `json`.
-    pub fn finish(mut self, json: Option<&Path>) -> io::Result<()> {
-        let references: Vec<(String, &str, Vec<f64>)> = self
+    /// Computes what the rounds so far amount to.
+    fn sum_up(&mut self) {
+        let references: Vec<_> = self
             .rows
             .iter()
             .filter(|row| row.system == self.reference)
             .map(|row| (row.scenario.clone(), row.measure.name, row.rounds.clone()))
             .collect();
         for row in &mut self.rows {
-            (row.least, row.median, row.most) = spread(&row.rounds);
-            let is_it = |(scenario, measure, _): &&(String, &str, Vec<f64>)| {
+            [row.least, row.median, row.most] = spread(row.rounds.iter().flatten().copied());
+            let is_it = |(scenario, measure, _): &&(String, &str, _)| {
                 (scenario, *measure) == (&row.scenario, row.measure.name) && row.measure.compared
             };
             row.ratio = references.iter().find(is_it).and_then(|(.., reference)| ratio(&row.rounds, reference));
         }
+    }
+
+    /// Writes what there is so far, in one step.
+    pub fn write(&mut self, file: &Path) -> io::Result<()> {
+        self.sum_up();
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut whole = NamedTempFile::new_in(dir)?;
+        serde_json::to_writer_pretty(&mut whole, self)?;
+        writeln!(whole)?;
+        whole.persist(file)?;
+        Ok(())
+    }
+
+    /// Prints what the rounds amount to.
+    pub fn tell(&mut self) {
+        self.sum_up();
         println!("\n{}\n", self.machine);
         self.print();
-        if let Some(file) = json {
-            fs::write(file, serde_json::to_string_pretty(&self)? + "\n")?;
-        }
-        Ok(())
     }
 
     /// A table for each scenario, a line for each system.
@@ -115,7 +147,7 @@ impl Report {
             for (n, system) in unique(rows.iter().map(|row| row.system)).into_iter().enumerate() {
                 let of_system = || rows.iter().filter(|row| row.system == system);
                 if n == 0 {
-                    let heads: String = of_system().map(|row| row.measure.head()).collect();
+                    let heads: String = of_system().map(|row| row.measure.column(row.measure.name)).collect();
                     println!("  {:<16}{heads}", "");
                 }
                 let cells: String = of_system().map(|row| row.cell()).collect();
@@ -123,11 +155,11 @@ impl Report {
             }
             println!();
         }
-        for (scenario, system, reason) in &self.failures {
-            println!("not measured: {system}, {scenario}: {reason}");
+        for Failure { scenario, system, rounds, reason } in &self.failures {
+            println!("not measured in {} of {} rounds: {system}, {scenario}: {reason}", rounds.len(), self.rounds);
         }
         println!(
-            "Medians of {} rounds of {} s, least to most, and by {}'s; `?` where the rounds do not bear a ratio out.",
+            "Medians of at most {} rounds of {} s, least to most, and by {}'s; `?` where the rounds do not bear a ratio out.",
             self.rounds, self.seconds, self.reference
         );
     }
@@ -146,17 +178,22 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 
 impl Measure {
     pub fn tell(self, value: f64) -> String {
-        format!(" {value:.digits$} {}", self.name, digits = self.digits)
+        let value = if value.is_nan() { "–".to_owned() } else { format!("{value:.digits$}", digits = self.digits) };
+        format!(" {value} {}", self.name)
     }
 
-    fn head(self) -> String {
-        if self.compared { format!("{:>10}{:22}", self.name, "") } else { format!("{:>12}", self.name) }
+    /// What takes its column's width, but for figures.
+    fn column(self, text: &str) -> String {
+        if self.compared { format!("{text:>10}{:22}", "") } else { format!("{text:>12}") }
     }
 }
 
 impl Row {
     fn cell(&self) -> String {
         let Self { median, least, most, measure: Measure { digits, compared, .. }, .. } = self;
+        if median.is_nan() {
+            return self.measure.column("–");
+        }
         if !compared {
             return format!("{median:>12.digits$}");
         }
@@ -166,25 +203,29 @@ impl Row {
     }
 }
 
-/// Least, median, most.
-fn spread(rounds: &[f64]) -> (f64, f64, f64) {
-    let mut sorted = rounds.to_vec();
+/// Least, median, most; not numbers if there are none.
+fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
+    let [.., most] = sorted[..] else { return [f64::NAN; 3] };
     let middle = sorted.len() / 2;
     let median =
         if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] };
-    (sorted[0], median, sorted[sorted.len() - 1])
+    [sorted[0], median, most]
 }
 
 /// The ratio of the medians, unless the rounds hide it: the ratios of single rounds, taken one after the other, must be
-/// closer to each other than the ratio is to one, or all be nearly the same. One round shows nothing.
-fn ratio(rounds: &[f64], reference: &[f64]) -> Option<f64> {
-    let ratios: Vec<f64> = rounds.iter().zip(reference).map(|(own, reference)| own / reference).collect();
-    if ratios.len() < 2 || ratios.iter().any(|ratio| !ratio.is_finite()) {
+/// closer to each other than the ratio is to one, or all be nearly the same. One round shows nothing, nor does one that
+/// either side lacks.
+fn ratio(rounds: &[Option<f64>], reference: &[Option<f64>]) -> Option<f64> {
+    let both: Vec<(f64, f64)> = rounds.iter().zip(reference).filter_map(|(own, other)| (*own).zip(*other)).collect();
+    let ratios = both.iter().map(|(own, other)| own / other);
+    if both.len() < 2 || ratios.clone().any(|ratio| !ratio.is_finite()) {
         return None;
     }
-    let (least, _, most) = spread(&ratios);
-    let ratio = spread(rounds).1 / spread(reference).1;
+    let [least, _, most] = spread(ratios);
+    let [own, other] = [spread(both.iter().map(|(own, _)| *own)), spread(both.iter().map(|(_, other)| *other))];
+    let ratio = own[1] / other[1];
     let width = (most - least) / ratio;
     (width <= EVEN || width < (ratio - 1.0).abs() / ratio).then_some(ratio)
 }
