@@ -7,9 +7,15 @@ use podwire::steer::{Program, Verdict};
 
 use super::bypass::{count_forwarded_of, forwarded};
 use super::cluster;
-use super::harness::{Cluster, Flow, Options, PodwireNode, Wire, pings, stream_at, tcp_transfer, udp_echo};
+use super::harness::{
+    Cluster, Deliveries, Flow, Options, PodwireNode, Wire, figures, pings, stream_at, tcp_transfer, udp_echo,
+};
 
 const NATIVE: Options = Options { xdp: "native", ..Options::DEFAULT };
+
+/// How often to try again when the machine kept a worker from running, and what the node counts then.
+const ATTEMPTS: usize = 12;
+const ABSENCES: [&str; 5] = ["absences", "pod_steer late", "pod_steer stale", "nic_steer late", "nic_steer stale"];
 
 /// So fast do packets never come.
 const NEVER: u32 = 10_000_000;
@@ -48,6 +54,21 @@ fn few_packets_go_past_a_worker_that_sleeps_and_past_the_stack() {
     }
 }
 
+/// What became of streams both ways between two podwire nodes, and the percentage of it that went by the first one's
+/// worker, while the machine let the workers of both run; if not, packets go past these and overtake what waits.
+fn while_workers_run(cluster: &Cluster, rate: u64, flows: &[Flow<'_>]) -> (Deliveries, u64) {
+    let attempt = |_| {
+        let (before, was_claimed) = (cluster.podwire_nodes().map(figures), claimed(&cluster.a));
+        let deliveries = stream_at(rate, flows, &[], || thread::sleep(Duration::from_secs(1)));
+        let sent: u64 = deliveries.streams.iter().map(|stream| stream.sent).sum();
+        let share = 100 * (claimed(&cluster.a) - was_claimed) / sent;
+        let mut counted = cluster.podwire_nodes().map(figures).into_iter().zip(&before);
+        let ran = counted.all(|(after, before)| ABSENCES.iter().all(|label| after.get(*label) == before.get(*label)));
+        ran.then_some((deliveries, share))
+    };
+    (0..ATTEMPTS).find_map(attempt).expect("workers that have their cores")
+}
+
 /// At the second of these rates workers fall asleep and are woken over and over. A busy machine puts softirqs off, and with
 /// XDP the end of the driver's poll, which hands over what was claimed: then a few are overtaken.
 #[test]
@@ -56,15 +77,13 @@ fn many_wake_it_and_nothing_is_lost() {
         let Some(cluster) = cluster(Wire::default(), options) else { return };
         let (a, b) = (&cluster.a.pods[0], &cluster.b.pods[0]);
         let flows = [Flow::v4(a, b), Flow::v6(b, a)];
-        let shares = [4_000, 15_000, 60_000].map(|rate| {
-            let before = claimed(&cluster.a);
-            let outcome = stream_at(rate, &flows, &[], || thread::sleep(Duration::from_secs(2)));
-            for stream in &outcome.streams {
+        let shares = [4_000, 15_000, 40_000].map(|rate| {
+            let (deliveries, share) = while_workers_run(&cluster, rate, &flows);
+            for stream in &deliveries.streams {
                 assert_eq!((stream.lost, stream.duplicated), (0, 0), "at {rate}: {stream:?}");
                 assert!(stream.reordered <= tolerated, "{options:?} at {rate}: {stream:?}");
             }
-            let sent: u64 = outcome.streams.iter().map(|stream| stream.sent).sum();
-            100 * (claimed(&cluster.a) - before) / sent
+            share
         });
         assert!(shares[0] <= 50 && shares[2] >= 80, "{shares:?} % are the workers'");
     }
