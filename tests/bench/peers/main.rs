@@ -107,6 +107,9 @@ struct Common {
     /// Only this system; can be repeated. The first one is what the others are measured by
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(SYSTEMS.map(|system| system.name)))]
     only: Vec<String>,
+    /// Measure each podwire system also with this in its section `dataplane`; can be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = systems::setting)]
+    set: Vec<String>,
 }
 
 impl Common {
@@ -117,7 +120,10 @@ impl Common {
     /// The systems that are wanted, in the order that is wanted.
     fn systems(&self) -> Vec<System> {
         let named = |name: &String| SYSTEMS.into_iter().find(|system| system.name == name);
-        if self.only.is_empty() { SYSTEMS.to_vec() } else { self.only.iter().filter_map(named).collect() }
+        let systems =
+            if self.only.is_empty() { SYSTEMS.to_vec() } else { self.only.iter().filter_map(named).collect() };
+        let with = |system: &System| self.set.iter().filter_map(|setting| system.with(setting)).collect::<Vec<_>>();
+        systems.iter().flat_map(|system| [vec![*system], with(system)].concat()).collect()
     }
 
     /// Those of them that are overlays.
@@ -265,6 +271,8 @@ fn alternate<K: Copy, S: Copy, R>(
 
 /// What the laboratory cannot do it tells of by a panic; the other measurements go on.
 fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let outcome = catch_unwind(AssertUnwindSafe(work));
-    outcome.unwrap_or_else(|_| Err(format!("it could not be {what}, see the panic above")))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref().copied());
+        Err(format!("it could not be {what}: {}", said.unwrap_or("see the panic above")))
+    })
 }

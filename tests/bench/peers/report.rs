@@ -141,6 +141,7 @@ impl Report {
 
     /// A table for each scenario, a line for each system.
     fn print(&self) {
+        let width = 2 + self.rows.iter().map(|row| row.system.len()).max().unwrap_or(0).max(14);
         for scenario in unique(self.rows.iter().map(|row| &*row.scenario)) {
             println!("{scenario}");
             let rows: Vec<&Row> = self.rows.iter().filter(|row| row.scenario == scenario).collect();
@@ -148,10 +149,10 @@ impl Report {
                 let of_system = || rows.iter().filter(|row| row.system == system);
                 if n == 0 {
                     let heads: String = of_system().map(|row| row.measure.column(row.measure.name)).collect();
-                    println!("  {:<16}{heads}", "");
+                    println!("  {:<width$}{heads}", "");
                 }
                 let cells: String = of_system().map(|row| row.cell()).collect();
-                println!("  {system:<16}{cells}");
+                println!("  {system:<width$}{cells}");
             }
             println!();
         }

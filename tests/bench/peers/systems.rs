@@ -60,6 +60,15 @@ pub const SYSTEMS: [System; 11] = [
     System { name: "xdp-redirect", nodes: [Kind::Relay(Relay::Redirect); 2] },
 ];
 
+/// Takes a line of a configuration file, without its blanks.
+pub fn setting(line: &str) -> Result<String, String> {
+    let line: String = line.chars().filter(|it| !it.is_whitespace()).collect();
+    match line.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok(line),
+        _ => Err("a key of the section `dataplane` and its value, as in frames=2048".to_owned()),
+    }
+}
+
 /// What was built of a [`System`]. Dropped in this order: daemons first, the namespaces last.
 pub struct Rig {
     pub nodes: [Node; 2],
@@ -67,6 +76,19 @@ pub struct Rig {
 }
 
 impl System {
+    /// The same with a line in the section `dataplane` of its podwire nodes, if it has any.
+    pub fn with(&self, setting: &str) -> Option<Self> {
+        let set = |kind| match kind {
+            // Options are constants everywhere else.
+            Kind::Podwire(options) => {
+                Kind::Podwire(Options { sections: [options.sections, setting, "\n"].concat().leak(), ..options })
+            }
+            other => other,
+        };
+        let is_podwire = self.nodes.iter().any(|kind| matches!(kind, Kind::Podwire(_)));
+        is_podwire.then(|| Self { name: format!("{} {setting}", self.name).leak(), nodes: self.nodes.map(set) })
+    }
+
     /// Whether it is no overlay, but the most that one could reach.
     pub fn is_ceiling(&self) -> bool {
         matches!(self.nodes, [Kind::Relay(_), _])
@@ -128,7 +150,7 @@ impl Kind {
             Self::Relay(_) => Err("it has no routes".to_owned()),
             Self::Podwire(options) => {
                 // Options are constants everywhere else.
-                let sections = routes::peers(routes - 1).leak();
+                let sections = [options.sections, &routes::peers(routes - 1)].concat().leak();
                 Ok(Self::Podwire(Options { sections, ..options }))
             }
         }
