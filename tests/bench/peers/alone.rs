@@ -57,7 +57,7 @@ impl System {
             routes::lead_by(&host.netns, &other.underlay.to_string());
         }
         let mut node = Node::start(kind, &prefix, host, &peer)?;
-        if let Node::Kernel(node) = &node {
+        if let Node::Kernel(node) | Node::Steered(node) = &node {
             routes::add(node, routes - 1, prefix.dir());
         }
         for n in 1..=pods {

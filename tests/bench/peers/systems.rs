@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use podwire::config::derive_vtep_mac;
 
+use super::machine::cores;
 use super::relay::{Relay, RelayNode};
 use super::routes;
 use crate::harness::{
@@ -21,6 +22,9 @@ pub enum Kind {
     Kernel(Shape),
     /// As Flannel's, with an XDP program on the uplink that lets everything pass: what XDP costs before it is of use.
     Xdp,
+    /// As Flannel's, with receive packet steering: what a device hands over goes on on the cores that the load of `rate` and
+    /// the drivers do not use, as podwire's worker does.
+    Steered,
     /// Open vSwitch in userspace.
     Ovs,
     Podwire(Options),
@@ -45,10 +49,11 @@ pub struct System {
 }
 
 /// All that can be compared; the first one is what the others are measured by.
-pub const SYSTEMS: [System; 11] = [
+pub const SYSTEMS: [System; 12] = [
     System { name: "flannel", nodes: [FLANNEL, FLANNEL] },
     System { name: "calico", nodes: [CALICO, CALICO] },
     System { name: "flannel-xdp", nodes: [Kind::Xdp, Kind::Xdp] },
+    System { name: "flannel-rps", nodes: [Kind::Steered, Kind::Steered] },
     System { name: "ovs-dpdk", nodes: [Kind::Ovs, Kind::Ovs] },
     System { name: "podwire", nodes: [ADAPTIVE, ADAPTIVE] },
     System { name: "podwire-busy", nodes: [BUSY, ADAPTIVE] },
@@ -138,14 +143,14 @@ impl Kind {
     pub fn tunnel(self) -> (u32, u16) {
         match self {
             Self::Kernel(shape) => shape.tunnel(),
-            Self::Xdp | Self::Ovs | Self::Podwire(_) | Self::Relay(_) => Shape::Flannel.tunnel(),
+            Self::Xdp | Self::Steered | Self::Ovs | Self::Podwire(_) | Self::Relay(_) => Shape::Flannel.tunnel(),
         }
     }
 
     /// The same with routes to so many nodes, as far as they are part of what it is.
     pub fn with_routes(self, routes: u32) -> Result<Self, String> {
         match self {
-            Self::Kernel(_) | Self::Xdp => Ok(self),
+            Self::Kernel(_) | Self::Xdp | Self::Steered => Ok(self),
             Self::Ovs => Err("its tunnels to so many nodes are not set up here".to_owned()),
             Self::Relay(_) => Err("it has no routes".to_owned()),
             Self::Podwire(options) => {
@@ -159,7 +164,7 @@ impl Kind {
     /// What the others must know of the node that this host is going to be.
     pub fn peer_at(self, host: &Host) -> Peer {
         match self {
-            Self::Kernel(_) | Self::Xdp => KernelNode::peer_at(host),
+            Self::Kernel(_) | Self::Xdp | Self::Steered => KernelNode::peer_at(host),
             Self::Ovs | Self::Relay(_) => host.peer(None),
             Self::Podwire(_) => host.peer(Some(derive_vtep_mac(host.underlay).to_string())),
         }
@@ -186,9 +191,19 @@ pub fn attach_program(host: &Host, device: &str, program: &str, dir: &Path) -> R
     Ok(())
 }
 
+/// Has packets that come by a device go on on all cores but the first.
+fn steer(host: &Host, device: &str) -> Result<(), String> {
+    let others = (1_u64 << cores().min(32)) - 2;
+    let line = format!("mount -t sysfs none /sys && echo {others:x} > /sys/class/net/{device}/queues/rx-0/rps_cpus");
+    let output = host.netns.command("unshare").args(["--mount", "sh", "-c", &line]).output();
+    let output = output.map_err(|e| format!("unshare: {e}"))?;
+    if output.status.success() { Ok(()) } else { Err(format!("{line}: {}", String::from_utf8_lossy(&output.stderr))) }
+}
+
 /// One of the two.
 pub enum Node {
     Kernel(KernelNode),
+    Steered(KernelNode),
     Ovs(OvsNode),
     Podwire(Box<PodwireNode>),
     Relay(RelayNode),
@@ -208,6 +223,12 @@ impl Node {
                 attach_program(&node.host, &node.host.uplink, EMPTY, prefix.dir())?;
                 Self::Kernel(node)
             }
+            Kind::Steered => {
+                let node = KernelNode::shaped(host, Shape::Flannel);
+                node.connect(peer);
+                steer(&node.host, &node.host.uplink)?;
+                Self::Steered(node)
+            }
             Kind::Ovs => Self::Ovs(OvsNode::start(prefix, host, peer)?),
             Kind::Relay(relay) => Self::Relay(RelayNode::new(host, relay)),
             Kind::Podwire(options) => {
@@ -218,7 +239,7 @@ impl Node {
 
     pub fn host(&self) -> &Host {
         match self {
-            Self::Kernel(node) => &node.host,
+            Self::Kernel(node) | Self::Steered(node) => &node.host,
             Self::Ovs(node) => &node.host,
             Self::Podwire(node) => &node.host,
             Self::Relay(node) => &node.host,
@@ -227,7 +248,7 @@ impl Node {
 
     pub fn pods(&self) -> &[Pod] {
         match self {
-            Self::Kernel(node) => &node.pods,
+            Self::Kernel(node) | Self::Steered(node) => &node.pods,
             Self::Ovs(node) => &node.pods,
             Self::Podwire(node) => &node.pods,
             Self::Relay(node) => &node.pods,
@@ -237,6 +258,10 @@ impl Node {
     pub fn add_pod(&mut self, prefix: &Prefix, name: &str) -> Result<(), String> {
         match self {
             Self::Kernel(node) => node.add_pod(prefix, name),
+            Self::Steered(node) => {
+                node.add_pod(prefix, name);
+                steer(&node.host, &format!("veth-{name}"))?;
+            }
             Self::Ovs(node) => node.add_pod(prefix, name)?,
             Self::Podwire(node) => node.add_pod(prefix, name),
             Self::Relay(node) => node.add_pod(prefix, name)?,
@@ -247,7 +272,7 @@ impl Node {
     /// What carries packets, if the kernel does not.
     pub fn process(&self) -> Option<&Child> {
         match self {
-            Self::Kernel(_) | Self::Relay(_) => None,
+            Self::Kernel(_) | Self::Steered(_) | Self::Relay(_) => None,
             Self::Ovs(node) => Some(node.process()),
             Self::Podwire(node) => Some(node.daemon()),
         }
@@ -256,7 +281,7 @@ impl Node {
     /// How long the threads that carry packets have run on a CPU; zero where the kernel does.
     pub fn worker_time(&self) -> Duration {
         match self {
-            Self::Kernel(_) | Self::Relay(_) => Duration::ZERO,
+            Self::Kernel(_) | Self::Steered(_) | Self::Relay(_) => Duration::ZERO,
             Self::Ovs(node) => node.worker_time(),
             Self::Podwire(node) => node.worker_time(),
         }
