@@ -1,61 +1,15 @@
-//! What a packet costs between the rings: encapsulation and decapsulation of 64-byte packets over memory ports, in
-//! bursts of several sizes; cutting a super-packet of 64 KiB and merging its segments again; and what moving a packet
-//! through the memory ports alone costs, which is in those figures.
+//! What super-packets cost between the rings, over memory ports: cutting one of 64 KiB, and merging its segments again;
+//! and a pass that finds nothing. Single packets are in `stages`.
 
 #[path = "../tests/pipeline/world.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
 mod world;
 
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use podwire::pipeline::BURST;
-use podwire::pipeline::decap::Arrival;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-use world::{MemoryWorker, Underlay, encapsulated, from_pod, sent, tcp_v4, this, udp_v4, with_request, worker};
-
-/// A UDP packet that makes a frame of 64 bytes, check sequence included.
-fn small() -> Vec<u8> {
-    udp_v4(&[7; 18], 64)
-}
-
-/// Packets of one measurement; a multiple of every burst size.
-const ROUND: usize = 128;
-
-const BURSTS: [usize; 4] = [1, 32, 64, BURST];
-
-fn encap(c: &mut Criterion) {
-    let mut group = c.benchmark_group("encap 64 B");
-    for burst in BURSTS {
-        let mut sender = worker(1, Underlay::V4);
-        sender.wire.sent = None;
-        for _ in 0..burst {
-            from_pod(&mut sender, &small());
-        }
-        group.throughput(Throughput::Elements(burst as u64));
-        group.bench_function(BenchmarkId::from_parameter(burst), |b| {
-            b.iter(|| {
-                sender.pods.rewind();
-                sender.poll_once()
-            });
-        });
-    }
-}
-
-fn decap(c: &mut Criterion) {
-    let frame = encapsulated(&small(), Underlay::V4);
-    let mut group = c.benchmark_group("decap 64 B");
-    for burst in BURSTS {
-        let mut receiver = worker(2, Underlay::V4);
-        receiver.pods.delivered = None;
-        receiver.wire.most = burst;
-        group.throughput(Throughput::Elements(ROUND as u64));
-        group.bench_function(BenchmarkId::from_parameter(burst), |b| {
-            b.iter_custom(|rounds| (0..rounds).map(|_| decap_round(&mut receiver, &frame)).sum());
-        });
-    }
-}
+use world::{MemoryWorker, Underlay, sent, tcp_v4, with_request, worker};
 
 /// A super-packet of 44 segments, and those segments on the wire.
 fn bulk(c: &mut Criterion) {
@@ -90,25 +44,11 @@ fn pass(receiver: &mut MemoryWorker, frames: &[Vec<u8>]) -> Duration {
     start.elapsed()
 }
 
-/// The time that [`ROUND`] frames take, but for putting them on the wire.
-fn decap_round(receiver: &mut MemoryWorker, frame: &[u8]) -> Duration {
-    for _ in 0..ROUND {
-        assert!(receiver.wire.offer(frame, &mut receiver.pool));
-    }
-    let start = Instant::now();
-    while receiver.poll_once() > 0 {}
-    start.elapsed()
+/// What a worker does while there is no traffic.
+fn idle(c: &mut Criterion) {
+    let mut worker = worker(1, Underlay::V4);
+    c.bench_function("a pass that finds nothing", |b| b.iter(|| worker.poll_once()));
 }
 
-fn stages(c: &mut Criterion) {
-    let frame = encapsulated(&small(), Underlay::V4);
-    let node = this(2, Underlay::V4);
-    let mut group = c.benchmark_group("stage");
-    group.throughput(Throughput::Elements(1));
-    group.bench_function("parse a frame from the wire", |b| b.iter(|| Arrival::parse(black_box(&frame), &node)));
-    let mut idle = worker(1, Underlay::V4);
-    group.bench_function("a pass that finds nothing", |b| b.iter(|| idle.poll_once()));
-}
-
-criterion_group!(benches, encap, decap, bulk, stages);
+criterion_group!(benches, bulk, idle);
 criterion_main!(benches);

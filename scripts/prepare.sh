@@ -31,6 +31,10 @@ peers=(openvswitch-switch-dpdk dpdk-dev)
 # shellcheck disable=SC2034
 dpdk=(libdpdk-dev)
 
+# What counts a stage's instructions.
+# shellcheck disable=SC2034
+counting=(valgrind)
+
 say() {
     printf '\n== %s\n' "$*"
 }

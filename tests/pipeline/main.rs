@@ -7,4 +7,5 @@ mod drops;
 mod hostile;
 mod journey;
 mod received;
+mod stages;
 mod world;
