@@ -18,6 +18,7 @@ mod fault;
 mod health;
 mod inbox;
 mod pace;
+mod place;
 mod schedule;
 mod sleep;
 mod times;
@@ -45,6 +46,7 @@ pub use health::{Ailment, Health, Memory, Probation, Toll};
 pub use inbox::{Inbox, Message};
 use pace::Pace;
 pub use pace::WakeRate;
+pub use place::near;
 use sleep::until_woken;
 pub use times::{Passes, Times, TimesPage, Timesheet, bounds_ns};
 

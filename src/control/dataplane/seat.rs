@@ -19,7 +19,7 @@ use crate::port::{Hub, Uplink};
 use crate::shared::Heartbeat;
 use crate::steer::{Steer, XdpMode};
 use crate::trace::Tap;
-use crate::worker::{Board, Fault, Inbox, Message, Polling, Surroundings, WakeRate, Worker, now_ns};
+use crate::worker::{Board, Fault, Inbox, Message, Polling, Surroundings, WakeRate, Worker, near, now_ns};
 
 /// How long a worker may take to stop before it is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -61,10 +61,25 @@ pub struct Common<'a> {
     pub highest_pod: &'a Arc<AtomicU16>,
 }
 
+impl Common<'_> {
+    /// The CPU of a worker.
+    fn core(&self, worker: WorkerId) -> usize {
+        self.settings.cores.get(usize::from(worker.0)).copied().unwrap_or_default()
+    }
+}
+
 impl Seat {
     /// Opens a worker's ports and starts its thread. On an error nothing of it is left but, when there is no
     /// thread to be had, the mapping of its packet memory.
+    ///
+    /// All that is done near the worker's core, so that its memory and the kernel's rings are on its NUMA node.
     pub fn start(common: Common<'_>, fib: Reader<Fib>, worker: WorkerId) -> Result<Self, DataplaneError> {
+        let core = core_affinity::CoreId { id: common.core(worker) };
+        near(core, move || Self::set_up(common, fib, worker))
+            .map_err(|source| DataplaneError::Worker { worker: worker.0, source })?
+    }
+
+    fn set_up(common: Common<'_>, fib: Reader<Fib>, worker: WorkerId) -> Result<Self, DataplaneError> {
         let (region, mut pool) = Region::map(common.settings.frames)?;
         let ports = Ports::open(common, region, &mut pool, worker);
         match ports.and_then(|ports| Self::occupy(common, fib, worker, region, &mut pool, ports)) {
@@ -85,7 +100,7 @@ impl Seat {
         ports: Ports,
     ) -> Result<Self, DataplaneError> {
         let Common { settings, steer, .. } = common;
-        let core = settings.cores.get(usize::from(worker.0)).copied().unwrap_or_default();
+        let core = common.core(worker);
         let Ports { uplink, hub, inbox, queues, pods } = ports;
         let (heartbeat, pulse) = match (steer.heartbeat(worker), steer.heartbeat(worker)) {
             (Ok(heartbeat), Ok(pulse)) => (heartbeat, pulse),
