@@ -10,7 +10,7 @@ use crate::control::api::{
     DataplaneReport, DataplaneState, Kubernetes, KubernetesState, Masquerade, Nat, NatCheck, Path, Reply, Request,
     Second, SlowPod, Status, Uplink, Way,
 };
-use crate::control::view::{Ailment, DataplaneStatus, ProbationStatus};
+use crate::control::view::{Ailment, BusyPollStatus, DataplaneStatus, ProbationStatus};
 
 /// `podwire status`: once, or every `watch` seconds until interrupted.
 pub(super) fn run(args: &Args, watch: Option<u64>) -> Result<(), CliError> {
@@ -217,12 +217,20 @@ pub(super) fn probation(probation: &ProbationStatus) -> String {
 }
 
 fn queues(figures: &DataplaneStatus) -> Table {
-    let mut table = Table::new(["QUEUE", "WORKER", "MEMORY"]);
+    let mut table = Table::new(["QUEUE", "WORKER", "MEMORY", "BUSY-POLL"]);
     for queue in &figures.queues {
         let memory = if queue.zero_copy { "zero-copy" } else { "copy" };
-        table.row([queue.queue.to_string(), queue.worker.to_string(), memory.to_owned()]);
+        table.row([queue.queue.to_string(), queue.worker.to_string(), memory.to_owned(), busy_poll(&queue.busy_poll)]);
     }
     table
+}
+
+/// Whether a worker runs its queue's NAPI.
+fn busy_poll(status: &BusyPollStatus) -> String {
+    match (status.refusal, status.napi_id) {
+        (Some(refusal), _) => format!("no: {}", refusal.text()),
+        (None, id) => format!("NAPI {}, {} frames by {} runs", id.unwrap_or_default(), status.frames, status.runs),
+    }
 }
 
 fn peer_paths(status: &Status) -> Table {

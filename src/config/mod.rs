@@ -140,6 +140,8 @@ pub struct Dataplane {
     pub xdp: Xdp,
     /// Default auto.
     pub zero_copy: ZeroCopy,
+    /// Default auto.
+    pub busy_poll: BusyPoll,
     /// Packet memory of each worker, in chunks of a frame. Default 8192.
     pub frames: u32,
     /// Slots of each worker's packet ring at the hub, each for a frame of the pods' MTU. Default 4096.
@@ -249,6 +251,14 @@ pub enum ZeroCopy {
     Off,
     /// Where the driver can.
     Auto,
+}
+
+/// Whether workers run the driver's receive path themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusyPoll {
+    /// Where the driver lets them, and the device holds interrupts back for them.
+    Auto,
+    Off,
 }
 
 /// Who carries TCP connections that move much.
@@ -417,6 +427,7 @@ macro_rules! words {
 words!(Mode { Busy => "busy", Adaptive => "adaptive", Kernel => "kernel" });
 words!(Xdp { Native => "native", Generic => "generic", Auto => "auto", Off => "off" });
 words!(Bulk { Workers => "workers", Kernel => "kernel", Auto => "auto" });
+words!(BusyPoll { Auto => "auto", Off => "off" });
 words!(ZeroCopy { Require => "require", Off => "off", Auto => "auto" });
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use super::check;
 use super::range::{self, AddressRange};
 use super::reader::{At, Document, Section};
 use super::{
-    Bulk, Cluster, Config, ConfigError, Dataplane, Ipam, Kubernetes, Metrics, Mode, Node, Peer, Probe, Vxlan, Xdp,
-    ZeroCopy, derive_vtep_mac,
+    Bulk, BusyPoll, Cluster, Config, ConfigError, Dataplane, Ipam, Kubernetes, Metrics, Mode, Node, Peer, Probe, Vxlan,
+    Xdp, ZeroCopy, derive_vtep_mac,
 };
 use crate::wire::{Mac, TunnelEnd, Vni};
 
@@ -239,6 +239,7 @@ fn dataplane(doc: &Document<'_>, mut section: Section<'_, '_>, online: &[usize])
         cores: cores.map_or_else(Vec::new, |cores| values(cores.value)),
         xdp: xdp.as_ref().map_or(Xdp::Auto, |xdp| xdp.value),
         zero_copy: section.or("zero_copy", ZeroCopy::Auto, |_| Ok(())),
+        busy_poll: section.or("busy_poll", BusyPoll::Auto, |_| Ok(())),
         frames: section.or("frames", 8192, |frames: &u32| within(512, 1 << 20)(u64::from(*frames))),
         hub_slots: section.or("hub_slots", 4096, |slots: &u32| within(8, 16384)(u64::from(*slots))),
         pod_trains: section.or("pod_trains", true, |_| Ok(())),

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{AddressRange, Bulk, Mode, Problem, Xdp, ZeroCopy};
+use super::{AddressRange, Bulk, BusyPoll, Mode, Problem, Xdp, ZeroCopy};
 use crate::wire::Mac;
 
 /// How much of a faulty value an error shows, in characters.
@@ -272,6 +272,7 @@ from_string! {
     AddressRange, |reason| reason;
     Mode, |reason| reason;
     Xdp, |reason| reason;
+    BusyPoll, |reason| reason;
     ZeroCopy, |reason| reason;
     Bulk, |reason| reason;
 }

@@ -155,6 +155,7 @@ fn settings(config: &Config, vtep: &Vtep, hub: HubEnds) -> Settings {
         cores: dataplane.cores.clone(),
         xdp: dataplane.xdp,
         zero_copy: dataplane.zero_copy,
+        busy_poll: dataplane.busy_poll,
         bulk: dataplane.bulk,
         frames: dataplane.frames,
         hub_slots: dataplane.hub_slots,

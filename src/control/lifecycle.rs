@@ -454,6 +454,7 @@ mod tests {
             cores: vec![1],
             xdp: Xdp::Auto,
             zero_copy: ZeroCopy::Auto,
+            busy_poll: crate::config::BusyPoll::Auto,
             bulk: Bulk::Auto,
             frames: 1024,
             hub_slots: 64,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Bulk, Mode, Xdp, ZeroCopy};
+use crate::config::{Bulk, BusyPoll, Mode, Xdp, ZeroCopy};
 use crate::fib::LocalPod;
 use crate::ids::{HubEnds, IfIndex};
 use crate::steer::{NatCheck, PodPath, Tunnel};
@@ -44,6 +44,7 @@ pub struct Settings {
     pub cores: Vec<usize>,
     pub xdp: Xdp,
     pub zero_copy: ZeroCopy,
+    pub busy_poll: BusyPoll,
     pub bulk: Bulk,
     /// Chunks of packet memory of each worker.
     pub frames: u32,
@@ -140,7 +141,59 @@ pub struct QueueStatus {
     pub worker: u16,
     /// Read back from the kernel after bind, not what was asked for.
     pub zero_copy: bool,
+    pub busy_poll: BusyPollStatus,
     pub traffic: TrafficStatus,
+}
+
+/// Whether a worker runs the NAPI of a queue itself (`src/xsk/napi.rs`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusyPollStatus {
+    /// Why it does not; none while it does.
+    pub refusal: Option<BusyPollRefusal>,
+    /// The id of the NAPI, if the kernel tells one.
+    pub napi_id: Option<u32>,
+    /// How often the worker has run it, by a system call each,
+    pub runs: u64,
+    /// and the frames that it found after that.
+    pub frames: u64,
+}
+
+/// Why a worker does not run a queue's NAPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BusyPollRefusal {
+    /// `dataplane.busy_poll` is `off`.
+    Off,
+    /// The kernel receives: no frames come by the queue's socket.
+    NoXdp,
+    /// The device is half of a veth pair, which the sender's core polls, and without interrupts.
+    Veth,
+    /// sysfs does not show this device.
+    Unseen,
+    /// `napi_defer_hard_irqs` or `gro_flush_timeout` of the device was 0 when the data plane started.
+    NotDeferred,
+    /// The kernel has no busy-polling, or does not allow it; the log says which.
+    Refused,
+    /// Nothing has come yet by which the kernel would know.
+    Unknown,
+    /// The kernel knows no NAPI of the queue.
+    NoNapi,
+}
+
+impl BusyPollRefusal {
+    /// For people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::NoXdp => "the kernel receives",
+            Self::Veth => "veth has no interrupts",
+            Self::Unseen => "sysfs does not show the uplink",
+            Self::NotDeferred => "napi_defer_hard_irqs or gro_flush_timeout was 0: tuning/README.md",
+            Self::Refused => "the kernel refuses",
+            Self::Unknown => "nothing came yet",
+            Self::NoNapi => "the kernel knows no NAPI of the queue",
+        }
+    }
 }
 
 /// What a port has carried since the data plane started, seen from the worker.

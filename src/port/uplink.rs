@@ -70,6 +70,13 @@ impl Uplink {
         tally.set(Count::UplinkLost, lost);
     }
 
+    /// Finds out which queues have a NAPI for the worker to run, and tells how it does. Not for every pass.
+    pub fn look_at_napi(&mut self) {
+        for queue in &mut self.queues {
+            queue.socket.look_at_napi();
+        }
+    }
+
     /// Closes the sockets and returns every frame that the kernel held.
     pub fn close(self) -> Pool {
         let mut pool = Pool::default();

@@ -293,6 +293,7 @@ impl Worker<Uplink, Hub> {
 
     fn keep_house(&mut self) {
         self.wire.count_lost(&mut self.tally);
+        self.wire.look_at_napi();
         self.pods.count_lost(&mut self.tally);
         self.pods.settle(&mut self.tally);
     }

@@ -129,6 +129,12 @@ impl Driver {
     pub fn copies_for_xdp(&self) -> bool {
         self.name == "veth"
     }
+
+    /// Whether its NAPIs run on the cores of who sends, at once, so that nobody else needs to (`__veth_xdp_flush`
+    /// there).
+    pub fn has_no_interrupts(&self) -> bool {
+        self.name == "veth"
+    }
 }
 
 /// Whether a device hashes the ports of UDP packets, so that one pair of hosts uses all queues; an error where the

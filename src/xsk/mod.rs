@@ -23,6 +23,7 @@
 mod ethtool;
 mod ledger;
 mod mapping;
+mod napi;
 mod queues;
 mod ring;
 mod socket;
@@ -31,5 +32,6 @@ pub(crate) mod sys;
 pub use ethtool::{Driver, Rings, complete_checksums, hashes_udp_ports};
 pub use ledger::Ledger;
 pub use mapping::Mapping;
+pub use napi::{Deferral, NapiPage};
 pub use queues::Queues;
 pub use socket::{Binding, Error, Options, Socket};

@@ -1,5 +1,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use libc::{
 
 use super::ledger::Ledger;
 use super::mapping::Mapping;
+use super::napi::{Napi, NapiPage};
 use super::ring::{Consumer, Layout, Producer};
 use super::sys;
 use crate::frame::{CHUNK_SIZE, Frame, Pool, Region};
@@ -62,6 +64,7 @@ pub struct Socket {
     completion: Consumer<u64>,
     receive: Consumer<xdp_desc>,
     send: Producer<xdp_desc>,
+    napi: Napi,
     ledger: Ledger,
     /// How many chunks to keep on the fill side.
     fill_target: u32,
@@ -137,6 +140,7 @@ impl Socket {
             completion: Consumer::new(&completion_map, completion, double).ok_or_else(misfit)?,
             receive: Consumer::new(&receive_map, receive, size).ok_or_else(misfit)?,
             send: Producer::new(&send_map, send, size).ok_or_else(misfit)?,
+            napi: Napi::default(),
             ledger: Ledger::new(region),
             fill_target: double,
             zero_copy: false,
@@ -226,6 +230,22 @@ impl Socket {
         statistics.map_or(0, |s| s.rx_dropped + s.rx_ring_full)
     }
 
+    /// From now on the reader of the ring runs the queue's NAPI, where the kernel knows it. An error when the kernel has
+    /// no busy-polling, or does not allow it.
+    pub fn run_napi(&mut self) -> io::Result<()> {
+        self.napi.ask(self.fd.as_fd())
+    }
+
+    /// What others may know of the runs of the queue's NAPI.
+    pub fn napi(&self) -> Arc<NapiPage> {
+        Arc::clone(self.napi.page())
+    }
+
+    /// Brings that up to date; a system call while there is none to run. Not for every pass.
+    pub fn look_at_napi(&mut self) {
+        self.napi.look(self.fd.as_fd());
+    }
+
     /// Whether frames wait in the receive ring, or the kernel has not yet taken all that is to be sent.
     pub fn has_work(&self) -> bool {
         self.receive.is_ready() || (self.send.has_unread() && !self.dead)
@@ -250,19 +270,24 @@ impl Socket {
         }
     }
 
-    /// Moves received frames to the end of `burst`, at most as many as it has capacity left.
+    /// Moves received frames to the end of `burst`, at most as many as it has capacity left. If there are none it runs
+    /// the queue's NAPI, where it has one to run, and looks again.
     pub fn receive(&mut self, burst: &mut Vec<Frame>) {
-        let before = burst.len();
-        while burst.len() < burst.capacity() {
-            let Some(desc) = self.receive.pop() else { break };
-            match self.ledger.take_received(desc.addr, desc.len) {
-                Some(frame) => burst.push(frame),
-                None => self.bogus += 1,
+        let Self { receive, ledger, bogus, napi, fd, .. } = self;
+        let take = |burst: &mut Vec<Frame>| {
+            let before = burst.len();
+            while burst.len() < burst.capacity() {
+                let Some(desc) = receive.pop() else { break };
+                match ledger.take_received(desc.addr, desc.len) {
+                    Some(frame) => burst.push(frame),
+                    None => *bogus += 1,
+                }
             }
-        }
-        if burst.len() != before {
-            self.receive.release();
-        }
+            if burst.len() != before {
+                receive.release();
+            }
+        };
+        napi.receive(burst, take, || sys::kick_receive(fd.as_fd()));
     }
 
     /// Puts a frame on the send ring; it comes back when the ring is full. [`Socket::flush`] starts it.

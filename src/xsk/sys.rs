@@ -83,7 +83,7 @@ pub fn kick_send(fd: BorrowedFd<'_>) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Asks the kernel to go on receiving after its fill ring was empty.
+/// Asks the kernel to go on receiving after its fill ring was empty, or to run the NAPI that the socket names.
 pub fn kick_receive(fd: BorrowedFd<'_>) {
     // SAFETY: an empty buffer: no pointer is followed. The result does not matter: the ring tells.
     unsafe { libc::recvfrom(fd.as_raw_fd(), ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut()) };

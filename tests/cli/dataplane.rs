@@ -159,3 +159,23 @@ fn workers_are_given_faults_only_by_a_daemon_that_was_started_to_be_tested() {
     assert_eq!(absences, 0);
     node.stop("TERM");
 }
+
+#[test]
+fn status_says_of_a_queue_why_its_worker_does_not_poll_it() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    for (keys, refusal, text) in [
+        ("xdp = \"native\"\n", "veth", "no: veth has no interrupts"),
+        ("xdp = \"native\"\nbusy_poll = \"off\"\n", "off", "no: off"),
+        ("xdp = \"off\"\n", "no_xdp", "no: the kernel receives"),
+    ] {
+        node.configure(&adaptive(keys));
+        let told = |node: &Node| node.json(&["status"])["dataplane"]["figures"]["queues"][0]["busy_poll"].clone();
+        node.wait_for(refusal, |node| told(node)["refusal"] == refusal);
+        assert_eq!((&told(&node)["runs"], &told(&node)["napi_id"]), (&0.into(), &serde_json::Value::Null));
+        let page = crate::stdout(&node.ask(&["status"]));
+        assert!(page.contains("BUSY-POLL") && page.contains(text), "{page}");
+    }
+}

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use super::memory::{fill_target, ring_size};
 use super::seat::Common;
 use super::{DataplaneError, largest_inner};
-use crate::config::ZeroCopy;
+use crate::config::{BusyPoll, ZeroCopy};
+use crate::control::view::{BusyPollRefusal, Settings};
 use crate::counters::Traffic;
 use crate::frame::{Pool, Region};
 use crate::ids::{PodId, QueueId, WorkerId};
@@ -12,7 +13,7 @@ use crate::port::{Hub, Outlet, PodOutlet, Share, Uplink};
 use crate::steer::XdpMode;
 use crate::wire::OuterTemplate;
 use crate::worker::Inbox;
-use crate::xsk::{Binding, Options, Socket};
+use crate::xsk::{Binding, Deferral, Driver, NapiPage, Options, Socket};
 
 /// What a worker is given to carry packets between, and what wakes it besides.
 #[derive(Debug)]
@@ -31,6 +32,9 @@ pub struct OpenQueue {
     pub id: QueueId,
     /// As read back from the kernel.
     pub zero_copy: bool,
+    /// Why the worker is not to run its NAPI.
+    pub refusal: Option<BusyPollRefusal>,
+    pub napi: Arc<NapiPage>,
     pub traffic: Arc<Traffic>,
 }
 
@@ -51,16 +55,48 @@ impl Ports {
                 return Err(error);
             }
         };
+        let refusal = refusal(common);
         let (queues, sockets) = sockets
             .into_iter()
-            .map(|(id, socket)| {
+            .map(|(id, mut socket)| {
                 let traffic = Arc::new(Traffic::default());
-                let queue = OpenQueue { id, zero_copy: socket.zero_copy(), traffic: Arc::clone(&traffic) };
+                let queue = OpenQueue {
+                    id,
+                    zero_copy: socket.zero_copy(),
+                    refusal: refusal.or_else(|| run_napi(id, &mut socket)),
+                    napi: socket.napi(),
+                    traffic: Arc::clone(&traffic),
+                };
                 (queue, (socket, traffic))
             })
             .unzip();
         Ok(Self { uplink: Uplink::new(sockets, outlet), hub, inbox, queues, pods })
     }
+}
+
+/// Why workers are not to run the NAPIs of the uplink's queues, as far as it shows before they do.
+fn refusal(Common { settings, xdp, .. }: Common<'_>) -> Option<BusyPollRefusal> {
+    let Settings { uplink, uplink_name, .. } = settings;
+    if settings.busy_poll == BusyPoll::Off {
+        return Some(BusyPollRefusal::Off);
+    }
+    if xdp.is_none() {
+        return Some(BusyPollRefusal::NoXdp);
+    }
+    if Driver::of(uplink_name).is_ok_and(|driver| driver.has_no_interrupts()) {
+        return Some(BusyPollRefusal::Veth);
+    }
+    match Deferral::of(uplink_name, *uplink) {
+        None => Some(BusyPollRefusal::Unseen),
+        Some(deferral) => (!deferral.holds_back()).then_some(BusyPollRefusal::NotDeferred),
+    }
+}
+
+/// Has the reader of a queue run its NAPI, or says that it may not.
+fn run_napi(queue: QueueId, socket: &mut Socket) -> Option<BusyPollRefusal> {
+    let error = socket.run_napi().err()?;
+    tracing::warn!(queue = queue.0, %error, "the kernel does not let the worker poll the queue (SO_PREFER_BUSY_POLL)");
+    Some(BusyPollRefusal::Refused)
 }
 
 fn open_hub(common: Common<'_>, worker: WorkerId, pods: Arc<[Traffic]>) -> Result<Hub, DataplaneError> {

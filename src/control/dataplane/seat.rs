@@ -8,7 +8,8 @@ use super::memory::release;
 use super::ports::{OpenQueue, Ports};
 use crate::config::Mode;
 use crate::control::view::{
-    Counters, FrameLedger, ProbationStatus, QueueStatus, Settings, TrafficStatus, WorkerStatus,
+    BusyPollRefusal, BusyPollStatus, Counters, FrameLedger, ProbationStatus, QueueStatus, Settings, TrafficStatus,
+    WorkerStatus,
 };
 use crate::counters::{Count, DropReason, Traffic};
 use crate::fib::{Fib, Reader};
@@ -143,6 +144,7 @@ impl Seat {
             queue: queue.id.0,
             worker: self.worker.0,
             zero_copy: queue.zero_copy,
+            busy_poll: busy_poll(queue),
             traffic: read(&queue.traffic),
         })
     }
@@ -259,6 +261,17 @@ impl Drop for Seat {
             self.join();
         }
     }
+}
+
+fn busy_poll(queue: &OpenQueue) -> BusyPollStatus {
+    let napi_id = Some(queue.napi.id.load(Ordering::Relaxed)).filter(|&id| id != 0);
+    let unnamed = match queue.traffic.rx_packets.load(Ordering::Relaxed) {
+        _ if napi_id.is_some() => None,
+        0 => Some(BusyPollRefusal::Unknown),
+        _ => Some(BusyPollRefusal::NoNapi),
+    };
+    let [runs, frames] = [&queue.napi.runs, &queue.napi.frames].map(|count| count.load(Ordering::Relaxed));
+    BusyPollStatus { refusal: queue.refusal.or(unnamed), napi_id, runs, frames }
 }
 
 fn read(traffic: &Traffic) -> TrafficStatus {
