@@ -12,6 +12,10 @@ sleep 2
 interrupts
 # The uplink tells of a packet at once instead of waiting for more.
 coalesce rx-usecs 0
+# Interrupts stay off while workers poll the uplink (dataplane.busy_poll); 200 µs after the last look a timer takes over,
+# and after two looks in vain interrupts. In vain for workers that sleep. Before podwire starts.
+device napi_defer_hard_irqs 2
+device gro_flush_timeout 200000
 # One pair of nodes uses all queues: only the UDP source port differs from flow to flow.
 hash udp4 sdfn
 hash udp6 sdfn

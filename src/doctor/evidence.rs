@@ -7,7 +7,7 @@ use crate::config::{Config, Mode};
 use crate::control::api::{Pod, Range, Status};
 use crate::control::netlink::Link;
 use crate::steer::{AttachedProgram, XdpDevice};
-use crate::xsk::{Driver, Queues, Rings};
+use crate::xsk::{Deferral, Driver, Queues, Rings};
 
 use super::finding::Profile;
 
@@ -163,6 +163,8 @@ pub struct Uplink {
     pub xdp: Seen<XdpDevice>,
     pub numa_node: Option<usize>,
     pub interrupts: Vec<Interrupt>,
+    /// None where sysfs does not show the device.
+    pub deferral: Option<Deferral>,
 }
 
 /// An interrupt of the uplink.

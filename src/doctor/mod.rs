@@ -68,6 +68,7 @@ const CHECKS: &[Check] = &[
     ("uplink-hash", uplink::hash),
     ("uplink-rings", uplink::rings),
     ("uplink-interrupts", uplink::interrupts),
+    ("uplink-busy-poll", uplink::busy_poll),
     ("numa", cpus::numa),
     ("worker-cores", cpus::worker_cores),
     ("isolated-cores", cpus::isolated),

@@ -18,7 +18,7 @@ use crate::control::view::{DataplaneStatus, FrameLedger, TimesStatus, WorkerStat
 use crate::ids::IfIndex;
 use crate::steer::{XdpDevice, XdpDriver};
 use crate::wire::Mac;
-use crate::xsk::{Driver, Queues, Rings};
+use crate::xsk::{Deferral, Driver, Queues, Rings};
 
 const CONFIG: &str = r#"
 [node]
@@ -114,6 +114,7 @@ pub fn healthy() -> Evidence {
             xdp: Ok(XdpDevice { driver: Some(XdpDriver { native: true, zero_copy: true }), ..XdpDevice::default() }),
             numa_node: Some(0),
             interrupts: vec![Interrupt { number: 24, cpus: vec![1] }],
+            deferral: Some(Deferral { hard_irqs: 0, timeout_ns: 0 }),
         })),
         network: Network {
             links: Ok(vec![eth0, tunnel]),

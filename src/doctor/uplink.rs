@@ -2,7 +2,8 @@
 
 use super::evidence::{Evidence, Interrupt, Uplink};
 use super::finding::Opinion;
-use crate::config::{Dataplane, Xdp, ZeroCopy};
+use crate::config::{BusyPoll, Dataplane, Mode, Xdp, ZeroCopy};
+use crate::control::view::{BusyPollRefusal, QueueStatus};
 use crate::xsk::Driver;
 
 /// The uplink, where workers use it.
@@ -191,14 +192,59 @@ pub(super) fn interrupts(evidence: &Evidence) -> Vec<Opinion> {
     }]
 }
 
+pub(super) fn busy_poll(evidence: &Evidence) -> Vec<Opinion> {
+    let Some(uplink) = of_workers(evidence) else { return vec![Opinion::ok("no worker is configured")] };
+    let name = &uplink.link.name;
+    let wanted = evidence.config.valid().map(|config| &config.dataplane);
+    let figures = evidence.daemon.status().and_then(|status| status.dataplane.figures.as_ref());
+    if wanted.is_some_and(|wanted| wanted.busy_poll == BusyPoll::Off) {
+        return vec![Opinion::ok("busy-polling is off, as configured")];
+    }
+    if wanted.is_some_and(|wanted| wanted.xdp == Xdp::Off) || figures.is_some_and(|figures| figures.xdp == "off") {
+        return vec![Opinion::ok(format!("the kernel receives on {name}: there is nothing to busy-poll"))];
+    }
+    if uplink.driver.as_ref().is_ok_and(Driver::has_no_interrupts) {
+        return vec![Opinion::ok(format!("{name} has no interrupts that busy-polling could save"))];
+    }
+    let Some(deferral) = uplink.deferral else {
+        return vec![Opinion::unseen("how the uplink holds interrupts back", "sysfs is not of its network namespace")];
+    };
+    if deferral.holds_back() {
+        let seen = format!("{name} holds interrupts back while it is polled");
+        let is_missed = |queue: &QueueStatus| queue.busy_poll.refusal == Some(BusyPollRefusal::NotDeferred);
+        return vec![match figures {
+            Some(figures) if figures.queues.iter().any(is_missed) => {
+                Opinion::note(seen, "it did not yet when the workers were started: they do not poll it")
+                    .advice("start the daemon again")
+            }
+            _ => Opinion::ok(seen),
+        }];
+    }
+    let seen = format!(
+        "{name} does not hold interrupts back: napi_defer_hard_irqs is {}, gro_flush_timeout {}",
+        deferral.hard_irqs, deferral.timeout_ns
+    );
+    vec![if wanted.is_some_and(|wanted| wanted.mode == Mode::Busy) {
+        Opinion::note(seen, "workers that spin leave it to interrupts, on whatever CPU, to fill their rings").command(
+            format!(
+                "echo 2 >/sys/class/net/{name}/napi_defer_hard_irqs; \
+                 echo 200000 >/sys/class/net/{name}/gro_flush_timeout; systemctl restart podwire"
+            ),
+        )
+    } else {
+        Opinion::ok(seen)
+    }]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::view::{BusyPollStatus, TrafficStatus};
     use crate::doctor::evidence::Daemon;
     use crate::doctor::finding::Severity;
     use crate::doctor::sample::{assert_says, config, uplink};
     use crate::steer::{AttachedProgram, XdpDevice, XdpDriver};
-    use crate::xsk::{Queues, Rings};
+    use crate::xsk::{Deferral, Queues, Rings};
 
     #[test]
     fn an_uplink_that_is_missing_down_or_no_ethernet_device_is_named() {
@@ -272,5 +318,42 @@ mod tests {
         assert_says(rings, |e| uplink(e).rings = Ok(small), Severity::Note, "64 of 4096");
         let away = |e: &mut Evidence| uplink(e).interrupts[0].cpus = vec![0, 1];
         assert_says(interrupts, away, Severity::Note, "interrupt 24");
+    }
+
+    #[test]
+    fn workers_that_spin_are_to_have_interrupts_held_back() {
+        let spins = |e: &mut Evidence| config(e).dataplane.mode = Mode::Busy;
+        assert_says(busy_poll, |_| {}, Severity::Ok, "does not hold interrupts back");
+        assert_says(busy_poll, spins, Severity::Note, "echo 200000 >/sys/class/net/eth0/gro_flush_timeout");
+        let off = |e: &mut Evidence| {
+            spins(e);
+            config(e).dataplane.busy_poll = BusyPoll::Off;
+        };
+        assert_says(busy_poll, off, Severity::Ok, "as configured");
+        let without = |e: &mut Evidence| {
+            spins(e);
+            config(e).dataplane.xdp = Xdp::Off;
+        };
+        assert_says(busy_poll, without, Severity::Ok, "nothing to busy-poll");
+        let veth = |e: &mut Evidence| {
+            spins(e);
+            uplink(e).driver = Ok(Driver { name: "veth".into(), bus: String::new() });
+        };
+        assert_says(busy_poll, veth, Severity::Ok, "no interrupts");
+        assert_says(busy_poll, |e| uplink(e).deferral = None, Severity::Note, "sysfs");
+        let tuned = |e: &mut Evidence| {
+            spins(e);
+            uplink(e).deferral = Some(Deferral { hard_irqs: 2, timeout_ns: 200_000 });
+        };
+        assert_says(busy_poll, tuned, Severity::Ok, "while it is polled");
+        let later = |e: &mut Evidence| {
+            tuned(e);
+            let Daemon::Well { status, .. } = &mut e.daemon else { panic!() };
+            let busy_poll = BusyPollStatus { refusal: Some(BusyPollRefusal::NotDeferred), ..BusyPollStatus::default() };
+            let traffic = TrafficStatus::default();
+            let queue = QueueStatus { queue: 0, worker: 0, zero_copy: true, busy_poll, traffic };
+            status.dataplane.figures.as_mut().unwrap().queues.push(queue);
+        };
+        assert_says(busy_poll, later, Severity::Note, "start the daemon again");
     }
 }

@@ -18,6 +18,7 @@ struct Machine(tempfile::TempDir);
 const GOVERNOR: &str = "sys/devices/system/cpu/cpu1/cpufreq/scaling_governor";
 const BACKLOG: &str = "proc/sys/net/core/netdev_max_backlog";
 const IDLE: &str = "sys/devices/system/cpu/cpu1/cpuidle";
+const DEFERRAL: [&str; 2] = ["sys/class/net/nic0/napi_defer_hard_irqs", "sys/class/net/nic0/gro_flush_timeout"];
 const INTERRUPT: &str = "proc/irq/24/smp_affinity_list";
 
 impl Machine {
@@ -28,6 +29,8 @@ impl Machine {
             (BACKLOG, "1000"),
             ("proc/sys/vm/nr_hugepages", "0"),
             (INTERRUPT, "0-7"),
+            (DEFERRAL[0], "0"),
+            (DEFERRAL[1], "0"),
             ("sys/class/net/nic0/device/msi_irqs/24", "msix"),
         ] {
             machine.write(file, value);
@@ -68,7 +71,7 @@ impl Machine {
     fn settings(&self) -> Vec<String> {
         let idle = (0..3).map(|state| format!("{IDLE}/state{state}/disable"));
         let others = [GOVERNOR, BACKLOG, INTERRUPT, "proc/sys/vm/nr_hugepages"].map(str::to_owned);
-        others.into_iter().chain(idle).map(|file| self.read(&file)).collect()
+        others.into_iter().chain(idle).chain(DEFERRAL.map(str::to_owned)).map(|file| self.read(&file)).collect()
     }
 }
 
@@ -90,9 +93,9 @@ fn a_profile_is_shown_without_a_change() {
 #[test]
 fn what_is_applied_is_undone_and_twice_is_once() {
     for (profile, after) in [
-        ("throughput", ["performance", "10000", "1", "64", "0", "0", "1"]),
-        ("small", ["performance", "4000", "1", "0", "0", "0", "1"]),
-        ("low-latency", ["performance", "1000", "1", "64", "0", "0", "1"]),
+        ("throughput", ["performance", "10000", "1", "64", "0", "0", "1", "0", "0"]),
+        ("small", ["performance", "4000", "1", "0", "0", "0", "1", "0", "0"]),
+        ("low-latency", ["performance", "1000", "1", "64", "0", "0", "1", "2", "200000"]),
     ] {
         let machine = Machine::new();
         let before = machine.settings();

@@ -5,7 +5,7 @@ use super::super::evidence::{Interrupt, Seen, Uplink};
 use super::{cpu_list, number, seen};
 use crate::control::netlink::Netlink;
 use crate::steer::XdpDevice;
-use crate::xsk::{Driver, Queues, Rings, hashes_udp_ports};
+use crate::xsk::{Deferral, Driver, Queues, Rings, hashes_udp_ports};
 
 /// A device of the calling thread's network namespace. `ipv6` is the family of the outer packets.
 pub fn look(name: &str, ipv6: bool) -> Seen<Uplink> {
@@ -22,6 +22,7 @@ pub fn look(name: &str, ipv6: bool) -> Seen<Uplink> {
         xdp: seen(XdpDevice::of(link.index)),
         numa_node: device.as_ref().and_then(|device| number(device.join("numa_node"))),
         interrupts: device.map(|device| interrupts(&device, Path::new("/proc/irq"))).unwrap_or_default(),
+        deferral: Deferral::of(name, link.index),
         driver,
         link,
     })
