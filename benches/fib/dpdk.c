@@ -4,19 +4,35 @@
  *
  *   dpdk FILE rte_lpm|rte_fib
  *
- * FILE: family (4 or 6), how many prefixes, how many addresses, as 32-bit words; for each prefix its address (16
- * bytes, IPv4 in the first four), length and value (32-bit words); for each address 16 bytes. Addresses are in network
- * byte order, all else in the machine's. Says how many nanoseconds it took to build the table, how many bytes it takes,
- * and the sum of the values that all addresses find; then, for each number on standard input, how many nanoseconds so many passes over all addresses took.
+ * FILE: family (4 or 6), how many prefixes, how many addresses, how many changes, as 32-bit words; for each prefix its
+ * address (16 bytes, IPv4 in the first four), length and value (32-bit words); for each address 16 bytes; for each
+ * change a prefix's place and its new value, 0 if it is withdrawn (32-bit words). Addresses are in network byte order,
+ * all else in the machine's. Says how many nanoseconds it took to build the table, how many bytes it takes, and the sum
+ * of the values that all addresses find; then answers each line of standard input by a number:
+ *
+ *   burst N    how many nanoseconds N passes over all addresses took, in bursts
+ *   single N   the same, one by one
+ *   change N   how many nanoseconds the next N changes took, beginning anew after the last one
+ *   keep N     the same for what it takes that a thread of its own makes N changes a second, or none any more if N is 0
+ *
+ * No number follows changes for which there was no room.
+ *
+ * What is withdrawn may be used again at once, while look-ups still go there: to wait for them (RCU) is left to the
+ * application, and is left out here.
  */
+#define _GNU_SOURCE
 #include <endian.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <rte_common.h>
 #include <rte_eal.h>
@@ -36,18 +52,33 @@ struct prefix {
     uint32_t value;
 };
 
+struct change {
+    uint32_t place;
+    uint32_t value;
+};
+
 struct head {
     uint32_t family;
     uint32_t prefixes;
     uint32_t addresses;
+    uint32_t changes;
 };
 
 static struct head head;
 static struct prefix *prefixes;
 static uint8_t (*addresses)[16];
 static uint32_t *addresses_v4;
+static struct change *changes;
+static uint64_t next_change;
+/* There was no room for a route that was withdrawn before. */
+static atomic_int is_full;
 
+static int with_fib;
 static void *table;
+
+/* Where the machine lets this process run. */
+static cpu_set_t cpus;
+static atomic_uint changes_a_second;
 
 static void fail(const char *what)
 {
@@ -72,18 +103,22 @@ static void read_all(const char *path)
     prefixes = calloc(head.prefixes, sizeof(*prefixes));
     addresses = calloc(head.addresses, sizeof(*addresses));
     addresses_v4 = calloc(head.addresses, sizeof(*addresses_v4));
+    changes = calloc(head.changes, sizeof(*changes));
     if (fread(prefixes, sizeof(*prefixes), head.prefixes, file) != head.prefixes ||
-        fread(addresses, sizeof(*addresses), head.addresses, file) != head.addresses)
+        fread(addresses, sizeof(*addresses), head.addresses, file) != head.addresses ||
+        fread(changes, sizeof(*changes), head.changes, file) != head.changes)
         fail("the table is cut off");
     for (uint32_t i = 0; i < head.addresses; i++)
         addresses_v4[i] = v4(addresses[i]);
     fclose(file);
 }
 
-/* How many groups of 256 entries below 24 bits the table may need: one for each eight bits of a long prefix. */
+/* How many groups of 256 entries below 24 bits the table may need: one for each eight bits of a long prefix. To spare
+ * are more of IPv6's: about one of them is lost to rte_fib6 (DPDK 22.11) with each change.
+ */
 static uint32_t groups(void)
 {
-    uint32_t groups = 256;
+    uint32_t groups = head.family == 6 ? 8192 : 256;
 
     for (uint32_t i = 0; i < head.prefixes; i++)
         if (prefixes[i].length > 24)
@@ -91,16 +126,37 @@ static uint32_t groups(void)
     return RTE_MIN(groups, 1u << 21);
 }
 
-static int add(int with_fib, const struct prefix *p)
+static int add(const struct prefix *p, uint32_t value)
 {
     if (head.family == 4)
-        return with_fib ? rte_fib_add(table, v4(p->address), p->length, p->value)
-                        : rte_lpm_add(table, v4(p->address), p->length, p->value);
-    return with_fib ? rte_fib6_add(table, p->address, p->length, p->value)
-                    : rte_lpm6_add(table, p->address, p->length, p->value);
+        return with_fib ? rte_fib_add(table, v4(p->address), p->length, value)
+                        : rte_lpm_add(table, v4(p->address), p->length, value);
+    return with_fib ? rte_fib6_add(table, p->address, p->length, value)
+                    : rte_lpm6_add(table, p->address, p->length, value);
 }
 
-static void create(int with_fib)
+static int withdraw(const struct prefix *p)
+{
+    if (head.family == 4)
+        return with_fib ? rte_fib_delete(table, v4(p->address), p->length)
+                        : rte_lpm_delete(table, v4(p->address), p->length);
+    return with_fib ? rte_fib6_delete(table, p->address, p->length) : rte_lpm6_delete(table, p->address, p->length);
+}
+
+/* Makes the next changes, while there is room. What is withdrawn already cannot be withdrawn again. */
+static void make(uint64_t count)
+{
+    for (; count && !is_full; count--) {
+        const struct change *c = &changes[next_change++ % head.changes];
+
+        if (!c->value)
+            withdraw(&prefixes[c->place]);
+        else if (add(&prefixes[c->place], c->value))
+            is_full = 1;
+    }
+}
+
+static void create(void)
 {
     uint32_t room = head.prefixes + 16;
     struct rte_lpm_config lpm = { .max_rules = room, .number_tbl8s = groups() };
@@ -119,12 +175,15 @@ static void create(int with_fib)
     if (!table)
         fail("no memory for the table");
     for (uint32_t i = 0; i < head.prefixes; i++)
-        if (add(with_fib, &prefixes[i]))
+        if (add(&prefixes[i], prefixes[i].value))
             fail("no room for a prefix");
 }
 
-/* One pass over all addresses, in bursts; the sum of what they find. */
-static uint64_t pass(int with_fib)
+/* What look-ups find in it is needed, for all that the compiler knows. */
+#define use(array) asm volatile("" : : "r"(array) : "memory")
+
+/* One pass over all addresses, in bursts; the sum of what they find if it is wanted. */
+static uint64_t pass(int wants_sum)
 {
     uint64_t sum = 0;
 
@@ -134,15 +193,20 @@ static uint64_t pass(int with_fib)
         uint32_t narrow[BURST];
         int32_t found[BURST];
 
-        if (head.family == 4 && with_fib)
+        if (head.family == 4 && with_fib) {
             rte_fib_lookup_bulk(table, addresses_v4 + at, wide, n);
-        else if (head.family == 4)
+            use(wide);
+        } else if (head.family == 4) {
             rte_lpm_lookup_bulk(table, addresses_v4 + at, narrow, n);
-        else if (with_fib)
+            use(narrow);
+        } else if (with_fib) {
             rte_fib6_lookup_bulk(table, addresses + at, wide, n);
-        else
+            use(wide);
+        } else {
             rte_lpm6_lookup_bulk_func(table, addresses + at, found, n);
-        for (uint32_t i = 0; i < n; i++)
+            use(found);
+        }
+        for (uint32_t i = 0; wants_sum && i < n; i++)
             if (with_fib)
                 sum += wide[i];
             else if (head.family == 6)
@@ -151,6 +215,28 @@ static uint64_t pass(int with_fib)
                 sum += narrow[i] & 0x00ffffff;
     }
     return sum;
+}
+
+/* One pass over all addresses, one by one. A `rte_fib` has bursts only: of one address. */
+static void pass_single(void)
+{
+    uint64_t wide;
+    uint32_t narrow = NONE;
+
+    for (uint32_t at = 0; at < head.addresses; at++)
+        if (head.family == 4 && with_fib) {
+            rte_fib_lookup_bulk(table, addresses_v4 + at, &wide, 1);
+            use(&wide);
+        } else if (head.family == 4) {
+            rte_lpm_lookup(table, addresses_v4[at], &narrow);
+            use(&narrow);
+        } else if (with_fib) {
+            rte_fib6_lookup_bulk(table, addresses + at, &wide, 1);
+            use(&wide);
+        } else {
+            rte_lpm6_lookup(table, addresses[at], &narrow);
+            use(&narrow);
+        }
 }
 
 /* DPDK's memory is meant to be of hugepages. There may be none that are reserved, but transparent ones. */
@@ -169,15 +255,62 @@ static uint64_t now_ns(void)
     return now.tv_sec * 1000000000ull + now.tv_nsec;
 }
 
+/* Changes routes until that is not wanted any more. DPDK has bound the thread that starts this to one core. */
+static void *keep_changing(void *unused)
+{
+    uint64_t start = now_ns(), made = 0, due;
+    uint32_t rate;
+
+    (void)unused;
+    pthread_setaffinity_np(pthread_self(), sizeof(cpus), &cpus);
+    while ((rate = atomic_load(&changes_a_second))) {
+        due = (now_ns() - start) * rate / 1000000000;
+        if (due == made)
+            usleep(100);
+        make(due - made);
+        made = due;
+    }
+    return NULL;
+}
+
+static void keep(uint32_t rate)
+{
+    static pthread_t thread;
+
+    if (atomic_exchange(&changes_a_second, 0))
+        pthread_join(thread, NULL);
+    atomic_store(&changes_a_second, rate);
+    if (rate && pthread_create(&thread, NULL, keep_changing, NULL))
+        fail("no thread for changes");
+}
+
+/* Does what a line asks for, and says how many nanoseconds that took. */
+static uint64_t answer(const char *what, uint64_t count)
+{
+    uint64_t start = now_ns();
+
+    if (!strcmp(what, "keep"))
+        keep(count);
+    else if (!strcmp(what, "change"))
+        make(count);
+    else if (!strcmp(what, "single"))
+        for (uint64_t i = 0; i < count; i++)
+            pass_single();
+    else
+        for (uint64_t i = 0; i < count; i++)
+            pass(0);
+    return now_ns() - start;
+}
+
 int main(int argc, char **argv)
 {
     char *eal[] = { argv[0], "--no-pci", "--no-huge", "--no-shconf", "--no-telemetry", "-m", "4096", "-l", "0",
                     "--log-level", "error" };
     struct rte_malloc_socket_stats before, after;
-    volatile uint64_t sink = 0;
-    uint64_t passes, start;
-    int with_fib;
+    uint64_t count, start, ns;
+    char what[8];
 
+    sched_getaffinity(0, sizeof(cpus), &cpus);
     if (argc != 3 || rte_eal_init(RTE_DIM(eal), eal) < 0)
         fail("DPDK does not start");
     rte_memseg_list_walk(want_hugepages, NULL);
@@ -185,16 +318,17 @@ int main(int argc, char **argv)
     read_all(argv[1]);
     rte_malloc_get_socket_stats(0, &before);
     start = now_ns();
-    create(with_fib);
+    create();
     printf("%" PRIu64, now_ns() - start);
     rte_malloc_get_socket_stats(0, &after);
-    printf(" %zu %" PRIu64 "\n", after.heap_allocsz_bytes - before.heap_allocsz_bytes, pass(with_fib));
+    printf(" %zu %" PRIu64 "\n", after.heap_allocsz_bytes - before.heap_allocsz_bytes, pass(1));
     fflush(stdout);
-    while (scanf("%" SCNu64, &passes) == 1) {
-        start = now_ns();
-        for (uint64_t i = 0; i < passes; i++)
-            sink += pass(with_fib);
-        printf("%" PRIu64 "\n", now_ns() - start);
+    while (scanf("%7s %" SCNu64, what, &count) == 2) {
+        ns = answer(what, count);
+        if (is_full && (!strcmp(what, "change") || !strcmp(what, "keep")))
+            printf("full\n");
+        else
+            printf("%" PRIu64 "\n", ns);
         fflush(stdout);
     }
     return 0;

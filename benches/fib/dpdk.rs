@@ -1,34 +1,38 @@
 //! DPDK's tables, asked in a process of their own: `dpdk.c`, which `scripts/bench lpm` compiles.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What is to be looked up, and where: addresses in network byte order, IPv4 in the first four bytes.
-pub struct Contest {
-    pub is_ipv6: bool,
-    pub prefixes: Vec<([u8; 16], u8)>,
-    pub trace: Vec<[u8; 16]>,
-}
+use crate::tables::{Contest, Family};
 
-impl Contest {
-    /// As `dpdk.c` reads it; values are the prefixes' places, from 1.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let words = [if self.is_ipv6 { 6 } else { 4 }, self.prefixes.len(), self.trace.len()];
-        let mut bytes: Vec<u8> = words.into_iter().flat_map(word).collect();
-        for (value, (address, len)) in (1..).zip(&self.prefixes) {
-            bytes.extend(address);
-            bytes.extend([word(usize::from(*len)), word(value)].concat());
-        }
-        bytes.extend(self.trace.iter().flatten());
-        bytes
+/// Writes a file as `dpdk.c` reads it.
+pub fn write<F: Family>(contest: &Contest<F>, file: &Path) {
+    let Contest { prefixes, trace, changes, .. } = contest;
+    let family = if F::WIDTH > 32 { 6 } else { 4 };
+    let mut bytes = words([family, prefixes.len(), trace.len(), changes.len()]);
+    for (bits, len, value) in contest.routes() {
+        bytes.extend(bits.octets());
+        bytes.extend(words([usize::from(len), usize::try_from(value).unwrap()]));
     }
+    bytes.extend(trace.iter().flat_map(|key| key.octets()));
+    bytes.extend(changes.iter().flat_map(|change| words([change.place, usize::try_from(change.value).unwrap()])));
+    fs::write(file, bytes).unwrap();
 }
 
-fn word(number: usize) -> [u8; 4] {
-    u32::try_from(number).unwrap().to_ne_bytes()
+fn words<const N: usize>(numbers: [usize; N]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| u32::try_from(*number).unwrap().to_ne_bytes()).collect()
+}
+
+/// How addresses are looked up.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// One by one.
+    Single,
+    Burst,
 }
 
 /// A table in that process.
@@ -59,10 +63,28 @@ impl Dpdk {
     }
 
     /// How long so many passes over the trace take.
-    pub fn passes(&mut self, passes: u64) -> Duration {
-        writeln!(self.questions, "{passes}").unwrap();
-        let [ns] = self.answer().expect("it answers until it is killed");
-        Duration::from_nanos(ns)
+    pub fn passes(&mut self, way: Way, passes: u64) -> Duration {
+        let way = match way {
+            Way::Single => "single",
+            Way::Burst => "burst",
+        };
+        self.ask(&format!("{way} {passes}")).expect("it answers until it is killed")
+    }
+
+    /// How long so many changes take; none if there is no room for them.
+    pub fn change(&mut self, count: usize) -> Option<Duration> {
+        self.ask(&format!("change {count}"))
+    }
+
+    /// Has a thread change so many routes a second from now on; none if there was no room for such changes.
+    pub fn keep_changing(&mut self, a_second: u32) -> Option<Duration> {
+        self.ask(&format!("keep {a_second}"))
+    }
+
+    fn ask(&mut self, question: &str) -> Option<Duration> {
+        writeln!(self.questions, "{question}").unwrap();
+        let [ns] = self.answer()?;
+        Some(Duration::from_nanos(ns))
     }
 
     fn answer<T: FromStr, const N: usize>(&mut self) -> Option<[T; N]> {

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput};
 
-use crate::dpdk::Contest;
+use podwire::fib::NONE;
+
+use crate::tables::{Contest, Family};
 
 /// The least that a test run takes (net/bpf/test_run.c).
 const FRAME: [u8; 14] = [0; 14];
@@ -20,13 +22,14 @@ pub struct Kernel {
     /// Of the values that the whole trace finds.
     pub sum: u64,
     object: Object,
+    table: &'static str,
     program: &'static str,
 }
 
 impl Kernel {
     /// Builds the table; an error where that cannot be: it needs root and clang.
-    pub fn build(contest: &Contest) -> Result<Self, String> {
-        let (table, program) = if contest.is_ipv6 { ("prefixes6", "find_all6") } else { ("prefixes4", "find_all4") };
+    pub fn build<F: Family>(contest: &Contest<F>) -> Result<Self, String> {
+        let (table, program) = if F::WIDTH > 32 { ("prefixes6", "find_all6") } else { ("prefixes4", "find_all4") };
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         let object = compile(dir.path())?;
         let mut open = ObjectBuilder::default().open_file(&object).map_err(|e| format!("{e:#}"))?;
@@ -35,17 +38,15 @@ impl Kernel {
             map.set_max_entries(prefixes).map_err(|e| format!("{e:#}"))?;
         }
         let object = open.load().map_err(|e| format!("kernel.bpf.c: {e:#}"))?;
-        let mut kernel = Self { build: Duration::ZERO, bytes: 0, sum: 0, object, program };
+        let mut kernel = Self { build: Duration::ZERO, bytes: 0, sum: 0, object, table, program };
         let prefixes = kernel.map(table);
         let start = Instant::now();
-        let width = if contest.is_ipv6 { 16 } else { 4 };
-        for (value, (address, length)) in (1_u32..).zip(&contest.prefixes) {
-            let key = [&u32::from(*length).to_ne_bytes()[..], &address[..width]].concat();
-            prefixes.update(&key, &value.to_ne_bytes(), MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
+        for (bits, len, value) in contest.routes() {
+            prefixes.update(&key(bits, len), &value.to_ne_bytes(), MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
         }
         kernel.build = start.elapsed();
         kernel.bytes = bytes(&prefixes);
-        let trace = contest.trace.concat();
+        let trace: Vec<_> = contest.trace.iter().flat_map(|key| key.octets()).collect();
         kernel.map(".data.trace").update(&[0; 4], &trace, MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
         kernel.passes(1);
         let sum = kernel.map(".data.sum").lookup(&[0; 4], MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
@@ -65,10 +66,35 @@ impl Kernel {
         start.elapsed()
     }
 
+    /// What makes the next so many changes, also while look-ups go on.
+    pub fn changer<F: Family>(&self, contest: &Contest<F>) -> impl FnMut(usize) + Send + use<F> {
+        let prefixes = self.map(self.table);
+        let route = |place: usize| key(contest.prefixes[place].0, contest.prefixes[place].1);
+        let changes: Vec<_> = contest.changes.iter().map(|change| (route(change.place), change.value)).collect();
+        let mut next = 0;
+        move |count| {
+            for (key, value) in changes.iter().cycle().skip(next).take(count) {
+                if *value == NONE {
+                    // What is withdrawn already cannot be withdrawn again.
+                    prefixes.delete(key).ok();
+                } else {
+                    prefixes.update(key, &value.to_ne_bytes(), MapFlags::ANY).expect("room for what was withdrawn");
+                }
+            }
+            next = (next + count) % changes.len();
+        }
+    }
+
     fn map(&self, name: &str) -> MapHandle {
         let map = self.object.maps().find(|map| map.name() == name).expect("kernel.bpf.c has it");
         MapHandle::try_from(&map).expect("a descriptor")
     }
+}
+
+/// A key as `kernel.bpf.c` has it.
+fn key<F: Family>(bits: F, len: u8) -> Vec<u8> {
+    let width = usize::from(F::WIDTH / 8);
+    [&u32::from(len).to_ne_bytes()[..], &bits.octets()[..width]].concat()
 }
 
 fn compile(dir: &Path) -> Result<std::path::PathBuf, String> {
