@@ -28,8 +28,8 @@ mod tests {
     /// The NUMA node of a core; none where the kernel knows no nodes.
     fn node_of(core: CoreId) -> Option<String> {
         let entries = fs::read_dir(format!("/sys/devices/system/cpu/cpu{}", core.id)).ok()?.flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter_map(|name| name.strip_prefix("node").map(str::to_owned)).next()
+        let mut names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.find_map(|name| name.strip_prefix("node").map(str::to_owned))
     }
 
     /// The pages of the mapping that begins at `base`, by node: `/proc/self/numa_maps`.

@@ -165,7 +165,7 @@ fn status_says_of_a_queue_why_its_worker_does_not_poll_it() {
     if !is_root() {
         return;
     }
-    let mut node = Node::start();
+    let node = Node::start();
     for (keys, refusal, text) in [
         ("xdp = \"native\"\n", "veth", "no: veth has no interrupts"),
         ("xdp = \"native\"\nbusy_poll = \"off\"\n", "off", "no: off"),
