@@ -11,7 +11,7 @@ use podwire::xsk::{Binding, Error, Options, Socket};
 
 use crate::lab::Lab;
 use crate::packets::*;
-use crate::rig::{POD_A_IFINDEX, config, is_root, now_ns, pod};
+use crate::rig::{MTU, POD_A_IFINDEX, config, is_root, now_ns, pod};
 
 struct Opener {
     lab: Lab,
@@ -71,11 +71,13 @@ fn a_veths_queue_costs_its_reader_no_call_where_the_kernel_tells_no_napi() {
         let uplink = opener.lab.ifindex("uplink");
         opener.lab.within(|| steer.attach_uplink(uplink, choice)).unwrap();
         steer.add_local(POD_A[V4], &pod(1, POD_A_IFINDEX, POD_A_MAC), PodPath::Fast).unwrap();
+        steer.add_remote(REMOTE_RANGE[V4].parse().unwrap(), MTU, None).unwrap();
         let mut socket = opener.open().unwrap();
         socket.run_napi().unwrap();
         steer.register_queue(QueueId(0), WorkerId(0), socket.fd()).unwrap();
-        steer.heartbeat(WorkerId(0)).unwrap().beat(now_ns());
-        opener.lab.socket("wire", 0).send(&encapsulate(V4, &inner(V4, 64)));
+        let (heartbeat, wire) = (steer.heartbeat(WorkerId(0)).unwrap(), opener.lab.socket("wire", 0));
+        heartbeat.beat(now_ns());
+        wire.send(&encapsulate(V4, &inner(V4, 64)));
         let (mut burst, start) = (Vec::with_capacity(4), Instant::now());
         while burst.is_empty() {
             assert!(start.elapsed() < Duration::from_secs(2), "the frame comes");
