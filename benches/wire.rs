@@ -78,7 +78,7 @@ fn inner_header(c: &mut Criterion) {
     let mut group = c.benchmark_group("inner header");
     group.throughput(Throughput::Elements(1));
     group.bench_function("parse IPv4", |b| b.iter(|| Ipv4::parse(black_box(&packet))));
-    group.bench_function("flow hash", |b| b.iter(|| flow_hash_v4(black_box(&ip), black_box(&packet))));
+    group.bench_function("flow hash", |b| b.iter(|| flow_hash_v4(black_box(ip), black_box(&packet))));
     group.bench_function("decrement TTL", |b| {
         b.iter(|| {
             packet[8] = 64;

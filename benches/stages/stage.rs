@@ -206,7 +206,7 @@ struct TakeOff {
 
 fn take_off(burst: usize) -> Box<dyn Stage> {
     let packet = encapsulated(&small(), Underlay::V4);
-    let arrival = Arrival::parse(&packet, &this(2, Underlay::V4)).expect("for node 2");
+    let (arrival, ..) = Arrival::parse(&packet, &this(2, Underlay::V4)).expect("for node 2");
     Box::new(TakeOff { burst, arrival, pod: pod(2), frames: frames(&packet), packet })
 }
 

@@ -143,13 +143,13 @@ impl<'a> Super<'a> {
         let (ip, protocol, pseudo, l4_offset, total_len) = match ethernet.ethertype {
             EtherType::IPV4 => {
                 let ip = Ipv4::parse(bytes).map_err(|_| OffloadError::NotIp)?;
-                let pseudo = pseudo_v4(ip.src, ip.dst, ip.protocol, 0);
-                (IpState::V4 { next_id: ip.id }, ip.protocol, pseudo, Ipv4::LEN, ip.total_len)
+                let pseudo = pseudo_v4(ip.src(), ip.dst(), ip.protocol(), 0);
+                (IpState::V4 { next_id: ip.id() }, ip.protocol(), pseudo, Ipv4::LEN, ip.total_len())
             }
             EtherType::IPV6 => {
                 let ip = Ipv6::parse(bytes).map_err(|_| OffloadError::NotIp)?;
-                let pseudo = pseudo_v6(ip.src, ip.dst, ip.protocol, 0);
-                (IpState::V6, ip.protocol, pseudo, Ipv6::LEN, ip.total_len)
+                let pseudo = pseudo_v6(ip.src(), ip.dst(), ip.protocol(), 0);
+                (IpState::V6, ip.protocol(), pseudo, Ipv6::LEN, ip.total_len())
             }
             _ => return Err(OffloadError::NotIp),
         };

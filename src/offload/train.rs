@@ -182,8 +182,8 @@ mod tests {
     fn pseudo(frame: &[u8], l4: usize) -> crate::wire::Sum {
         let len = u16::try_from(frame.len() - l4).unwrap();
         match (Ipv4::parse(&frame[14..]), Ipv6::parse(&frame[14..])) {
-            (Ok(ip), _) => pseudo_v4(ip.src, ip.dst, Protocol::UDP, len),
-            (_, Ok(ip)) => pseudo_v6(ip.src, ip.dst, Protocol::UDP, len.into()),
+            (Ok(ip), _) => pseudo_v4(ip.src(), ip.dst(), Protocol::UDP, len),
+            (_, Ok(ip)) => pseudo_v6(ip.src(), ip.dst(), Protocol::UDP, len.into()),
             _ => panic!("not IP"),
         }
     }

@@ -35,11 +35,11 @@ impl<'a> Departure<'a> {
         let (destination, ttl, ecn, hash, len) = match ethernet.ethertype {
             EtherType::IPV4 => {
                 let ip = Ipv4::parse(packet).map_err(inner_error)?;
-                (Destination::V4(ip.dst), ip.ttl, ip.ecn(), flow_hash_v4(&ip, packet), ip.total_len)
+                (Destination::V4(ip.dst()), ip.ttl(), ip.ecn(), flow_hash_v4(ip, packet), ip.total_len())
             }
             EtherType::IPV6 => {
                 let ip = Ipv6::parse(packet).map_err(inner_error)?;
-                (Destination::V6(ip.dst), ip.hop_limit, ip.ecn(), flow_hash_v6(&ip, packet), ip.total_len)
+                (Destination::V6(ip.dst()), ip.hop_limit(), ip.ecn(), flow_hash_v6(ip, packet), ip.total_len())
             }
             _ => return Err(DropReason::InnerNotIp),
         };

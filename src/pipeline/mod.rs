@@ -26,7 +26,7 @@ use arrayvec::ArrayVec;
 use crate::counters::{Count, DropReason, Tally};
 use crate::fib::{Fib, NextHop};
 use crate::frame::{Frame, Pool};
-use crate::offload::{Gro, MAX_FRAMES};
+use crate::offload::{Gro, MAX_FRAMES, Segment};
 use crate::port::{PodPort, WirePort};
 use crate::trace::Trace;
 use crate::wire::{Entropy, Mac, TunnelEnd, Vni};
@@ -65,7 +65,10 @@ pub struct Node {
 pub struct Pipeline {
     node: Node,
     received: Vec<Frame>,
-    arrivals: Vec<(Frame, Arrival)>,
+    /// Each with whether it is TCP.
+    arrivals: Vec<(Frame, Arrival, bool)>,
+    /// Of the arrivals that are TCP, in their order. Kept apart, so that the others carry no room for one.
+    segments: Vec<Segment>,
     destinations: Destinations,
     gro: Gro,
     /// The outer IPv4 identification of the next packet.
@@ -78,6 +81,7 @@ impl Pipeline {
             node,
             received: Vec::with_capacity(BURST),
             arrivals: Vec::with_capacity(BURST),
+            segments: Vec::with_capacity(BURST),
             destinations: Destinations::default(),
             gro: Gro::default(),
             next_ip_id: 0,
@@ -105,15 +109,18 @@ impl Pipeline {
         for frame in self.received.drain(..) {
             sink.tally.add(Count::WireRxBytes, frame.len() as u64);
             match Arrival::parse(&frame, &self.node) {
-                Ok(arrival) => {
-                    self.destinations.push(arrival.destination);
-                    self.arrivals.push((frame, arrival));
+                Ok((arrival, destination, segment)) => {
+                    self.destinations.push(destination);
+                    self.arrivals.push((frame, arrival, segment.is_some()));
+                    self.segments.extend(segment);
                 }
                 Err(reason) => sink.discard(frame, reason),
             }
         }
         let hops = self.destinations.resolve(fib);
-        for ((mut frame, arrival), hop) in self.arrivals.drain(..).zip(hops) {
+        let mut segments = self.segments.drain(..);
+        for ((mut frame, arrival, is_tcp), hop) in self.arrivals.drain(..).zip(hops) {
+            let segment = if is_tcp { segments.next() } else { None };
             let Some(NextHop::Local(pod)) = fib.next_hop(*hop) else {
                 sink.discard(frame, DropReason::NoPod);
                 continue;
@@ -122,7 +129,7 @@ impl Pipeline {
             match arrival.deliver(&mut frame, pod) {
                 Ok(()) => {
                     sink.trace.pod_tx(&frame, Ok(pod));
-                    self.gro.push(frame, arrival.segment.as_ref(), pod, |packet| sink.send(packet));
+                    self.gro.push(frame, segment.as_ref(), pod, |packet| sink.send(packet));
                 }
                 Err(reason) => sink.discard(frame, reason),
             }

@@ -47,8 +47,9 @@ struct Outer {
 const UDP_LEN: usize = 8;
 
 impl Encapsulated {
-    /// Reads a frame from the wire.
-    #[inline]
+    /// Reads a frame from the wire. Inlined, so that what a caller does not look at is not read.
+    #[expect(clippy::inline_always, reason = "see `pipeline::decap::Arrival::parse`")]
+    #[inline(always)]
     pub fn parse(frame: &[u8]) -> Result<Self, OuterError> {
         let outer = Outer::parse(frame)?;
         let datagram = frame.get(outer.l4_offset..outer.end).ok_or(OuterError::Truncated)?;
@@ -83,17 +84,18 @@ impl Encapsulated {
 }
 
 impl Outer {
-    #[inline]
+    #[expect(clippy::inline_always, reason = "see `Encapsulated::parse`")]
+    #[inline(always)]
     fn parse(frame: &[u8]) -> Result<Self, OuterError> {
         let (ethernet, packet) = frame.split_first_chunk().ok_or(OuterError::Truncated)?;
         let (outer, protocol) = match Ethernet::from_bytes(ethernet).ethertype {
             EtherType::IPV4 => {
                 let ip = Ipv4::parse(packet).map_err(outer_error)?;
-                (Self::v4(&ip), ip.protocol)
+                (Self::v4(ip), ip.protocol())
             }
             EtherType::IPV6 => {
                 let ip = Ipv6::parse(packet).map_err(outer_error)?;
-                (Self::v6(&ip), ip.protocol)
+                (Self::v6(ip), ip.protocol())
             }
             _ => return Err(OuterError::NotVxlan),
         };
@@ -101,25 +103,25 @@ impl Outer {
     }
 
     #[inline]
-    fn v4(ip: &Ipv4) -> Self {
+    fn v4(ip: Ipv4<'_>) -> Self {
         Self {
-            src: Ipv4Addr::from_bits(ip.src).into(),
-            dst: Ipv4Addr::from_bits(ip.dst).into(),
+            src: Ipv4Addr::from_bits(ip.src()).into(),
+            dst: Ipv4Addr::from_bits(ip.dst()).into(),
             ecn: ip.ecn(),
             l4_offset: Ethernet::LEN + Ipv4::LEN,
-            end: Ethernet::LEN + ip.total_len,
+            end: Ethernet::LEN + ip.total_len(),
             checksum_required: false,
         }
     }
 
     #[inline]
-    fn v6(ip: &Ipv6) -> Self {
+    fn v6(ip: Ipv6<'_>) -> Self {
         Self {
-            src: Ipv6Addr::from_bits(ip.src).into(),
-            dst: Ipv6Addr::from_bits(ip.dst).into(),
+            src: Ipv6Addr::from_bits(ip.src()).into(),
+            dst: Ipv6Addr::from_bits(ip.dst()).into(),
             ecn: ip.ecn(),
             l4_offset: Ethernet::LEN + Ipv6::LEN,
-            end: Ethernet::LEN + ip.total_len,
+            end: Ethernet::LEN + ip.total_len(),
             checksum_required: true,
         }
     }

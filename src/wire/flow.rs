@@ -9,20 +9,20 @@ const KEYS: [u64; 4] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345, 0xa409_382
 /// The flow of a packet that starts with the header `ip`: addresses, protocol, and the ports of
 /// TCP and UDP. Directions hash differently.
 #[inline]
-pub fn flow_hash_v4(ip: &Ipv4, packet: &[u8]) -> u64 {
+pub fn flow_hash_v4(ip: Ipv4<'_>, packet: &[u8]) -> u64 {
     let [k0, k1, k2, k3] = KEYS;
-    let addresses = u64::from(ip.src) << 32 | u64::from(ip.dst);
-    let rest = protocol_and_ports(ip.protocol, packet.get(Ipv4::LEN..));
+    let addresses = u64::from(ip.src()) << 32 | u64::from(ip.dst());
+    let rest = protocol_and_ports(ip.protocol(), packet.get(Ipv4::LEN..));
     mix(mix(addresses ^ k0, rest ^ k1) ^ k2, k3)
 }
 
 /// [`flow_hash_v4`] for IPv6; the flow label takes no part.
 #[inline]
-pub fn flow_hash_v6(ip: &Ipv6, packet: &[u8]) -> u64 {
+pub fn flow_hash_v6(ip: Ipv6<'_>, packet: &[u8]) -> u64 {
     let [k0, k1, k2, k3] = KEYS;
-    let [s0, s1] = halves(ip.src);
-    let [d0, d1] = halves(ip.dst);
-    let rest = protocol_and_ports(ip.protocol, packet.get(Ipv6::LEN..));
+    let [s0, s1] = halves(ip.src());
+    let [d0, d1] = halves(ip.dst());
+    let rest = protocol_and_ports(ip.protocol(), packet.get(Ipv6::LEN..));
     mix(mix(s0 ^ k0, s1 ^ k1) ^ rest ^ k3, mix(d0 ^ k2, d1 ^ k1) ^ k0)
 }
 
@@ -82,8 +82,8 @@ mod tests {
 
     fn hash(packet: &[u8]) -> u64 {
         Ipv4::parse(packet)
-            .map(|ip| flow_hash_v4(&ip, packet))
-            .or_else(|_| Ipv6::parse(packet).map(|ip| flow_hash_v6(&ip, packet)))
+            .map(|ip| flow_hash_v4(ip, packet))
+            .or_else(|_| Ipv6::parse(packet).map(|ip| flow_hash_v6(ip, packet)))
             .unwrap()
     }
 

@@ -1,32 +1,21 @@
 use super::{Ecn, IpError, Protocol, Sum};
 
-/// An IPv4 header without options of a whole packet, checked (RFC 791 section 3.1).
-/// Addresses are numbers in host order.
+/// An IPv4 header without options of a whole packet, checked (RFC 791 section 3.1), and read where it lies: a copy of
+/// its fields cost more than all else that is done with them. Addresses are numbers in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv4 {
-    pub src: u32,
-    pub dst: u32,
-    pub tos: u8,
-    pub ttl: u8,
-    pub protocol: Protocol,
-    pub id: u16,
-    /// Don't fragment.
-    pub df: bool,
-    /// Header and payload in bytes: at least [`Ipv4::LEN`], at most the bytes parsed.
-    pub total_len: usize,
-}
+pub struct Ipv4<'a>(&'a [u8; Ipv4::LEN]);
 
-impl Ipv4 {
+impl<'a> Ipv4<'a> {
     /// The header's length in bytes.
     pub const LEN: usize = 20;
     const DF: u16 = 0x4000;
     const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;
 
-    /// Reads the header at the head of `packet`, which may have padding behind it.
+    /// Checks the header at the head of `packet`, which may have padding behind it.
     #[inline]
-    pub fn parse(packet: &[u8]) -> Result<Self, IpError> {
-        let header: &[u8; Self::LEN] = packet.first_chunk().ok_or(IpError::Truncated)?;
-        let [version_ihl, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = *header;
+    pub fn parse(packet: &'a [u8]) -> Result<Self, IpError> {
+        let ip = Self(packet.first_chunk().ok_or(IpError::Truncated)?);
+        let [version_ihl, ..] = *ip.0;
         if version_ihl != 0x45 {
             return Err(if version_ihl >> 4 != 4 {
                 IpError::BadVersion
@@ -36,40 +25,81 @@ impl Ipv4 {
                 IpError::Options
             });
         }
-        let total_len = usize::from(u16::from_be_bytes([l0, l1]));
-        if !(Self::LEN..=packet.len()).contains(&total_len) {
+        if !(Self::LEN..=packet.len()).contains(&ip.total_len()) {
             return Err(IpError::BadLength);
         }
-        if !Sum::of_array(header).is_valid() {
+        if !Sum::of_array(ip.0).is_valid() {
             return Err(IpError::BadChecksum);
         }
-        let fragment = u16::from_be_bytes([f0, f1]);
-        if fragment & Self::MORE_FRAGMENTS_OR_OFFSET != 0 {
+        if ip.fragment() & Self::MORE_FRAGMENTS_OR_OFFSET != 0 {
             return Err(IpError::Fragment);
         }
-        Ok(Self {
-            src: u32::from_be_bytes([s0, s1, s2, s3]),
-            dst: u32::from_be_bytes([d0, d1, d2, d3]),
-            tos,
-            ttl,
-            protocol: Protocol(protocol),
-            id: u16::from_be_bytes([i0, i1]),
-            df: fragment & Self::DF != 0,
-            total_len,
-        })
+        Ok(ip)
+    }
+
+    #[inline]
+    pub fn src(self) -> u32 {
+        let [.., s0, s1, s2, s3, _, _, _, _] = *self.0;
+        u32::from_be_bytes([s0, s1, s2, s3])
+    }
+
+    #[inline]
+    pub fn dst(self) -> u32 {
+        let [.., d0, d1, d2, d3] = *self.0;
+        u32::from_be_bytes([d0, d1, d2, d3])
+    }
+
+    #[inline]
+    pub fn tos(self) -> u8 {
+        self.0[1]
     }
 
     /// The congestion codepoint.
     #[inline]
-    pub fn ecn(&self) -> Ecn {
-        Ecn::from_tos(self.tos)
+    pub fn ecn(self) -> Ecn {
+        Ecn::from_tos(self.tos())
     }
 
+    #[inline]
+    pub fn ttl(self) -> u8 {
+        self.0[8]
+    }
+
+    #[inline]
+    pub fn protocol(self) -> Protocol {
+        Protocol(self.0[9])
+    }
+
+    #[inline]
+    pub fn id(self) -> u16 {
+        u16::from_be_bytes([self.0[4], self.0[5]])
+    }
+
+    /// Don't fragment.
+    #[inline]
+    pub fn df(self) -> bool {
+        self.fragment() & Self::DF != 0
+    }
+
+    /// Header and payload in bytes: at least [`Ipv4::LEN`], at most the bytes parsed.
+    #[inline]
+    pub fn total_len(self) -> usize {
+        u16::from_be_bytes([self.0[2], self.0[3]]).into()
+    }
+
+    /// The flags and the fragment offset.
+    #[inline]
+    fn fragment(self) -> u16 {
+        u16::from_be_bytes([self.0[6], self.0[7]])
+    }
+}
+
+impl Ipv4<'_> {
     /// Takes one from the time to live of the packet and returns what is left; `None`, and
     /// nothing changed, when that would be 0 or the packet is shorter than a header.
     #[inline]
     pub fn decrement_ttl(packet: &mut [u8]) -> Option<u8> {
-        let header: &mut [u8; Self::LEN] = packet.first_chunk_mut()?;
+        let header: &mut [u8; Ipv4::LEN] = packet.first_chunk_mut()?;
         let [.., ttl, protocol, _, _, _, _, _, _, _, _, _, _] = *header;
         let left = ttl.checked_sub(1).filter(|&left| left > 0)?;
         header[8] = left;
@@ -80,7 +110,7 @@ impl Ipv4 {
     /// Sets the congestion codepoint of the packet; nothing happens to one shorter than a header.
     #[inline]
     pub fn set_ecn(packet: &mut [u8], ecn: Ecn) {
-        let Some(header) = packet.first_chunk_mut::<{ Self::LEN }>() else { return };
+        let Some(header) = packet.first_chunk_mut::<{ Ipv4::LEN }>() else { return };
         let [version_ihl, tos, ..] = *header;
         header[1] = ecn.in_tos(tos);
         update_checksum(header, [version_ihl, tos], [version_ihl, header[1]]);
@@ -90,7 +120,7 @@ impl Ipv4 {
     /// the packet is shorter than a header.
     #[inline]
     pub fn set_total_len(packet: &mut [u8], total_len: usize) -> Option<()> {
-        let header: &mut [u8; Self::LEN] = packet.first_chunk_mut()?;
+        let header: &mut [u8; Ipv4::LEN] = packet.first_chunk_mut()?;
         let old = [header[2], header[3]];
         [header[2], header[3]] = u16::try_from(total_len).ok()?.to_be_bytes();
         update_checksum(header, old, [header[2], header[3]]);
@@ -160,7 +190,7 @@ mod tests {
     fn padding_is_not_part_of_the_packet() {
         let mut packet = plain();
         packet.extend([0; 11]);
-        assert_eq!(Ipv4::parse(&packet).unwrap().total_len, 35);
+        assert_eq!(Ipv4::parse(&packet).unwrap().total_len(), 35);
     }
 
     #[test]
@@ -180,9 +210,9 @@ mod tests {
             let packet = Sample { v6: false, ..sample.clone() }.build();
             let ip = Ipv4::parse(&packet).unwrap();
             let (src, dst) = sample.v4_addresses();
-            prop_assert_eq!((ip.src, ip.dst), (src.to_bits(), dst.to_bits()));
-            prop_assert_eq!((ip.tos, ip.ttl, ip.id, ip.df), (sample.tos, sample.ttl, sample.id, sample.df));
-            prop_assert_eq!(ip.total_len, packet.len());
+            prop_assert_eq!((ip.src(), ip.dst()), (src.to_bits(), dst.to_bits()));
+            prop_assert_eq!((ip.tos(), ip.ttl(), ip.id(), ip.df()), (sample.tos, sample.ttl, sample.id, sample.df));
+            prop_assert_eq!(ip.total_len(), packet.len());
             for len in 0..packet.len() {
                 prop_assert!(Ipv4::parse(&packet[..len]).is_err(), "{len} of {}", packet.len());
             }
@@ -203,7 +233,7 @@ mod tests {
         #[test]
         fn noise_is_parsed_or_refused(mut bytes: Vec<u8>, tos: u8) {
             if let Ok(ip) = Ipv4::parse(&bytes) {
-                prop_assert!((20..=bytes.len()).contains(&ip.total_len));
+                prop_assert!((20..=bytes.len()).contains(&ip.total_len()));
             }
             let _ = Ipv4::decrement_ttl(&mut bytes);
             Ipv4::set_ecn(&mut bytes, Ecn::from_tos(tos));

@@ -30,23 +30,22 @@ pub struct VxlanHeader {
 impl VxlanHeader {
     /// The header's length in bytes.
     pub const LEN: usize = 8;
-    const FLAG_VNI: u8 = 0x08;
+    const FLAG_VNI: u64 = 0x08 << 56;
 
     /// Reads the header. Like the kernel's receiver (`vxlan_rcv` in drivers/net/vxlan/vxlan_core.c)
     /// and stricter than the RFC, it refuses unknown flags and reserved bits.
     #[inline]
     pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Result<Self, BadFlags> {
-        match *bytes {
-            [Self::FLAG_VNI, 0, 0, 0, a, b, c, 0] => Ok(Self { vni: Vni(u32::from_be_bytes([0, a, b, c])) }),
-            _ => Err(BadFlags),
-        }
+        let [_, _, _, _, second @ ..] = *bytes;
+        let header = Self { vni: Vni(u32::from_be_bytes(second) >> 8) };
+        // One comparison for all bytes.
+        if *bytes == header.to_bytes() { Ok(header) } else { Err(BadFlags) }
     }
 
     /// The header as it travels.
     #[inline]
     pub fn to_bytes(self) -> [u8; Self::LEN] {
-        let [_, a, b, c] = self.vni.0.to_be_bytes();
-        [Self::FLAG_VNI, 0, 0, 0, a, b, c, 0]
+        (Self::FLAG_VNI | u64::from(self.vni.0) << 8).to_be_bytes()
     }
 }
 

@@ -21,24 +21,24 @@ pub struct Segment {
 impl Segment {
     /// Reads the segment of a parsed packet; `None` when that is not TCP.
     #[inline]
-    pub fn read_v4(ip: &Ipv4, packet: &[u8]) -> Option<Self> {
-        if ip.protocol != Protocol::TCP {
+    pub fn read_v4(ip: Ipv4<'_>, packet: &[u8]) -> Option<Self> {
+        if ip.protocol() != Protocol::TCP {
             return None;
         }
-        let tcp = packet.get(Ipv4::LEN..ip.total_len)?;
-        let pseudo = pseudo_v4(ip.src, ip.dst, Protocol::TCP, 0);
-        let network = Self { flow: flow_hash_v4(ip, packet), ip_id: ip.id, pseudo, ..Self::default() };
+        let tcp = packet.get(Ipv4::LEN..ip.total_len())?;
+        let pseudo = pseudo_v4(ip.src(), ip.dst(), Protocol::TCP, 0);
+        let network = Self { flow: flow_hash_v4(ip, packet), ip_id: ip.id(), pseudo, ..Self::default() };
         Some(network.with_header(tcp).unwrap_or(network))
     }
 
     /// [`Segment::read_v4`] for IPv6.
     #[inline]
-    pub fn read_v6(ip: &Ipv6, packet: &[u8]) -> Option<Self> {
-        if ip.protocol != Protocol::TCP {
+    pub fn read_v6(ip: Ipv6<'_>, packet: &[u8]) -> Option<Self> {
+        if ip.protocol() != Protocol::TCP {
             return None;
         }
-        let tcp = packet.get(Ipv6::LEN..ip.total_len)?;
-        let pseudo = pseudo_v6(ip.src, ip.dst, Protocol::TCP, 0);
+        let tcp = packet.get(Ipv6::LEN..ip.total_len())?;
+        let pseudo = pseudo_v6(ip.src(), ip.dst(), Protocol::TCP, 0);
         let network = Self { flow: flow_hash_v6(ip, packet), v6: true, pseudo, ..Self::default() };
         Some(network.with_header(tcp).unwrap_or(network))
     }

@@ -60,8 +60,8 @@ impl Lab {
 fn segment(frame: &[u8]) -> Option<Segment> {
     let packet = &frame[14..];
     match Ipv4::parse(packet) {
-        Ok(ip) => Segment::read_v4(&ip, packet),
-        Err(_) => Segment::read_v6(&Ipv6::parse(packet).ok()?, packet),
+        Ok(ip) => Segment::read_v4(ip, packet),
+        Err(_) => Segment::read_v6(Ipv6::parse(packet).ok()?, packet),
     }
 }
 

@@ -96,7 +96,7 @@ fn assert_parts(frame: &[u8], segments: &[Vec<u8>]) {
         payload.extend_from_slice(part);
     }
     let packet = &frame[ETHERNET..];
-    let total_len = Ipv4::parse(packet).map(|ip| ip.total_len).or_else(|_| Ipv6::parse(packet).map(|ip| ip.total_len));
+    let total_len = Ipv4::parse(packet).map(|ip| ip.total_len()).or_else(|_| Ipv6::parse(packet).map(|ip| ip.total_len()));
     let packet = &packet[..total_len.expect("an IP packet")];
     assert!(segments.len() <= Segmenter::MAX_SEGMENTS && packet.ends_with(&payload));
 }
@@ -130,8 +130,8 @@ impl Merger {
         };
         for (frame, packet) in frames.into_iter().zip(burst) {
             let segment = match (Ipv4::parse(packet), Ipv6::parse(packet)) {
-                (Ok(ip), _) => Segment::read_v4(&ip, packet),
-                (_, Ok(ip)) => Segment::read_v6(&ip, packet),
+                (Ok(ip), _) => Segment::read_v4(ip, packet),
+                (_, Ok(ip)) => Segment::read_v6(ip, packet),
                 _ => None,
             };
             gro.push(frame, segment.as_ref(), pod, &mut hand_over);

@@ -182,7 +182,7 @@ impl Nodes {
 fn routed(frame: &[u8]) -> Vec<u8> {
     let mut packet = frame[ETHERNET..].to_vec();
     let total_len =
-        Ipv4::parse(&packet).map(|ip| ip.total_len).or_else(|_| Ipv6::parse(&packet).map(|ip| ip.total_len));
+        Ipv4::parse(&packet).map(|ip| ip.total_len()).or_else(|_| Ipv6::parse(&packet).map(|ip| ip.total_len()));
     packet.truncate(total_len.expect("an IP packet"));
     let left =
         if packet[0] >> 4 == 4 { Ipv4::decrement_ttl(&mut packet) } else { Ipv6::decrement_hop_limit(&mut packet) };

@@ -57,19 +57,19 @@ fn ipv4(packet: &[u8]) {
         (Err(error), Err(_)) => return assert!(error == IpError::Options && packet[0] & 0xf > 5, "{error:?}"),
     };
     let theirs = theirs.expect("what ours accepts").to_header();
-    assert_eq!((ours.src.to_be_bytes(), ours.dst.to_be_bytes()), (theirs.source, theirs.destination));
-    assert_eq!((ours.ttl, ours.protocol.0, ours.id), (theirs.time_to_live, theirs.protocol.0, theirs.identification));
-    assert_eq!((usize::from(theirs.total_len), theirs.dont_fragment), (ours.total_len, ours.df));
-    assert_eq!(ours.tos, theirs.dscp.value() << 2 | theirs.ecn.value());
+    assert_eq!((ours.src().to_be_bytes(), ours.dst().to_be_bytes()), (theirs.source, theirs.destination));
+    assert_eq!((ours.ttl(), ours.protocol().0, ours.id()), (theirs.time_to_live, theirs.protocol.0, theirs.identification));
+    assert_eq!((usize::from(theirs.total_len), theirs.dont_fragment), (ours.total_len(), ours.df()));
+    assert_eq!(ours.tos(), theirs.dscp.value() << 2 | theirs.ecn.value());
     assert!(theirs.options.is_empty() && !theirs.is_fragmenting_payload());
     assert_eq!(checksum(&packet[..20]), 0);
 
-    let mut changed = packet[..ours.total_len].to_vec();
-    assert_eq!(Ipv4::decrement_ttl(&mut changed), ours.ttl.checked_sub(1).filter(|left| *left > 0));
+    let mut changed = packet[..ours.total_len()].to_vec();
+    assert_eq!(Ipv4::decrement_ttl(&mut changed), ours.ttl().checked_sub(1).filter(|left| *left > 0));
     Ipv4::set_ecn(&mut changed, Ecn::Ce);
     assert_eq!(Ipv4::set_total_len(&mut changed, 20), Some(()));
     let changed = Ipv4::parse(&changed).expect("a right checksum");
-    assert_eq!((changed.ecn(), changed.total_len), (Ecn::Ce, 20));
+    assert_eq!((changed.ecn(), changed.total_len()), (Ecn::Ce, 20));
 }
 
 fn assert_refused_v4(error: IpError, theirs: &Ipv4HeaderSlice<'_>, len: usize) {
@@ -98,10 +98,10 @@ fn ipv6(packet: &[u8]) {
         Err(error) => panic!("{error:?}: {theirs:?}"),
     };
     assert!(is_carried);
-    assert_eq!((ours.src.to_be_bytes(), ours.dst.to_be_bytes()), (theirs.source(), theirs.destination()));
-    assert_eq!((ours.total_len, ours.hop_limit), (total_len, theirs.hop_limit()));
-    assert_eq!((ours.protocol.0, ours.traffic_class), (theirs.next_header().0, theirs.traffic_class()));
-    assert_eq!(ours.flow_label, theirs.flow_label().value());
+    assert_eq!((ours.src().to_be_bytes(), ours.dst().to_be_bytes()), (theirs.source(), theirs.destination()));
+    assert_eq!((ours.total_len(), ours.hop_limit()), (total_len, theirs.hop_limit()));
+    assert_eq!((ours.protocol().0, ours.traffic_class()), (theirs.next_header().0, theirs.traffic_class()));
+    assert_eq!(ours.flow_label(), theirs.flow_label().value());
 }
 
 /// A frame that ours reads as VXLAN is a UDP datagram whose payload is the VXLAN header and the inner frame.
@@ -135,7 +135,7 @@ fn flow(frame: &[u8]) {
     {
         let flow = flow.expect("an IPv4 packet");
         let (source, destination) = flow.outer.unwrap_or((flow.source, flow.destination));
-        assert_eq!((source, destination), (ip.src.to_be_bytes().into(), ip.dst.to_be_bytes().into()));
+        assert_eq!((source, destination), (ip.src().to_be_bytes().into(), ip.dst().to_be_bytes().into()));
     }
 }
 
@@ -150,8 +150,8 @@ fn sums(bytes: &[u8], at: usize) {
     assert_eq!(copy, bytes);
     let packet = bytes.get(ETHERNET..).unwrap_or_default();
     let total_len = match (Ipv4::parse(packet), Ipv6::parse(packet)) {
-        (Ok(ip), _) => ip.total_len,
-        (_, Ok(ip)) => ip.total_len,
+        (Ok(ip), _) => ip.total_len(),
+        (_, Ok(ip)) => ip.total_len(),
         _ => return,
     };
     let packet = &packet[..total_len];
