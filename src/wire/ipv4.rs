@@ -1,7 +1,7 @@
 use super::{Ecn, IpError, Protocol, Sum};
 
-/// An IPv4 header without options of a whole packet, checked (RFC 791 section 3.1), and read where it lies: a copy of
-/// its fields cost more than all else that is done with them. Addresses are numbers in host order.
+/// An IPv4 header without options of a whole packet, checked (RFC 791 section 3.1), and read where it lies: to copy its
+/// fields took more instructions than to check them. Addresses are numbers in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4<'a>(&'a [u8; Ipv4::LEN]);
 

@@ -44,7 +44,7 @@ fn from_own_pod(worker: &mut MemoryWorker, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Writes `bytes` into an IPv4 header that starts at `at`, and makes its checksum right again.
-fn patch(frame: &mut [u8], at: usize, offset: usize, bytes: &[u8]) {
+pub fn patch(frame: &mut [u8], at: usize, offset: usize, bytes: &[u8]) {
     frame[at + offset..at + offset + bytes.len()].copy_from_slice(bytes);
     frame[at + 10..at + 12].fill(0);
     let sum: u32 = frame[at..at + 20].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
@@ -56,7 +56,7 @@ fn patch(frame: &mut [u8], at: usize, offset: usize, bytes: &[u8]) {
 const OUTER_IP: usize = 14;
 const VXLAN: usize = 42;
 const INNER_ETHERNET: usize = 50;
-const INNER_IP: usize = 64;
+pub const INNER_IP: usize = 64;
 
 fn losses() -> Vec<Loss> {
     macro_rules! losses {

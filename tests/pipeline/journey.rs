@@ -1,7 +1,7 @@
 //! Packets that go all the way, from a pod of one node to a pod of the other.
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use podwire::counters::Count;
+use podwire::counters::{Count, DropReason};
 use podwire::fib::{Fib, Publisher};
 use podwire::frame::Region;
 use podwire::offload::complete;
@@ -10,6 +10,7 @@ use podwire::port::memory::{MemoryPods, MemoryWire, ToPod};
 use podwire::wire::{Ecn, Entropy, Ipv4, Ipv6};
 use podwire::worker::Worker;
 
+use crate::drops::{INNER_IP, patch};
 use crate::world::*;
 
 /// Carries a frame from the pod of node 1 to the one of node 2.
@@ -161,6 +162,28 @@ fn a_super_packet_becomes_segments_that_add_up_to_it() {
         assert_eq!(deliver(&mut receiver, &late).len(), 3);
         assert_eq!((receiver.tally.count(Count::PodTxSuper), receiver.tally.count(Count::PodTxMerged)), (2, 7));
     }
+}
+
+#[test]
+fn segments_are_merged_among_lost_ones_and_other_packets() {
+    let frame = tcp_v4(&vec![7; 5 * 1360]);
+    let [low, high] = 1360u16.to_le_bytes();
+    let mut sender = worker(1, Underlay::V4);
+    with_request(&mut sender, &frame, [1, 1, 0, 0, low, high, 34, 0, 16, 0]);
+    sender.poll_once();
+    let mut burst = sent(&mut sender);
+    let datagram = udp_v4(b"between", 64);
+    let mut lost = burst[4].clone();
+    patch(&mut lost, INNER_IP, 19, &[6]);
+    burst.insert(2, encapsulated(&datagram, Underlay::V4));
+    burst.insert(0, lost);
+    let mut receiver = worker(2, Underlay::V4);
+    let [between, merged] = &deliver(&mut receiver, &burst)[..] else { panic!("not two packets") };
+    assert_eq!(receiver.tally.drops(DropReason::NoPod), 1);
+    assert_eq!(between.frame, routed(&datagram, 2));
+    let mut completed = merged.frame.clone();
+    assert!(complete(&mut completed, merged.virtio.csum_start.into(), merged.virtio.csum_offset.into()));
+    assert!(completed == routed(&frame, 2), "the packet differs");
 }
 
 /// What the pod gets when all these frames come in one burst.

@@ -96,7 +96,8 @@ fn assert_parts(frame: &[u8], segments: &[Vec<u8>]) {
         payload.extend_from_slice(part);
     }
     let packet = &frame[ETHERNET..];
-    let total_len = Ipv4::parse(packet).map(|ip| ip.total_len()).or_else(|_| Ipv6::parse(packet).map(|ip| ip.total_len()));
+    let total_len =
+        Ipv4::parse(packet).map(|ip| ip.total_len()).or_else(|_| Ipv6::parse(packet).map(|ip| ip.total_len()));
     let packet = &packet[..total_len.expect("an IP packet")];
     assert!(segments.len() <= Segmenter::MAX_SEGMENTS && packet.ends_with(&payload));
 }

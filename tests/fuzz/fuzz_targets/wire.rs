@@ -58,7 +58,10 @@ fn ipv4(packet: &[u8]) {
     };
     let theirs = theirs.expect("what ours accepts").to_header();
     assert_eq!((ours.src().to_be_bytes(), ours.dst().to_be_bytes()), (theirs.source, theirs.destination));
-    assert_eq!((ours.ttl(), ours.protocol().0, ours.id()), (theirs.time_to_live, theirs.protocol.0, theirs.identification));
+    assert_eq!(
+        (ours.ttl(), ours.protocol().0, ours.id()),
+        (theirs.time_to_live, theirs.protocol.0, theirs.identification)
+    );
     assert_eq!((usize::from(theirs.total_len), theirs.dont_fragment), (ours.total_len(), ours.df()));
     assert_eq!(ours.tos(), theirs.dscp.value() << 2 | theirs.ecn.value());
     assert!(theirs.options.is_empty() && !theirs.is_fragmenting_payload());
