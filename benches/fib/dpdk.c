@@ -4,13 +4,14 @@
  *
  *   dpdk FILE rte_lpm|rte_fib
  *
- * FILE: family (4 or 6), how many prefixes, how many addresses, how many changes, as 32-bit words; for each prefix its
+ * FILE: family (4 or 6), how many prefixes, how many addresses, how many of them in a stretch, how many changes, as
+ * 32-bit words; for each prefix its
  * address (16 bytes, IPv4 in the first four), length and value (32-bit words); for each address 16 bytes; for each
  * change a prefix's place and its new value, 0 if it is withdrawn (32-bit words). Addresses are in network byte order,
  * all else in the machine's. Says how many nanoseconds it took to build the table, how many bytes it takes, and the sum
  * of the values that all addresses find; then answers each line of standard input by a number:
  *
- *   burst N    how many nanoseconds N passes over all addresses took, in bursts
+ *   burst N    how many nanoseconds the next N stretches of the addresses took, in bursts; after the last comes the first
  *   single N   the same, one by one
  *   change N   how many nanoseconds the next N changes took, beginning anew after the last one
  *   keep N     the same for what it takes that a thread of its own makes N changes a second, or none any more if N is 0
@@ -61,6 +62,7 @@ struct head {
     uint32_t family;
     uint32_t prefixes;
     uint32_t addresses;
+    uint32_t stretch;
     uint32_t changes;
 };
 
@@ -68,6 +70,8 @@ static struct head head;
 static struct prefix *prefixes;
 static uint8_t (*addresses)[16];
 static uint32_t *addresses_v4;
+/* Where the next stretch of the addresses begins. */
+static uint32_t next;
 static struct change *changes;
 static uint64_t next_change;
 /* There was no room for a route that was withdrawn before. */
@@ -182,13 +186,13 @@ static void create(void)
 /* What look-ups find in it is needed, for all that the compiler knows. */
 #define use(array) asm volatile("" : : "r"(array) : "memory")
 
-/* One pass over all addresses, in bursts; the sum of what they find if it is wanted. */
-static uint64_t pass(int wants_sum)
+/* Looks up the addresses from one on until before another, in bursts; the sum of what is found if it is wanted. */
+static uint64_t look_up(uint32_t at, uint32_t end, int wants_sum)
 {
     uint64_t sum = 0;
 
-    for (uint32_t at = 0; at < head.addresses; at += BURST) {
-        uint32_t n = RTE_MIN(BURST, head.addresses - at);
+    for (; at < end; at += BURST) {
+        uint32_t n = RTE_MIN(BURST, end - at);
         uint64_t wide[BURST];
         uint32_t narrow[BURST];
         int32_t found[BURST];
@@ -217,13 +221,13 @@ static uint64_t pass(int wants_sum)
     return sum;
 }
 
-/* One pass over all addresses, one by one. A `rte_fib` has bursts only: of one address. */
-static void pass_single(void)
+/* The same one by one. A `rte_fib` has bursts only: of one address. */
+static void look_up_single(uint32_t at, uint32_t end)
 {
     uint64_t wide;
     uint32_t narrow = NONE;
 
-    for (uint32_t at = 0; at < head.addresses; at++)
+    for (; at < end; at++)
         if (head.family == 4 && with_fib) {
             rte_fib_lookup_bulk(table, addresses_v4 + at, &wide, 1);
             use(&wide);
@@ -293,12 +297,16 @@ static uint64_t answer(const char *what, uint64_t count)
         keep(count);
     else if (!strcmp(what, "change"))
         make(count);
-    else if (!strcmp(what, "single"))
-        for (uint64_t i = 0; i < count; i++)
-            pass_single();
     else
-        for (uint64_t i = 0; i < count; i++)
-            pass(0);
+        for (uint64_t i = 0; i < count; i++) {
+            uint32_t end = RTE_MIN(next + head.stretch, head.addresses);
+
+            if (!strcmp(what, "single"))
+                look_up_single(next, end);
+            else
+                look_up(next, end, 0);
+            next = end % head.addresses;
+        }
     return now_ns() - start;
 }
 
@@ -321,7 +329,7 @@ int main(int argc, char **argv)
     create();
     printf("%" PRIu64, now_ns() - start);
     rte_malloc_get_socket_stats(0, &after);
-    printf(" %zu %" PRIu64 "\n", after.heap_allocsz_bytes - before.heap_allocsz_bytes, pass(1));
+    printf(" %zu %" PRIu64 "\n", after.heap_allocsz_bytes - before.heap_allocsz_bytes, look_up(0, head.addresses, 1));
     fflush(stdout);
     while (scanf("%7s %" SCNu64, what, &count) == 2) {
         ns = answer(what, count);

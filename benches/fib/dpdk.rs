@@ -7,13 +7,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::tables::{Contest, Family};
+use crate::tables::{Contest, Family, STRETCH};
 
 /// Writes a file as `dpdk.c` reads it.
 pub fn write<F: Family>(contest: &Contest<F>, file: &Path) {
     let Contest { prefixes, trace, changes, .. } = contest;
     let family = if F::WIDTH > 32 { 6 } else { 4 };
-    let mut bytes = words([family, prefixes.len(), trace.len(), changes.len()]);
+    let mut bytes = words([family, prefixes.len(), trace.len(), STRETCH, changes.len()]);
     for (bits, len, value) in contest.routes() {
         bytes.extend(bits.octets());
         bytes.extend(words([usize::from(len), usize::try_from(value).unwrap()]));
@@ -62,13 +62,13 @@ impl Dpdk {
         Some(dpdk)
     }
 
-    /// How long so many passes over the trace take.
-    pub fn passes(&mut self, way: Way, passes: u64) -> Duration {
+    /// How long the next so many stretches of the trace take.
+    pub fn look_up(&mut self, way: Way, stretches: u64) -> Duration {
         let way = match way {
             Way::Single => "single",
             Way::Burst => "burst",
         };
-        self.ask(&format!("{way} {passes}")).expect("it answers until it is killed")
+        self.ask(&format!("{way} {stretches}")).expect("it answers until it is killed")
     }
 
     /// How long so many changes take; none if there is no room for them.

@@ -10,7 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInpu
 
 use podwire::fib::NONE;
 
-use crate::tables::{Contest, Family};
+use crate::tables::{Contest, Family, STRETCH};
 
 /// The least that a test run takes (net/bpf/test_run.c).
 const FRAME: [u8; 14] = [0; 14];
@@ -29,7 +29,7 @@ pub struct Kernel {
 impl Kernel {
     /// Builds the table; an error where that cannot be: it needs root and clang.
     pub fn build<F: Family>(contest: &Contest<F>) -> Result<Self, String> {
-        let (table, program) = if F::WIDTH > 32 { ("prefixes6", "find_all6") } else { ("prefixes4", "find_all4") };
+        let (table, program) = if F::WIDTH > 32 { ("prefixes6", "find_some6") } else { ("prefixes4", "find_some4") };
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         let object = compile(dir.path())?;
         let mut open = ObjectBuilder::default().open_file(&object).map_err(|e| format!("{e:#}"))?;
@@ -48,18 +48,18 @@ impl Kernel {
         kernel.bytes = bytes(&prefixes);
         let trace: Vec<_> = contest.trace.iter().flat_map(|key| key.octets()).collect();
         kernel.map(".data.trace").update(&[0; 4], &trace, MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
-        kernel.passes(1);
+        kernel.look_up((contest.trace.len() / STRETCH) as u64);
         let sum = kernel.map(".data.sum").lookup(&[0; 4], MapFlags::ANY).map_err(|e| format!("{e:#}"))?;
         kernel.sum = sum.and_then(|sum| Some(u64::from_ne_bytes(*sum.first_chunk()?))).ok_or("no sum")?;
         Ok(kernel)
     }
 
-    /// How long so many passes over the trace take.
-    pub fn passes(&mut self, passes: u64) -> Duration {
+    /// How long the next so many stretches of the trace take.
+    pub fn look_up(&mut self, stretches: u64) -> Duration {
         let program = self.object.progs_mut().find(|program| program.name() == self.program);
         let program = program.expect("kernel.bpf.c has it");
         let start = Instant::now();
-        for _ in 0..passes {
+        for _ in 0..stretches {
             let input = ProgramInput { data_in: Some(&FRAME), ..ProgramInput::default() };
             program.test_run(input).expect("it has run before");
         }

@@ -6,7 +6,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use podwire::fib::{Dir24, Key, NONE, Poptrie};
 
-const TRACE: usize = 16_384;
+/// Addresses to look up: so many that no branch predictor learns them by heart. Of 16,384 that are looked up over and
+/// over a table that branches on each takes a nanosecond, of a million 4.5, and ours 1.3.
+const TRACE: usize = 16 * STRETCH;
+/// How many are looked up at a time, before the next ones are.
+pub const STRETCH: usize = 16_384;
 const NODES: u32 = 5_000;
 const PODS: u8 = 250;
 /// Routes that are withdrawn at a time.
@@ -196,6 +200,11 @@ impl<F: Family> Contest<F> {
         let prefixes = internet(size, random);
         let trace = trace(&[&prefixes], random);
         Self { name: size.to_string(), trace, changes: changes(prefixes.len()), prefixes }
+    }
+
+    /// What is looked up at a time, over and over.
+    pub fn stretches(&self) -> impl Iterator<Item = &[F]> {
+        self.trace.chunks(STRETCH).cycle()
     }
 
     /// The routes of one node in a large cluster: those to the other nodes, and those to its pods, which get half of
