@@ -22,8 +22,11 @@ mod trial;
 mod trickle;
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Child;
 use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 pub use capture::{Capture, Vxlan};
 pub use cluster::Cluster;
@@ -81,6 +84,17 @@ pub fn kib(file: &str, name: &str) -> u64 {
 /// How much memory of a child is in RAM.
 pub fn resident_kib(child: &Child) -> u64 {
     kib(&format!("/proc/{}/status", child.id()), "VmRSS:")
+}
+
+/// Does the calling thread's work on a core, and gives the thread back the cores that it had.
+pub fn on_core<T>(core: usize, work: impl FnOnce() -> T) -> T {
+    let cores = sched_getaffinity(None).expect("the calling thread exists");
+    let mut one = CpuSet::new();
+    one.set(core);
+    sched_setaffinity(None, &one).expect("a core of this machine");
+    let result = catch_unwind(AssertUnwindSafe(work));
+    sched_setaffinity(None, &cores).expect("the cores that it had");
+    result.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// How long those threads of a child have run on a CPU whose names begin so: the first figure of each one's `schedstat`.

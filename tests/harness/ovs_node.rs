@@ -152,14 +152,13 @@ fn mac_of(index: u8) -> String {
 
 /// What must be known before the switch starts: its core and its memory.
 fn configure(dir: &Path, host: &Host) -> Result<(), String> {
-    let core = usize::from(host.index) % thread::available_parallelism().map_or(1, usize::from);
     // Without `--legacy-mem` Open vSwitch adds `--in-memory`, which wants hugepages.
     let extra = format!("--no-pci --no-huge --legacy-mem -m {MEMORY} --file-prefix={}", host.netns.name());
     run(dir, "ovs-vsctl", &[&format!("--db={}", socket(dir)), "--no-wait", "init"])?;
     let settings = [
         "dpdk-init=true".to_owned(),
         "dpdk-lcore-mask=1".to_owned(),
-        format!("pmd-cpu-mask={:x}", 1 << core),
+        format!("pmd-cpu-mask={:x}", 1 << host.core()),
         format!("dpdk-extra={extra}"),
     ];
     let settings = settings.map(|setting| format!("other_config:{}", setting.replacen('=', "=\"", 1) + "\""));

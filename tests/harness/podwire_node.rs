@@ -336,7 +336,7 @@ wake_pps = {wake_pps}
             kubeconfig.display(),
             subnet_env.display(),
             cache.display(),
-            usize::from(self.host.index) % thread::available_parallelism().map_or(1, usize::from),
+            self.host.core(),
             metrics_section(metrics),
         )
     }

@@ -12,6 +12,7 @@
 //! offloads off, so that what crosses it is complete frames of at most the MTU. Pods keep their offloads.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::thread;
 
 use super::netns::{Netns, Prefix};
 
@@ -112,6 +113,11 @@ impl Host {
         let uplink = wire.vlan.map_or("eth0".to_owned(), |id| format!("eth0.{id}"));
         let underlay = addresses(index)[usize::from(wire.ipv6)];
         Self { netns, letter, index, uplink, underlay, wire }
+    }
+
+    /// The core of the first thread that carries its packets, if it does so in userspace.
+    pub fn core(&self) -> usize {
+        usize::from(self.index) % thread::available_parallelism().map_or(1, usize::from)
     }
 
     /// Makes its end of the wire ready for use.

@@ -13,6 +13,7 @@ use podwire::latency::{MIN_BYTES, reflect};
 use serde_json::Value;
 
 use super::netns::Netns;
+use super::on_core;
 use super::site::Pod;
 
 /// How long an answer may take on a busy machine.
@@ -158,14 +159,29 @@ pub fn with_reflector<T>(
     to: &Pod,
     ask: impl FnOnce(&UdpSocket, SocketAddr) -> io::Result<T>,
 ) -> io::Result<T> {
+    with_reflector_on(None, from, to, ask)
+}
+
+/// As [`with_reflector`]; who asks and who answers have a core each, if they are to.
+pub fn with_reflector_on<T>(
+    cores: Option<[usize; 2]>,
+    from: &Pod,
+    to: &Pod,
+    ask: impl FnOnce(&UdpSocket, SocketAddr) -> io::Result<T>,
+) -> io::Result<T> {
     const DAY: Duration = Duration::from_secs(86_400);
     let [client, server] = [from, to].map(|pod| pod.netns.within(|| UdpSocket::bind((pod.v4, 0))));
     let (client, server) = (client?, server?);
     let (target, ended) = (server.local_addr()?, AtomicBool::new(false));
     thread::scope(|scope| {
-        scope.spawn(|| reflect(&server, Instant::now() + DAY, &ended));
+        let answer = || reflect(&server, Instant::now() + DAY, &ended);
+        scope.spawn(move || cores.map_or_else(answer, |[_, core]| on_core(core, answer)));
         let _ends = EndOnDrop(&ended);
-        ask(&client, target)
+        let ask = || ask(&client, target);
+        match cores {
+            Some([core, _]) => on_core(core, ask),
+            None => ask(),
+        }
     })
 }
 

@@ -16,7 +16,7 @@ use super::machine::as_f64;
 use super::rate::search;
 use super::report::{Figures, Measure};
 use super::systems::{Rig, System};
-use crate::harness::{Wire, ping_pong, with_reflector};
+use crate::harness::{Wire, ping_pong, with_reflector_on};
 
 /// Requests a second of the open loop.
 const RATE: u32 = 5000;
@@ -34,10 +34,21 @@ const TRIAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
     /// The next request follows the answer.
-    PingPong,
+    PingPong(Place),
     WakeUp,
     /// An open loop beside a load of so many percent of the NDR.
     Beside(u8),
+}
+
+/// Where the pods of a ping-pong run: with few cores who wakes whom on another one decides how long a round trip takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Where the kernel puts them.
+    Anywhere,
+    /// On the core of the thread that carries their own node's packets, where there is one.
+    Own,
+    /// On the other node's.
+    Other,
 }
 
 const QUANTILES: [(Measure, f64); 5] = [
@@ -78,12 +89,22 @@ impl System {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 6] =
-        [Self::PingPong, Self::WakeUp, Self::Beside(0), Self::Beside(10), Self::Beside(50), Self::Beside(90)];
+    pub const ALL: [Self; 8] = [
+        Self::PingPong(Place::Anywhere),
+        Self::PingPong(Place::Own),
+        Self::PingPong(Place::Other),
+        Self::WakeUp,
+        Self::Beside(0),
+        Self::Beside(10),
+        Self::Beside(50),
+        Self::Beside(90),
+    ];
 
     pub fn name(self) -> String {
         match self {
-            Self::PingPong => "ping-pong".to_owned(),
+            Self::PingPong(Place::Anywhere) => "ping-pong".to_owned(),
+            Self::PingPong(Place::Own) => "ping-pong, pods on their own nodes' cores".to_owned(),
+            Self::PingPong(Place::Other) => "ping-pong, pods on each other's nodes' cores".to_owned(),
             Self::WakeUp => format!("wake-up: {SELDOM} requests a second"),
             Self::Beside(0) => format!("{RATE} requests a second, no load"),
             Self::Beside(percent) => format!("{RATE} requests a second beside {percent} % of the NDR"),
@@ -93,7 +114,9 @@ impl Scenario {
     /// A short name.
     pub fn stem(self) -> &'static str {
         match self {
-            Self::PingPong => "ping-pong",
+            Self::PingPong(Place::Anywhere) => "ping-pong",
+            Self::PingPong(Place::Own) => "ping-pong-own",
+            Self::PingPong(Place::Other) => "ping-pong-other",
             Self::WakeUp => "wake-up",
             Self::Beside(0) => "load-0",
             Self::Beside(10) => "load-10",
@@ -124,12 +147,18 @@ impl Scenario {
             bytes: MIN_BYTES,
         };
         let ask = |socket: &UdpSocket, target| match self {
-            Self::PingPong => ping_pong(socket, target, Duration::from_secs(seconds.into())),
+            Self::PingPong(_) => ping_pong(socket, target, Duration::from_secs(seconds.into())),
             _ => latency::measure(socket, target, requests, &AtomicBool::new(false))
                 .map(|outcome| (outcome.lost(), outcome.round_trips)),
         };
+        let [own, others] = rig.nodes.each_ref().map(|node| node.host().core());
+        let cores = match self {
+            Self::PingPong(Place::Own) => Some([own, others]),
+            Self::PingPong(Place::Other) => Some([others, own]),
+            _ => None,
+        };
         let mut offered = 0.0;
-        let (lost, trips) = with_reflector(from, to, |socket, target| {
+        let (lost, trips) = with_reflector_on(cores, from, to, |socket, target| {
             if rate == 0.0 {
                 return ask(socket, target);
             }

@@ -3,7 +3,6 @@
 
 use std::mem::offset_of;
 use std::os::fd::AsFd;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -14,11 +13,10 @@ use std::{fs, thread};
 use libbpf_rs::{
     MapCore, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput, ProgramMut, TC_INGRESS, TcHookBuilder,
 };
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use signal_hook::SigId;
 
 use super::machine::as_f64;
-use crate::harness::{EndOnDrop, Netns};
+use crate::harness::{EndOnDrop, Netns, on_core};
 
 /// UDP destination port of what is counted.
 pub const PORT: u16 = 7021;
@@ -163,7 +161,7 @@ impl Load {
     /// What becomes of what a source sends, which says how much it was, within which time.
     pub fn trial(&mut self, source: impl FnOnce(&mut Self) -> (u64, Duration)) -> Trial {
         let before = self.arrived();
-        let (sent, elapsed) = on_first_core(|| source(self));
+        let (sent, elapsed) = on_core(0, || source(self));
         thread::sleep(UNDER_WAY);
         Trial { seconds: elapsed.as_secs_f64(), sent, arrived: self.arrived() - before }
     }
@@ -232,17 +230,6 @@ impl Load {
         let mut programs = self.object.progs_mut();
         programs.find(|program| program.name() == name).unwrap_or_else(|| panic!("load.bpf.c has no program {name}"))
     }
-}
-
-/// Does the calling thread's work there.
-fn on_first_core<T>(work: impl FnOnce() -> T) -> T {
-    let cores = sched_getaffinity(None).expect("the calling thread exists");
-    let mut first = CpuSet::new();
-    first.set(0);
-    sched_setaffinity(None, &first).expect("the first core");
-    let result = catch_unwind(AssertUnwindSafe(work));
-    sched_setaffinity(None, &cores).expect("the cores that it had");
-    result.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {
