@@ -5,11 +5,11 @@
  *   dpdk FILE rte_lpm|rte_fib
  *
  * FILE: family (4 or 6), how many prefixes, how many addresses, how many of them in a stretch, how many changes, as
- * 32-bit words; for each prefix its
- * address (16 bytes, IPv4 in the first four), length and value (32-bit words); for each address 16 bytes; for each
- * change a prefix's place and its new value, 0 if it is withdrawn (32-bit words). Addresses are in network byte order,
- * all else in the machine's. Says how many nanoseconds it took to build the table, how many bytes it takes, and the sum
- * of the values that all addresses find; then answers each line of standard input by a number:
+ * 32-bit words; for each prefix its address (16 bytes, IPv4 in the first four), length and value (32-bit words); for
+ * each address 16 bytes; for each change a prefix's place and its new value, 0 if it is withdrawn (32-bit words).
+ * Addresses are in network byte order, all else in the machine's. Says how many nanoseconds it took to build the table,
+ * how many bytes it takes, and the sum of the values that all addresses find; then answers each line of standard input
+ * by a number:
  *
  *   burst N    how many nanoseconds the next N stretches of the addresses took, in bursts; after the last comes the first
  *   single N   the same, one by one

@@ -35,12 +35,6 @@ const SLOTS: u64 = 1 << STRIDE;
 /// Bits of half an address.
 const HALF: u8 = 64;
 
-/// Look-ups that [`Poptrie::lookup_burst`] walks side by side in a large trie.
-const LANES: usize = 8;
-
-/// A trie of more nodes is large: walks miss the second-level cache, and misses are best taken side by side.
-const LARGE: usize = 1 << 15;
-
 /// IPv6 prefixes, each with a value.
 #[derive(Debug)]
 pub struct Poptrie {
@@ -57,43 +51,27 @@ impl Poptrie {
     /// The value of the longest prefix that holds an address in host order.
     #[inline]
     pub fn lookup(&self, address: u128) -> Option<u32> {
-        let value = self.walk(Halves::of(address));
+        let address = Halves::of(address);
+        let value = self.walk(self.enter(address), address);
         (value != NONE).then_some(value)
     }
 
     /// Looks up each address and writes its value, or [`NONE`], to the same place of `values`; the
-    /// shorter slice decides how many. Cache misses of several look-ups overlap.
+    /// shorter slice decides how many. All are found in the direct table before the first is followed further: what is
+    /// read there, mostly from beyond the first caches, waits for nothing else.
     pub fn lookup_burst(&self, addresses: &[u128], values: &mut [u32]) {
-        if self.nodes.len() <= LARGE {
-            values.iter_mut().zip(addresses).for_each(|(value, &address)| *value = self.walk(Halves::of(address)));
-            return;
-        }
-        for (addresses, values) in addresses.chunks(LANES).zip(values.chunks_mut(LANES)) {
-            self.walk_side_by_side(addresses, values);
-        }
+        let addresses = || addresses.iter().map(|&address| Halves::of(address));
+        values.iter_mut().zip(addresses()).for_each(|(value, address)| *value = self.enter(address));
+        values.iter_mut().zip(addresses()).for_each(|(value, address)| *value = self.walk(*value, address));
     }
 
+    /// Follows an entry of the direct table to the value.
     #[inline]
-    fn walk(&self, address: Halves) -> u32 {
-        let mut entry = self.enter(address);
+    fn walk(&self, mut entry: u32, address: Halves) -> u32 {
         while entry & FURTHER != 0 {
             entry = self.step(entry, address);
         }
         entry
-    }
-
-    /// Takes all addresses one step, then all that are not done the next.
-    fn walk_side_by_side(&self, addresses: &[u128], values: &mut [u32]) {
-        let lanes = || addresses.iter().map(|&address| Halves::of(address));
-        values.iter_mut().zip(lanes()).for_each(|(value, address)| *value = self.enter(address));
-        let mut walking = true;
-        while walking {
-            walking = false;
-            for (entry, address) in values.iter_mut().zip(lanes()).filter(|(entry, _)| **entry & FURTHER != 0) {
-                *entry = self.step(*entry, address);
-                walking |= *entry & FURTHER != 0;
-            }
-        }
     }
 
     /// Bytes that the trie occupies.
