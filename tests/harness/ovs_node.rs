@@ -158,7 +158,7 @@ fn configure(dir: &Path, host: &Host) -> Result<(), String> {
     let settings = [
         "dpdk-init=true".to_owned(),
         "dpdk-lcore-mask=1".to_owned(),
-        format!("pmd-cpu-mask={:x}", 1 << host.core()),
+        format!("pmd-cpu-mask={:x}", 1 << host.core(0)),
         format!("dpdk-extra={extra}"),
     ];
     let settings = settings.map(|setting| format!("other_config:{}", setting.replacen('=', "=\"", 1) + "\""));

@@ -336,7 +336,7 @@ wake_pps = {wake_pps}
             kubeconfig.display(),
             subnet_env.display(),
             cache.display(),
-            self.host.core(),
+            self.host.core(0),
             metrics_section(metrics),
         )
     }
@@ -360,7 +360,6 @@ wake_pps = {wake_pps}
         let Host { index, uplink, underlay, .. } = &self.host;
         let Options { mode, xdp, workers, masquerade, known_vteps_only, bulk, wake_pps, vxlan, metrics, sections } =
             self.options;
-        let cpus = thread::available_parallelism().map_or(1, usize::from);
         let [_, v6] = self.host.addresses();
         let [vtep_mac, vtep_mac6] = self.vtep_macs.clone();
         let underlay6 = self.host.wire.dual.then(|| v6.to_string());
@@ -368,7 +367,7 @@ wake_pps = {wake_pps}
         let ends: Vec<_> =
             ends.into_iter().filter_map(|(key, value)| Some(format!("{key} = \"{}\"", value?))).collect();
         let ends = ends.join("\n");
-        let cores: Vec<_> = (0..workers).map(|worker| (usize::from(*index) + worker) % cpus).collect();
+        let cores: Vec<_> = (0..workers).map(|worker| self.host.core(worker)).collect();
         let mut text = format!(
             r#"[node]
 name = "{}"
@@ -497,9 +496,9 @@ wake_pps = {wake_pps}
         thread_time(self.daemon(), "podwire-w")
     }
 
-    /// A core that is no worker's, where there is one: they have those from that of the host's number on.
+    /// A core that is no worker's, where there is one.
     pub fn spare_core(&self) -> usize {
-        (usize::from(self.host.index) + self.options.workers) % thread::available_parallelism().map_or(1, usize::from)
+        self.host.core(self.options.workers)
     }
 
     /// `podwire stats`.

@@ -115,9 +115,9 @@ impl Host {
         Self { netns, letter, index, uplink, underlay, wire }
     }
 
-    /// The core of the first thread that carries its packets, if it does so in userspace.
-    pub fn core(&self) -> usize {
-        usize::from(self.index) % thread::available_parallelism().map_or(1, usize::from)
+    /// The core of the `nth` thread that carries its packets, if some do so in userspace.
+    pub fn core(&self, nth: usize) -> usize {
+        (usize::from(self.index) + nth) % thread::available_parallelism().map_or(1, usize::from)
     }
 
     /// Makes its end of the wire ready for use.

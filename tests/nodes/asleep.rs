@@ -13,7 +13,8 @@ use super::harness::{
 
 const NATIVE: Options = Options { xdp: "native", ..Options::DEFAULT };
 
-/// How often to try again when the machine kept a worker from running, and what the node counts then.
+/// How often to try again when the machine kept a worker from running, or a core stood still, and what the node counts
+/// when it was a worker.
 const ATTEMPTS: usize = 12;
 const ABSENCES: [&str; 5] = ["absences", "pod_steer late", "pod_steer stale", "nic_steer late", "nic_steer stale"];
 
@@ -72,14 +73,14 @@ fn while_workers_run(cluster: &Cluster, rate: u64, flows: &[Flow<'_>]) -> (Deliv
     (0..ATTEMPTS).find_map(attempt).expect("workers that have their cores")
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a few")]
-fn packets_in(ms: f64, rate: u64) -> u64 {
-    (ms * rate as f64 / 1000.0) as u64
+/// Whether packets did not come or go for longer than they have to.
+fn stood_still(deliveries: &Deliveries) -> bool {
+    deliveries.streams.iter().any(|stream| stream.sender_gap_ms.max(stream.longest_gap_ms) > GAP_MS)
 }
 
 /// At the second of these rates workers fall asleep and are woken over and over. A busy machine puts softirqs off, and with
-/// XDP the end of the driver's poll, which hands over what was claimed: then a few are overtaken, and what comes while a
-/// core stands still for milliseconds.
+/// XDP the end of the driver's poll, which hands over what was claimed: then a few are overtaken, and more while a
+/// core stands still for milliseconds, which is not judged.
 #[test]
 fn many_wake_it_and_nothing_is_lost() {
     for (options, tolerated) in [(Options::DEFAULT, 10), (NATIVE, 100)] {
@@ -87,14 +88,16 @@ fn many_wake_it_and_nothing_is_lost() {
         let (a, b) = (&cluster.a.pods[0], &cluster.b.pods[0]);
         let flows = [Flow::v4(a, b), Flow::v6(b, a)];
         let shares = [4_000, 15_000, 40_000].map(|rate| {
-            let (deliveries, share) = while_workers_run(&cluster, rate, &flows);
-            let still_ms = deliveries.streams.iter().map(|it| it.sender_gap_ms.max(it.longest_gap_ms) - GAP_MS);
-            let tolerated = tolerated + packets_in(still_ms.fold(0.0, f64::max), rate);
-            for stream in &deliveries.streams {
-                assert_eq!((stream.lost, stream.duplicated), (0, 0), "at {rate}: {stream:?}");
-                assert!(stream.reordered <= tolerated, "{options:?} at {rate}: {stream:?}, {tolerated} tolerated");
-            }
-            share
+            let attempt = |_| {
+                let (deliveries, share) = while_workers_run(&cluster, rate, &flows);
+                for stream in &deliveries.streams {
+                    assert_eq!((stream.lost, stream.duplicated), (0, 0), "at {rate}: {stream:?}");
+                }
+                let overtaken = deliveries.streams.iter().any(|stream| stream.reordered > tolerated);
+                assert!(!overtaken || stood_still(&deliveries), "{options:?} at {rate}: {deliveries:?}");
+                (!overtaken).then_some(share)
+            };
+            (0..ATTEMPTS).find_map(attempt).expect("cores that do not stand still")
         });
         assert!(shares[0] <= 50 && shares[2] >= 80, "{shares:?} % are the workers'");
     }

@@ -151,7 +151,7 @@ impl Scenario {
             _ => latency::measure(socket, target, requests, &AtomicBool::new(false))
                 .map(|outcome| (outcome.lost(), outcome.round_trips)),
         };
-        let [own, others] = rig.nodes.each_ref().map(|node| node.host().core());
+        let [own, others] = rig.nodes.each_ref().map(|node| node.host().core(0));
         let cores = match self {
             Self::PingPong(Place::Own) => Some([own, others]),
             Self::PingPong(Place::Other) => Some([others, own]),
