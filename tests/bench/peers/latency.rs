@@ -49,6 +49,8 @@ pub enum Place {
     Own,
     /// On the other node's.
     Other,
+    /// Both on the first node's.
+    First,
 }
 
 const QUANTILES: [(Measure, f64); 5] = [
@@ -89,10 +91,11 @@ impl System {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PingPong(Place::Anywhere),
         Self::PingPong(Place::Own),
         Self::PingPong(Place::Other),
+        Self::PingPong(Place::First),
         Self::WakeUp,
         Self::Beside(0),
         Self::Beside(10),
@@ -105,6 +108,7 @@ impl Scenario {
             Self::PingPong(Place::Anywhere) => "ping-pong".to_owned(),
             Self::PingPong(Place::Own) => "ping-pong, pods on their own nodes' cores".to_owned(),
             Self::PingPong(Place::Other) => "ping-pong, pods on each other's nodes' cores".to_owned(),
+            Self::PingPong(Place::First) => "ping-pong, both pods on the first node's core".to_owned(),
             Self::WakeUp => format!("wake-up: {SELDOM} requests a second"),
             Self::Beside(0) => format!("{RATE} requests a second, no load"),
             Self::Beside(percent) => format!("{RATE} requests a second beside {percent} % of the NDR"),
@@ -117,6 +121,7 @@ impl Scenario {
             Self::PingPong(Place::Anywhere) => "ping-pong",
             Self::PingPong(Place::Own) => "ping-pong-own",
             Self::PingPong(Place::Other) => "ping-pong-other",
+            Self::PingPong(Place::First) => "ping-pong-first",
             Self::WakeUp => "wake-up",
             Self::Beside(0) => "load-0",
             Self::Beside(10) => "load-10",
@@ -155,6 +160,7 @@ impl Scenario {
         let cores = match self {
             Self::PingPong(Place::Own) => Some([own, others]),
             Self::PingPong(Place::Other) => Some([others, own]),
+            Self::PingPong(Place::First) => Some([own; 2]),
             _ => None,
         };
         let mut offered = 0.0;
