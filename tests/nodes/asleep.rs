@@ -1,14 +1,21 @@
 //! Packets for workers that sleep: few go past them, many wake them.
 
-use std::thread;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use std::{io, thread};
 
+use libbpf_rs::MapHandle;
 use podwire::steer::{Program, Verdict};
+use podwire::worker::now_ns;
 
 use super::bypass::{count_forwarded_of, forwarded};
 use super::cluster;
 use super::harness::{
-    Cluster, Deliveries, Flow, Options, PodwireNode, Wire, figures, pings, stream_at, tcp_transfer, udp_echo,
+    Cluster, Deliveries, Flow, Options, Pod, PodwireNode, Wire, figures, on_core, pings, stream_at, tcp_transfer,
+    udp_echo, wait_until,
 };
 
 const NATIVE: Options = Options { xdp: "native", ..Options::DEFAULT };
@@ -97,6 +104,91 @@ fn many_wake_it_and_nothing_is_lost() {
         let flows = [Flow::v4(a, b), Flow::v6(b, a)];
         let shares = [4_000, 15_000, 40_000].map(|rate| share_of_worker(&cluster, rate, &flows, tolerated));
         assert!(shares[0] <= 50 && shares[2] >= 80, "{options:?}: {shares:?} % are the workers'");
+    }
+}
+
+/// What is mapped of a map.
+const PAGE: usize = 4096;
+
+/// The words of the first worker's `struct heartbeat` (`bpf/maps.h`), which the programs and the worker share.
+struct Beat(NonNull<AtomicU64>);
+
+impl Beat {
+    const ASLEEP: usize = 1;
+    const LEFT_NS: usize = 5;
+
+    fn of(node: &PodwireNode) -> Self {
+        let map = MapHandle::from_pinned_path(node.pins().join("maps/heartbeats")).expect("pinned heartbeats");
+        let (prot, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.as_fd().as_raw_fd());
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let base = unsafe { libc::mmap(ptr::null_mut(), PAGE, prot, libc::MAP_SHARED, fd, 0) };
+        assert_ne!(base, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        Self(NonNull::new(base.cast()).expect("not the first page"))
+    }
+
+    fn word(&self, at: usize) -> &AtomicU64 {
+        assert!(at < PAGE / size_of::<AtomicU64>());
+        // SAFETY: within the page that is mapped.
+        let word = unsafe { self.0.add(at) };
+        // SAFETY: it is aligned, and mapped as long as this exists.
+        unsafe { word.as_ref() }
+    }
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made above, of which no reference is left.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), PAGE) };
+    }
+}
+
+/// So long after it was left to the kernel path a packet may be on its way.
+const ON_ITS_WAY_NS: u64 = 100_000;
+
+/// How far ahead packets are said to be left, which is longer than it takes to send one and to wake up for it.
+const AHEAD_NS: u64 = 3_000_000;
+
+/// Sends a datagram. Returns when it was there, by the monotonic clock.
+fn arrives_ns(flow: &Flow<'_>) -> u64 {
+    let socket = |pod: &Pod, address| pod.netns.within(|| UdpSocket::bind((address, 0))).expect("bind in the pod");
+    let (from, to) = (socket(flow.from, flow.from.address_like(flow.address)), socket(flow.to, flow.address));
+    to.set_nonblocking(true).expect("a socket");
+    from.send_to(&[0], to.local_addr().expect("bound")).expect("sent");
+    let end_ns = now_ns() + 1_000_000_000;
+    while to.recv(&mut [0]).is_err() {
+        assert!(now_ns() < end_ns, "a datagram is lost");
+    }
+    now_ns()
+}
+
+/// What this machine does besides makes it only later: no bound in time is missed for that.
+#[test]
+fn who_is_woken_lets_what_was_left_to_the_kernel_path_arrive_first() {
+    for xdp in ["auto", "native"] {
+        // Each packet wakes the worker.
+        let Some(cluster) = cluster(Wire::default(), Options { wake_pps: 0, xdp, ..Options::DEFAULT }) else { return };
+        let Cluster { a, c, .. } = &cluster;
+        let beat = Beat::of(a);
+        for flow in [Flow::v4(&a.pods[0], &c.pods[0]), Flow::v4(&c.pods[0], &a.pods[0])] {
+            assert!(pings(flow.from, flow.address, ""));
+            let attempt = |_| {
+                let asleep = || beat.word(Beat::ASLEEP).load(Ordering::Acquire) != 0;
+                assert!(wait_until(Duration::from_secs(1), asleep), "nothing comes");
+                let before = claimed(a);
+                let left_ns = now_ns() + AHEAD_NS;
+                beat.word(Beat::LEFT_NS).store(left_ns, Ordering::Release);
+                if !asleep() {
+                    // It was woken by somebody else, and may have read the word before.
+                    return None;
+                }
+                let arrived_ns = on_core(a.spare_core(), || arrives_ns(&flow));
+                assert!(claimed(a) > before, "the worker has carried it");
+                Some(i128::from(arrived_ns) - i128::from(left_ns))
+            };
+            let after_ns: Vec<_> = (0..30).filter_map(attempt).collect();
+            assert!(after_ns.len() > 20, "the worker sleeps when nothing comes: {after_ns:?}");
+            assert!(after_ns.iter().all(|&after_ns| after_ns >= ON_ITS_WAY_NS.into()), "{xdp}: {after_ns:?}");
+        }
     }
 }
 
