@@ -2,7 +2,7 @@
 //! root, the kernel's trie for BPF programs, on the same tables and the same trace; and beside DPDK's, where
 //! `PODWIRE_DPDK` names the compiled `dpdk.c` (`scripts/bench lpm` sees to it). Also while another thread has a thousand
 //! routes change a second, in podwire as control does it: what has changed by then is in the next table, built as a
-//! whole, as soon as the last one is published. The crates are behind a lock then, held for a burst of look-ups.
+//! whole, after a rest as long as the last one took. The crates are behind a lock then, held for a burst of look-ups.
 //!
 //! Tables: 100, 10,000 and a million prefixes with the lengths of the Internet's routes, and
 //! a cluster of 5,000 nodes with 250 pods on this one, which get half of the look-ups. The trace is
@@ -104,8 +104,9 @@ impl<F: Family> Stage<'_, F> {
         };
         let look_up =
             |stretches| bursts(some(&mut trace, stretches), |keys, values| reader.get().lookup_burst(keys, values));
+        let change_and_rest = |count| thread::sleep(timed(|| change(count)).1);
         figures.under_updates_ns =
-            under_updates(&mut change, || self.look_ups("podwire, burst, under updates", look_up));
+            under_updates(change_and_rest, || self.look_ups("podwire, burst, under updates", look_up));
         reader.rest();
         figures.update_ns = update_ns(|count| Some(timed(|| (0..count).for_each(|_| change(1))).1));
         self.tell("podwire", figures);
