@@ -28,7 +28,8 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// How often a rate is halved down on: 1/64 of the peak.
 const STEPS: u32 = 6;
 
-/// At so many packets a second what each costs a worker is measured: all nodes here carry them, whatever they have.
+/// At so many packets a second, or what the load offers, what each costs a worker is measured: it is not full then, however
+/// many pods there are.
 const STEADY: f64 = 250e3;
 
 /// A rate of which all arrives by the one that is tried next.
