@@ -8,7 +8,6 @@ use clap::{Args, ValueEnum};
 
 use super::alone::{Alone, WIRE};
 use super::load::{Load, Packet, Trial};
-use super::machine::as_f64;
 use super::report::{Figures, Measure};
 use super::routes;
 use super::senders::Senders;
@@ -27,10 +26,6 @@ const WARM_UP: Duration = Duration::from_secs(1);
 
 /// How often a rate is halved down on: 1/64 of the peak.
 const STEPS: u32 = 6;
-
-/// At so many packets a second, or what the load offers, what each costs a worker is measured: it is not full then, however
-/// many pods there are.
-const STEADY: f64 = 250e3;
 
 /// A rate of which all arrives by the one that is tried next.
 const GROWTH: f64 = 1.25;
@@ -145,7 +140,6 @@ pub struct Scenario {
 const PEAK: Measure = Measure { name: "peak Mpps", digits: 3, compared: true };
 const NDR: Measure = Measure { name: "NDR Mpps", digits: 3, compared: true };
 const OFFERED: Measure = Measure { name: "offered", digits: 2, compared: false };
-const COST: Measure = Measure { name: "worker ns", digits: 0, compared: false };
 
 impl Scenario {
     pub fn name(self) -> String {
@@ -172,17 +166,18 @@ impl Scenario {
 
     pub fn measure(self, rig: &Alone, load: &mut Load, seconds: u32) -> Result<Figures, String> {
         let time = Duration::from_secs(seconds.into());
-        match self.sender {
+        let found = match self.sender {
             Sender::Frames => {
                 load.packets(&self.packets(rig))?;
-                figures(rig, |rate| load.run(rate, time))
+                search(|rate| load.run(rate, time))?
             }
             Sender::Sockets => {
                 let mut senders = self.senders(rig).map_err(|error| error.to_string())?;
                 load.trial(|_| senders.send(None, WARM_UP));
-                figures(rig, |rate| load.trial(|_| senders.send(rate, time)))
+                search(|rate| load.trial(|_| senders.send(rate, time)))?
             }
-        }
+        };
+        Ok(vec![(PEAK, found.peak), (NDR, found.ndr), (OFFERED, found.offered)])
     }
 
     /// Of each packet the flow, the pod, and the bytes.
@@ -219,15 +214,6 @@ impl Scenario {
 
 fn plural(many: bool) -> &'static str {
     if many { "s" } else { "" }
-}
-
-fn figures(rig: &Alone, mut trial: impl FnMut(Option<f64>) -> Trial) -> Result<Figures, String> {
-    let Found { peak, ndr, offered } = search(&mut trial)?;
-    let before = rig.node.busy_ns();
-    let arrived = trial(Some(STEADY)).arrived;
-    let busy_ns = rig.node.busy_ns().zip(before).map(|(after, before)| after - before);
-    let cost = busy_ns.map_or(f64::NAN, |busy_ns| as_f64(busy_ns) / as_f64(arrived));
-    Ok(vec![(PEAK, peak), (NDR, ndr), (OFFERED, offered), (COST, cost)])
 }
 
 /// In millions of packets a second.

@@ -278,14 +278,6 @@ impl Node {
         }
     }
 
-    /// How long the worker had something to do, by its own account; none where nobody keeps one.
-    pub fn busy_ns(&self) -> Option<u64> {
-        match self {
-            Self::Podwire(node) => Some(node.worker().times.busy.sum_ns),
-            Self::Kernel(_) | Self::Steered(_) | Self::Relay(_) | Self::Ovs(_) => None,
-        }
-    }
-
     /// How long the threads that carry packets have run on a CPU; zero where the kernel does.
     pub fn worker_time(&self) -> Duration {
         match self {
