@@ -17,6 +17,7 @@ const UNSAFE: &[&str] = &[
     "packet",
     "shared",
     "fib::publish",
+    "fib::ranked",
     "fib::sparse",
     "steer::link",
     "control::netns",

@@ -40,6 +40,9 @@ const BURST: usize = 64;
 const UPDATES: u32 = 1_000;
 /// Measurements of one benchmark.
 const SAMPLES: usize = 20;
+/// Turns of two contestants that are measured beside each other, and the stretches of each.
+const TURNS: usize = 41;
+const TURN: u64 = 64;
 /// What the time of one change is taken of lasts as long at least.
 const LONG: Duration = Duration::from_millis(100);
 
@@ -179,12 +182,27 @@ impl<F: Family> Stage<'_, F> {
             figures.single_ns = self.look_ups(kind, |stretches| dpdk.look_up(Way::Single, stretches));
             let [burst, under_updates] = ["burst", "burst, under updates"].map(|how| format!("{kind}, {how}"));
             figures.burst_ns = self.look_ups(&burst, |stretches| dpdk.look_up(Way::Burst, stretches));
+            figures.podwire_ratio = figures.burst_ns.map(|_| self.by_turns(&mut dpdk));
             dpdk.keep_changing(UPDATES);
             let changing = self.look_ups(&under_updates, |stretches| dpdk.look_up(Way::Burst, stretches));
             figures.under_updates_ns = dpdk.keep_changing(0).and(changing);
             figures.update_ns = update_ns(|count| dpdk.change(count));
             self.tell(kind, figures);
         }
+    }
+
+    /// podwire's time as a part of DPDK's, for the same bursts in turn, so that a machine that others use too is the
+    /// same to both: the quartiles.
+    fn by_turns(&self, dpdk: &mut Dpdk) -> [f64; 3] {
+        let table = F::Table::build(self.contest.routes());
+        let mut trace = self.contest.stretches();
+        let mut ratio = |_| {
+            let podwire = bursts(some(&mut trace, TURN), |keys, values| table.lookup_burst(keys, values));
+            ns(podwire) / ns(dpdk.look_up(Way::Burst, TURN))
+        };
+        let mut ratios: Vec<_> = (0..TURNS).map(&mut ratio).collect();
+        ratios.sort_by(f64::total_cmp);
+        [1, 2, 3].map(|quarter| ratios[quarter * (TURNS - 1) / 4])
     }
 
     /// Of the values that the whole trace finds.

@@ -15,6 +15,8 @@ pub struct Figures {
     pub burst_ns: Option<f64>,
     /// The better of these while another thread changes routes.
     pub under_updates_ns: Option<f64>,
+    /// Of podwire's time of the same bursts, by turns: what part of this one's it is, the quartiles of the turns.
+    pub podwire_ratio: Option<[f64; 3]>,
     /// One route's change, until look-ups see it.
     pub update_ns: Option<f64>,
     pub build_ns: Option<f64>,
@@ -43,15 +45,19 @@ impl Report {
     /// Prints a family's table, in Markdown.
     pub fn print(&self, family: &str) {
         println!("IP{family}:\n");
-        println!("| prefixes | table | one by one | bursts | under updates | one update | build | memory |");
-        println!("|---|---|---|---|---|---|---|---|");
+        println!(
+            "| prefixes | table | one by one | bursts | podwire's, by turns | under updates | one update | build | memory |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|");
         for Row { prefixes, contestant, figures, .. } in self.rows.iter().filter(|row| row.family == family) {
             let [single, burst, under_updates, update, build] =
                 [figures.single_ns, figures.burst_ns, figures.under_updates_ns, figures.update_ns, figures.build_ns]
                     .map(|ns| shown(ns, time));
+            let ratio =
+                shown(figures.podwire_ratio, |[low, median, high]| format!("{median:.2} ({low:.2} to {high:.2})"));
             let bytes = shown(figures.bytes, memory);
             println!(
-                "| {prefixes} | {contestant} | {single} | {burst} | {under_updates} | {update} | {build} | {bytes} |"
+                "| {prefixes} | {contestant} | {single} | {burst} | {ratio} | {under_updates} | {update} | {build} | {bytes} |"
             );
         }
         println!();

@@ -7,6 +7,7 @@ mod dir24;
 mod poptrie;
 mod prefix;
 mod publish;
+mod ranked;
 #[cfg(test)]
 mod scan;
 mod sparse;

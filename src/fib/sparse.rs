@@ -14,7 +14,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 
 /// How many entries there are.
-pub const ENTRIES: usize = 1 << 24;
+const ENTRIES: usize = 1 << 24;
 
 const BYTES: usize = ENTRIES * size_of::<u32>();
 
